@@ -1,0 +1,72 @@
+/* Named tensors in a read-only mapping: one view over safetensors (single or sharded by an index) and GGUF. */
+#ifndef HARMAUG_IO_TENSOR_FILE_H
+#define HARMAUG_IO_TENSOR_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+
+#define HA_MAX_DIMS 8
+
+typedef enum ha_dtype {
+    HA_F32, HA_F16, HA_BF16, HA_Q8_0, HA_Q4_0, HA_Q4_1,
+    HA_OTHER            /* stored, listed, but no reader: ha_tensor_rows_f32 names `type_name` in its error */
+} ha_dtype;
+
+typedef struct ha_tensor {
+    const char *name;
+    ha_dtype dtype;
+    const char *type_name;          /* as the file's format calls it: "F32", "I64", "Q6_K" ... */
+    int ndim;
+    size_t shape[HA_MAX_DIMS];      /* row-major as in PyTorch: for GGUF the file's dimensions reversed */
+    const uint8_t *data;            /* borrowed from the mapping, checked to hold the whole tensor; may be unaligned */
+    size_t n_bytes;
+} ha_tensor;
+
+typedef struct ha_tensor_file ha_tensor_file;
+
+/* Opens a .safetensors, a .safetensors.index.json, a .gguf (by content, not by name), or a folder that holds
+ * model.safetensors or model.safetensors.index.json. HA_ERR_IO when it can't be opened, HA_ERR_FORMAT otherwise. */
+ha_status ha_tensor_file_open(const char *path, ha_tensor_file **out, ha_error *err);
+void ha_tensor_file_close(ha_tensor_file *file);
+
+size_t ha_tensor_file_count(const ha_tensor_file *file);
+const ha_tensor *ha_tensor_file_at(const ha_tensor_file *file, size_t i);              /* in file order */
+const ha_tensor *ha_tensor_file_find(const ha_tensor_file *file, const char *name);    /* NULL: no such tensor */
+
+/* Dequantised rows [first, first + count) of a tensor seen as (shape[0], rest): out (count, rest) float32.
+ * A 1-D tensor is one row. HA_ERR_VALUE for rows outside it, HA_ERR_FORMAT for a type without a reader.
+ * Values equal gguf-py's dequantize() and an exact widening of F16/BF16, bit for bit. */
+ha_status ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *out, ha_error *err);
+
+/* Finds `name` and checks its shape (ndim extents): HA_ERR_FORMAT "tensor 'x' is missing" / "has shape (..), expected (..)". */
+ha_status ha_tensor_file_expect(const ha_tensor_file *file, const char *name, int ndim, const size_t *shape,
+                                const ha_tensor **out, ha_error *err);
+
+/* One tensor to write. */
+typedef struct ha_tensor_out {
+    const char *name;
+    ha_dtype dtype;                 /* HA_F32, HA_F16 or HA_BF16: converted from float32 */
+    int ndim;
+    size_t shape[HA_MAX_DIMS];
+    const float *data;
+} ha_tensor_out;
+
+/* Writes a safetensors file: to `path`.tmp-<pid>, fsync, rename, so that a partial file never stands under `path`.
+ * metadata_json: the "__metadata__" object's text, or NULL for {"format":"pt"}. HA_ERR_IO names the path and the cause (disk full). */
+ha_status ha_safetensors_write(const char *path, const ha_tensor_out *tensors, size_t count, const char *metadata_json, ha_error *err);
+
+/* GGUF metadata. Each getter: HA_ERR_FORMAT when the key is missing or of another type. Borrowed pointers live as long as the file. */
+int ha_gguf_is(const ha_tensor_file *file);
+int ha_gguf_has(const ha_tensor_file *file, const char *key);
+ha_status ha_gguf_u64(const ha_tensor_file *file, const char *key, uint64_t *out, ha_error *err);   /* any non-negative integer type */
+ha_status ha_gguf_f64(const ha_tensor_file *file, const char *key, double *out, ha_error *err);
+ha_status ha_gguf_bool(const ha_tensor_file *file, const char *key, int *out, ha_error *err);
+ha_status ha_gguf_string(const ha_tensor_file *file, const char *key, const char **out, size_t *length, ha_error *err);
+/* Arrays: element count, then elements by index. */
+ha_status ha_gguf_array_length(const ha_tensor_file *file, const char *key, size_t *out, ha_error *err);
+ha_status ha_gguf_array_string(const ha_tensor_file *file, const char *key, size_t i, const char **out, size_t *length, ha_error *err);
+ha_status ha_gguf_array_f64(const ha_tensor_file *file, const char *key, size_t i, double *out, ha_error *err);   /* any number type */
+
+#endif

@@ -1,0 +1,56 @@
+/* Text to token ids and back: normalizer -> pre_tokenizer -> model -> post_processor, and a decoder, as in a Hugging Face tokenizer.json.
+ * A tokenizer is immutable after opening: one object serves many threads. */
+#ifndef HARMAUG_TOKENIZER_TOKENIZER_H
+#define HARMAUG_TOKENIZER_TOKENIZER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+
+typedef struct ha_tokenizer ha_tokenizer;
+
+/* Opens a folder (tokenizer.json, else vocab.txt), a tokenizer.json, a vocab.txt or a .gguf. A component or expression that this library does not
+ * honour exactly is HA_ERR_FORMAT by name. */
+ha_status ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err);
+void ha_tokenizer_free(ha_tokenizer *tokenizer);
+
+typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRUNCATE_ONLY_FIRST, HA_TRUNCATE_ONLY_SECOND } ha_truncation;
+
+typedef struct ha_encode_options {
+    int add_special_tokens;
+    size_t max_length;              /* SIZE_MAX: no limit; counts special tokens */
+    ha_truncation truncation;
+    int truncate_left;              /* 0: drop from the right */
+    int spans;                      /* also compute spans */
+    int n_threads;
+} ha_encode_options;
+
+typedef struct ha_text { const char *data; size_t length; } ha_text;    /* UTF-8; data NULL: no pair */
+
+/* Ragged rows. The struct is zeroed by the caller, filled by encode and released by ha_encoding_free. */
+typedef struct ha_encoding {
+    size_t n_rows;
+    int64_t *offsets;               /* (n_rows + 1,) */
+    int32_t *ids;                   /* (total,) */
+    uint8_t *type_ids;              /* (total,) */
+    int32_t *spans;                 /* (total, 2) code points of the token's own text, or NULL */
+    int32_t *truncated;             /* (n_rows,) tokens that truncation dropped */
+} ha_encoding;
+
+/* texts (n), pairs (n) or NULL. Invalid UTF-8 is HA_ERR_VALUE naming the row. Row i is the same whatever else is in the batch. */
+ha_status ha_tokenizer_encode_batch(const ha_tokenizer *tokenizer, const ha_text *texts, const ha_text *pairs, size_t n,
+                                    const ha_encode_options *options, ha_encoding *out, ha_error *err);
+void ha_encoding_free(ha_encoding *encoding);
+
+/* UTF-8 text of ids, malloc'ed into *out (NUL-terminated). An id outside the vocabulary is HA_ERR_VALUE. */
+ha_status ha_tokenizer_decode(const ha_tokenizer *tokenizer, const int32_t *ids, size_t n, int skip_special_tokens,
+                              char **out, size_t *out_length, ha_error *err);
+
+size_t ha_tokenizer_vocab_size(const ha_tokenizer *tokenizer);              /* with added tokens; ids are below it */
+int32_t ha_tokenizer_token_to_id(const ha_tokenizer *tokenizer, const char *token, size_t length);     /* -1: none */
+const char *ha_tokenizer_id_to_token(const ha_tokenizer *tokenizer, int32_t id, size_t *length);       /* NULL: none */
+/* The raw bytes that byte-level decoding gives for one token (what a stop string is matched against); special tokens give none (length 0). */
+const uint8_t *ha_tokenizer_token_bytes(const ha_tokenizer *tokenizer, int32_t id, size_t *length);
+
+#endif
