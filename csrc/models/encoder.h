@@ -1,0 +1,86 @@
+/* A bidirectional encoder with a sequence classification head: the student, and any guard of its kind.
+ *
+ * Two forms of one model. ha_encoder_params holds every weight in one float32 block, in the order of the checkpoint's names: what training
+ * updates and what is saved. ha_encoder is the immutable inference form: packed weights, word embedding rows read from the mapping.
+ * Batches are ragged: rows stand back to back without padding, so a row's logits cannot depend on its neighbours. */
+#ifndef HARMAUG_MODELS_ENCODER_H
+#define HARMAUG_MODELS_ENCODER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#include "kernels/kernels.h"
+
+/* From config.json; names as there. */
+typedef struct ha_encoder_config {
+    char model_type[32];            /* "bert" */
+    size_t vocab_size, hidden_size, n_layers, n_heads, head_dim, intermediate_size;
+    size_t max_position_embeddings, type_vocab_size, num_labels;
+    float layer_norm_eps;
+} ha_encoder_config;
+
+typedef struct ha_param {
+    char name[96];                  /* as in a transformers BertForSequenceClassification checkpoint: "bert.encoder.layer.0.…" */
+    int ndim;
+    size_t shape[2];
+    size_t offset, size;            /* elements within the block */
+} ha_param;
+
+typedef struct ha_encoder_params {
+    ha_encoder_config config;
+    size_t count;
+    ha_param *items;
+    size_t total;                   /* elements of the block */
+    float *data;                    /* (total,) */
+} ha_encoder_params;
+
+/* A ragged batch. Row i is ids[offsets[i] .. offsets[i + 1]), 1 <= length <= max_position_embeddings; type_ids NULL: all 0. */
+typedef struct ha_batch {
+    size_t n_rows;
+    const int64_t *offsets;         /* (n_rows + 1,), offsets[0] == 0 */
+    const int32_t *ids;
+    const uint8_t *type_ids;
+} ha_batch;
+
+/* Reads and checks config.json of a folder. An architecture or activation this library does not honour is HA_ERR_FORMAT by name. */
+ha_status ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err);
+
+/* Reads a folder's weights. Names may lack the "bert." prefix (a bare BertModel). layers (n_kept) picks encoder layers to keep, in that order (NULL: all).
+ * new_head == 0: the classification head must be in the file. Otherwise the head is made new with num_labels = new_head: weights normal(0, 0.02)
+ * drawn from `seed`, bias 0 (a pooler is taken from the file, or made likewise when it is absent). Missing, misshapen and unexpected
+ * tensors are HA_ERR_FORMAT by name ("*.position_ids", pooling and pretraining-head tensors "cls.*" are known and ignored). */
+ha_status ha_encoder_params_read(const char *folder, const size_t *layers, size_t n_kept, size_t new_head, uint64_t seed,
+                                 ha_encoder_params **out, ha_error *err);
+ha_status ha_encoder_params_copy(const ha_encoder_params *params, ha_encoder_params **out, ha_error *err);
+const ha_param *ha_encoder_params_find(const ha_encoder_params *params, const char *name);   /* NULL: none */
+/* Writes model.safetensors (atomically); dtype of io/tensor_file.h as int (HA_F32, HA_F16). */
+ha_status ha_encoder_params_write(const ha_encoder_params *params, const char *path, int dtype, ha_error *err);
+void ha_encoder_params_free(ha_encoder_params *params);
+
+/* -- inference -- */
+
+typedef struct ha_encoder ha_encoder;
+
+ha_status ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err);
+ha_status ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err);   /* copies what it needs */
+void ha_encoder_free(ha_encoder *encoder);
+const ha_encoder_config *ha_encoder_config_of(const ha_encoder *encoder);
+/* logits (n_rows, num_labels). Thread-safe: all run state is local to the call. HA_ERR_VALUE names a row that is empty, too long, or holds an id outside the vocabulary. */
+ha_status ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logits, int n_threads, ha_error *err);
+
+/* -- training: forward keeps activations on a tape, backward reads them. Deterministic, bit for bit, on any thread count -- */
+
+typedef struct ha_tape ha_tape;     /* one arena, grown to the largest batch seen and reused */
+
+ha_tape *ha_tape_new(void);         /* NULL: out of memory */
+void ha_tape_free(ha_tape *tape);
+/* dropout: probability for hidden states and attention (BERT's 0.1; 0: off), masks drawn by counter from (seed, step, place). logits (n_rows, num_labels). */
+ha_status ha_encoder_train_forward(const ha_encoder_params *params, const ha_batch *batch, float dropout, uint64_t seed, uint64_t step,
+                                   ha_tape *tape, float *logits, int n_threads, ha_error *err);
+/* Adds d loss / d params to grads (params->total,) given dlogits (n_rows, num_labels). The same params, batch and tape as the forward call before it.
+ * word_rows (vocab_size,) bytes: set to 1 for each word embedding row that the batch touches, or NULL. */
+ha_status ha_encoder_train_backward(const ha_encoder_params *params, const ha_batch *batch, ha_tape *tape, const float *dlogits,
+                                    float *grads, uint8_t *word_rows, int n_threads, ha_error *err);
+
+#endif
