@@ -1,0 +1,383 @@
+"""Rows in and out: JSON, JSONL and CSV files, gzipped or not, and exact duplicates.
+
+Messages name the file and the line or row, never the text that stands there.
+"""
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+_log = logging.getLogger(__name__)
+
+_LABELS = {"0": 0, "1": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0, "harmful": 1, "benign": 0}
+_PROVENANCE: dict[str, Any] = {"source": str, "id": (str, int), "seed": int, "generator": str, "license": str}
+_NAMES = ("prompt", "response", "label", "unsafe-score", "soft_label", "category", *_PROVENANCE)
+
+
+class DataError(ValueError):
+    """Bad input rows; the message names the file and the row."""
+
+
+class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_score": "unsafe-score"}):
+    """One labelled or unlabelled prompt, alone or with a response.
+
+    Parameters
+    ----------
+    prompt : str
+        What the user says.
+    response : str, optional
+        What the assistant answers. None and "" both mean that only the prompt is judged.
+    label : int, optional
+        0 safe, 1 unsafe.
+    unsafe_score : float, optional
+        The teacher's P(unsafe) in [0, 1]; the column is spelled "unsafe-score".
+    soft_label : float, optional
+        A target in [0, 1] that goes before unsafe_score.
+    category : str, optional
+        Harm category.
+    source, id, seed, generator, license : optional
+        Where the row comes from.
+    extra : dict
+        Every other column, in its order.
+    """
+
+    prompt: str
+    response: str | None = None
+    label: int | None = None
+    unsafe_score: float | None = None
+    soft_label: float | None = None
+    category: str | None = None
+    source: str | None = None
+    id: str | int | None = None
+    seed: int | None = None
+    generator: str | None = None
+    license: str | None = None
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def target(self) -> float | None:
+        """Target of distillation: soft_label, else unsafe_score."""
+        return self.unsafe_score if self.soft_label is None else self.soft_label
+
+    @property
+    def hard_label(self) -> int | None:
+        """Hard label: label, else whether unsafe_score (or soft_label, when it is all there is) is over 0.5."""
+        if self.label is not None:
+            return self.label
+        score = self.soft_label if self.unsafe_score is None else self.unsafe_score
+        return None if score is None else int(score > 0.5)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as a flat dict: the known columns that are set, then the extra ones."""
+        columns = msgspec.to_builtins(self)
+        columns.pop("extra", None)
+        columns.update(self.extra)
+        return columns  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, columns: dict[str, Any], where: str = "row") -> Row:
+        """Check and convert one row.
+
+        Parameters
+        ----------
+        columns : dict
+            Column name to value. None and absent mean the same.
+        where : str
+            What the message of an error begins with, such as "rows.jsonl, line 12".
+
+        Returns
+        -------
+        Row
+
+        Raises
+        ------
+        DataError
+            If the prompt is missing or empty, or a column holds what it may not.
+        """
+        if not isinstance(columns, dict):
+            raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
+        get = columns.get
+        fields: dict[str, Any] = {"prompt": _text(get("prompt"), "prompt", where)}
+        if not fields["prompt"] or fields["prompt"].isspace():
+            raise DataError(f"{where}: " + ("the prompt is empty" if "prompt" in columns and get("prompt") is not None
+                                            else "the column prompt is missing"))
+        fields["response"] = _text(get("response"), "response", where) or None
+        fields["label"] = parse_label(get("label"), where)
+        fields["unsafe_score"] = _score(get("unsafe-score"), "unsafe-score", where)
+        fields["soft_label"] = _score(get("soft_label"), "soft_label", where)
+        fields["category"] = _text(get("category"), "category", where)
+        extra = {}
+        for name, value in columns.items():
+            kinds = _PROVENANCE.get(name)
+            if kinds is not None and (value is None or (isinstance(value, kinds) and not isinstance(value, bool))):
+                fields[name] = value
+            elif kinds is not None or name not in _NAMES:
+                extra[name] = value
+        return cls(**fields, extra=extra)
+
+
+def parse_label(value: Any, where: str = "row") -> int | None:
+    """Return 0, 1 or None for a label spelled 0/1, "safe"/"unsafe", true/false (or the field's "harmful"/"unharmful").
+
+    Raises
+    ------
+    DataError
+        If the label is anything else.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return int(value)
+    label = _LABELS.get(value.strip().lower()) if isinstance(value, str) else None
+    if label is None:
+        got = repr(value)[:24] if isinstance(value, (str, int, float)) else _kind(value)
+        raise DataError(f'{where}: unknown label {got}; a label is 0 or 1, "safe" or "unsafe", true or false')
+    return label
+
+
+def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """Yield the rows of a JSON list, JSONL or CSV file, gzipped or not; the layout is told from the content.
+
+    Parameters
+    ----------
+    path : path
+        File to read. JSONL and CSV are streamed.
+
+    Yields
+    ------
+    Row
+
+    Raises
+    ------
+    DataError
+        On wrong JSON, text that is not UTF-8, an unknown label, an empty prompt, a score outside [0, 1]: with file
+        and line (row, in a JSON list). Also when the file is missing or holds no row.
+    """
+    found = False
+    for where, columns in iter_columns(path):
+        found = True
+        yield Row.from_dict(columns, where)
+    if not found:
+        raise DataError(f"{path}: the set is empty, no rows")
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Return all rows of a file; see iter_rows."""
+    return list(iter_rows(path))
+
+
+def iter_columns(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, columns) of each row as it stands in the file, unchecked but for its syntax; see iter_rows."""
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as raw:
+            yield from columns_of_stream(raw, name)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+        raise DataError(f"{name}: damaged gzip file ({exc})") from None
+
+
+def columns_of_stream(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages."""
+    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)  # type: ignore[type-var]
+    if stream.peek(2)[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=stream)
+    lines = _text_lines(stream, name)
+    first = next(((n, line) for n, line in lines if line.strip()), None)
+    if first is None:
+        return
+    head = first[1].lstrip()[0]
+    if head == "[":
+        text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
+        for i, columns in enumerate(decode_json(text, name)):
+            yield f"{name}, row {i + 1}", columns
+    elif head == "{":
+        yield f"{name}, line {first[0]}", decode_json(first[1], f"{name}, line {first[0]}")
+        for n, line in lines:
+            if line.strip():
+                yield f"{name}, line {n}", decode_json(line, f"{name}, line {n}")
+    elif name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+        raise DataError(f"{name}, line {first[0]}: wrong JSON: expected an object or a list of objects")
+    else:
+        yield from _csv_columns(first, lines, name)
+
+
+def decode_json(text: str, where: str) -> Any:
+    """Decode one JSON value; the DataError of a failure says line and column of a document, column of a line."""
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise DataError(f"{where}: wrong JSON: nested too deeply") from None
+    except UnicodeError:
+        raise DataError(f"{where}: wrong JSON: half of a surrogate pair") from None
+    except msgspec.DecodeError as exc:
+        problem = str(exc).removeprefix("JSON is malformed: ")
+    try:    # the standard library's parser names the place
+        json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as exc:
+        place = f"column {exc.colno}" if ", line " in where else f"line {exc.lineno}, column {exc.colno}"
+        problem = f"{exc.msg} at {place}"
+    except (ValueError, RecursionError) as exc:
+        problem = str(exc)
+    raise DataError(f"{where}: wrong JSON: {problem}")
+
+
+def encode_row(row: Row | dict[str, Any]) -> bytes:
+    """Return the row as one line of JSONL, newline included."""
+    return msgspec.json.encode(row.to_dict() if isinstance(row, Row) else row) + b"\n"
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Row | dict[str, Any]]) -> int:
+    """Write a JSONL file (gzipped when the name ends in .gz), whole or not at all, and return the number of rows."""
+    n = 0
+    with atomic_file(path) as file:
+        out: Any = gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if os.fspath(path).endswith(".gz") else file
+        for row in rows:
+            out.write(encode_row(row))
+            n += 1
+        if out is not file:
+            out.close()
+    return n
+
+
+class atomic_file:
+    """A binary file for writing that takes its name only when the block ends well (mode 0600, same folder)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def __enter__(self) -> IO[bytes]:
+        handle, self._temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        self._file = os.fdopen(handle, "wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._file as file:
+                if kind is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if kind is None:
+                os.replace(self._temporary, self._path)
+                return
+        except BaseException:
+            _unlink(self._temporary)
+            raise
+        _unlink(self._temporary)
+
+
+def deduplicate(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows without those whose prompt and response stood before, letter case and spacing aside.
+
+    The first row of each group is kept as it is. When labels of a group disagree the first row's stays and the
+    number of such groups is logged.
+    """
+    kept: dict[tuple[str, str], Row] = {}
+    conflicts = set()
+    for row in rows:
+        key = (normalise(row.prompt), normalise(row.response or ""))
+        first = kept.setdefault(key, row)
+        if first is not row and None not in (first.label, row.label) and first.label != row.label:
+            conflicts.add(key)
+    if conflicts:
+        _log.warning("%d groups of duplicate rows disagree on the label; the first row of each is kept", len(conflicts))
+    return list(kept.values())
+
+
+def normalise(text: str) -> str:
+    """Return the text as duplicates are compared: casefolded, runs of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
+def require_labels(rows: Iterable[Row], where: str) -> None:
+    """Raise DataError unless every row has a hard label and both classes occur."""
+    classes = set()
+    for i, row in enumerate(rows):
+        if row.hard_label is None:
+            raise DataError(f"{where}, row {i + 1}: neither a label nor an unsafe-score")
+        classes.add(row.hard_label)
+    if not classes:
+        raise DataError(f"{where}: the set is empty, no rows")
+    if len(classes) == 1:
+        raise DataError(f"{where}: one class only, every row is {'unsafe' if classes == {1} else 'safe'}")
+
+
+def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    for n, line in enumerate(stream, 1):
+        if n == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield n, line.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise DataError(f"{name}, line {n}: not UTF-8: byte 0x{line[exc.start]:02x} at column {exc.start + 1}") from None
+
+
+def _csv_columns(first: tuple[int, str], lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
+    offset = first[0] - 1
+    limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
+    try:
+        reader = csv.reader((line for part in ([first], lines) for _, line in part), delimiter=delimiter, strict=True)
+        header = [column.strip() for column in next(reader)]
+        if "prompt" not in header:
+            raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column prompt")
+        start = reader.line_num + 1
+        for cells in reader:
+            where = f"{name}, line {offset + start}"
+            start = reader.line_num + 1
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{where}: {len(cells)} cells under a header of {len(header)}")
+            yield where, {column: cell for column, cell in zip(header, cells) if cell != ""}
+    except csv.Error as exc:
+        raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _text(value: Any, name: str, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {name} must be text, got {_kind(value)}")
+    return value
+
+
+def _score(value: Any, name: str, where: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        score = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not 0 <= score <= 1:
+        got = repr(value)[:24] if isinstance(value, (str, bool, int, float)) else _kind(value)
+        raise DataError(f"{where}: {name} must be a number in [0, 1], got {got}")
+    return score
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,179 @@
+"""harmaug.data: layouts, tolerant labels, and an error that names file and row for everything else."""
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harmaug import data
+from harmaug.data import DataError, Row
+
+ROWS = [
+    {"prompt": "How do I bake bread?", "label": 0, "category": "other", "mine": [1, {"a": None}], "id": 7},
+    {"prompt": "Ünïcode ✓ \"quoted\", with a comma\nand a line", "response": "No.", "label": 1, "unsafe-score": 0.75,
+     "soft_label": 0.5, "source": "s", "seed": 3, "generator": "g", "license": "MIT", "zz": "last"},
+]
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def csv_text(rows):
+    import io
+
+    out = io.StringIO()
+    names = ["prompt", "response", "label", "unsafe-score"]
+    writer = csv.DictWriter(out, names, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", [jsonl, json.dumps, lambda rows: json.dumps(rows, indent=1), lambda rows: "\ufeff\n\n" + jsonl(rows)])
+def test_json_layouts_load_the_same(tmp_path, layout, packed):
+    content = layout(ROWS).encode()
+    rows = data.read_rows(write(tmp_path / "rows", gzip.compress(content) if packed else content))
+    assert [row.to_dict() for row in rows] == ROWS
+    assert rows[0].extra == {"mine": [1, {"a": None}]} and rows[1].unsafe_score == 0.75
+
+
+def test_unknown_columns_keep_their_order():
+    row = Row.from_dict({"b": 1, "prompt": "p", "a": 2, "seed": "not a number", "zz": None})
+    assert list(row.extra.items()) == [("b", 1), ("a", 2), ("seed", "not a number"), ("zz", None)]
+    assert list(row.to_dict()) == ["prompt", "b", "a", "seed", "zz"] and row.seed is None
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_loads_quotes_newlines_and_empty_cells(tmp_path, newline):
+    rows = data.read_rows(write(tmp_path / "rows.csv", csv_text(ROWS).replace("\r\n", newline)))
+    assert [row.label for row in rows] == [0, 1]
+    assert rows[0].response is None and rows[0].unsafe_score is None
+    assert rows[1].prompt == ROWS[1]["prompt"] and rows[1].unsafe_score == 0.75
+
+
+def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
+    limit = csv.field_size_limit()
+    text = "word " * 60_000
+    assert data.read_rows(write(tmp_path / "rows.csv", f"prompt,label\n{text},1\n"))[0].prompt == text
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("spelled, label", [(0, 0), (1, 1), (True, 1), (False, 0), (1.0, 1), ("0", 0), ("1", 1), ("safe", 0), ("Unsafe", 1),
+                                            ("TRUE", 1), (" false ", 0), ("harmful", 1), ("unharmful", 0), (None, None), ("", None)])
+def test_labels(spelled, label):
+    assert data.parse_label(spelled) == label
+
+
+def test_reference_kd_file_loads_as_it_is(tmp_path):
+    kd = [{"prompt": "a", "unsafe-score": 0.9, "soft_label": 0.7}, {"prompt": "b", "response": "", "unsafe-score": 0.5}]
+    rows = data.read_rows(write(tmp_path / "kd_dataset@harmaug.json", json.dumps(kd)))
+    assert [row.hard_label for row in rows] == [1, 0] and [row.target for row in rows] == [0.7, 0.5]
+    assert rows[1].response is None and rows[0].label is None
+
+
+@pytest.mark.parametrize("content, message", [
+    (jsonl(ROWS) + '{"prompt": "x", ]\n', r"rows, line 3: wrong JSON: .* at column 17"),
+    (jsonl(ROWS) + '{"prompt": "x"} trailing\n', r"rows, line 3: wrong JSON: Extra data"),
+    (jsonl(ROWS) + "[1]\n", r"rows, line 3: a row must be an object with a prompt, got a list"),
+    ('[{"prompt": "x"},\n {"prompt": ]', r"rows: wrong JSON: Expecting value at line 2, column 13"),
+    ('[{"prompt": "x"}, 3]', r"rows, row 2: a row must be an object with a prompt, got a number"),
+    ("[" * 100_000, r"rows: wrong JSON: nested too deeply"),
+    ('{"prompt": "x", "label": 1}\n{"prompt": "x", "label": "maybe"}', r"rows, line 2: unknown label 'maybe'; a label is 0 or 1"),
+    ('{"prompt": "x", "label": 2}', r"rows, line 1: unknown label 2;"),
+    ('{"prompt": "x", "label": [1]}', r"rows, line 1: unknown label a list;"),
+    (b'{"prompt": "x"}\n{"prompt": "caf\xe9"}\n', r"rows, line 2: not UTF-8: byte 0xe9 at column 16"),
+    ('{"prompt": "\\ud800"}', r"rows, line 1: wrong JSON"),
+    ('\n\n{"prompt": "  "}', r"rows, line 3: the prompt is empty"),
+    ('{"text": "x"}', r"rows, line 1: the column prompt is missing"),
+    ('{"prompt": null}', r"rows, line 1: the column prompt is missing"),
+    ('{"prompt": ["x"]}', r"rows, line 1: prompt must be text, got a list"),
+    ('{"prompt": "x", "response": 3}', r"rows, line 1: response must be text, got a number"),
+    ('{"prompt": "x", "unsafe-score": NaN}', r"rows, line 1: wrong JSON: NaN is not a JSON value"),
+    ('{"prompt": "x", "unsafe-score": "nan"}', r"rows, line 1: unsafe-score must be a number in \[0, 1\], got 'nan'"),
+    ('{"prompt": "x", "unsafe-score": 1.5}', r"rows, line 1: unsafe-score must be a number in \[0, 1\], got 1.5"),
+    ('{"prompt": "x", "soft_label": {}}', r"rows, line 1: soft_label must be a number in \[0, 1\], got an object"),
+    ("", r"rows: the set is empty, no rows"),
+    ("\n \n", r"rows: the set is empty, no rows"),
+    ("[]", r"rows: the set is empty, no rows"),
+    ("prompt,label\n", r"rows: the set is empty, no rows"),
+    ("text,label\na,1\n", r"rows, line 1: neither JSON nor a CSV header with the column prompt"),
+    ('prompt,label\n"a\nb",1\nx,1,2\n', r"rows, line 4: 3 cells under a header of 2"),
+    ('prompt,label\nx,1\n"a"b,1\n', r"rows, line 3: wrong CSV"),
+    ("prompt,unsafe-score\nx,nan\n", r"rows, line 2: unsafe-score must be a number in \[0, 1\], got 'nan'"),
+    (gzip.compress(jsonl(ROWS).encode())[:-9], r"rows: damaged gzip file"),
+])
+def test_errors_name_file_and_row(tmp_path, content, message):
+    with pytest.raises(DataError, match=f"^{tmp_path}/{message}"):
+        data.read_rows(write(tmp_path / "rows", content))
+
+
+def test_error_never_shows_the_text_of_a_row(tmp_path):
+    with pytest.raises(DataError) as error:
+        data.read_rows(write(tmp_path / "rows.jsonl", '{"prompt": "private words" "label": 1}'))
+    assert "private" not in str(error.value)
+
+
+def test_missing_file_and_name_that_promises_json(tmp_path):
+    with pytest.raises(DataError, match="nowhere.jsonl: no such file"):
+        data.read_rows(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"rows.jsonl, line 1: wrong JSON: expected an object"):
+        data.read_rows(write(tmp_path / "rows.jsonl", "prompt,label\na,1\n"))
+
+
+def test_every_prefix_of_a_file_loads_or_names_itself(tmp_path):
+    for content in (jsonl(ROWS).encode(), json.dumps(ROWS).encode(), csv_text(ROWS).encode(), gzip.compress(jsonl(ROWS).encode(), mtime=0)):
+        for n in range(len(content)):
+            try:
+                data.read_rows(write(tmp_path / "rows", content[:n]))
+            except DataError as exc:
+                assert "rows" in str(exc)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_write_and_read_back(tmp_path, name):
+    rows = [Row.from_dict(row) for row in ROWS]
+    assert data.write_rows(tmp_path / name, rows) == 2
+    assert data.read_rows(tmp_path / name) == rows
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_write_that_fails_leaves_the_old_file(tmp_path):
+    path = write(tmp_path / "out.jsonl", "old")
+
+    def broken():
+        yield Row(prompt="x")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        data.write_rows(path, broken())
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_deduplicate_merges_exact_duplicates(caplog):
+    rows = [Row(prompt="A b", label=1), Row(prompt=" a  B ", label=0), Row(prompt="a b", response="r", label=0), Row(prompt="a b", response="", label=1)]
+    assert data.deduplicate(rows) == [rows[0], rows[2]]
+    assert "1 groups of duplicate rows disagree" in caplog.text
+
+
+def test_require_labels():
+    data.require_labels([Row(prompt="a", label=0), Row(prompt="b", unsafe_score=0.9)], "set")
+    with pytest.raises(DataError, match="set: one class only, every row is unsafe"):
+        data.require_labels([Row(prompt="a", label=1)], "set")
+    with pytest.raises(DataError, match="set, row 2: neither a label nor an unsafe-score"):
+        data.require_labels([Row(prompt="a", label=1), Row(prompt="b")], "set")
+
+
+def test_a_pipe_is_read(tmp_path):
+    code = "import sys; from harmaug import data; print(len(list(data.columns_of_stream(sys.stdin.buffer, 'stdin'))))"
+    out = subprocess.run([sys.executable, "-c", code], input=jsonl(ROWS).encode(), capture_output=True, check=True)
+    assert out.stdout == b"2\n"
