@@ -20,7 +20,7 @@ typedef struct ha_json_node {
     size_t key_length;
     const char *string;     /* STRING: NUL-terminated bytes; NUMBER: its text as written */
     size_t length;          /* STRING, NUMBER: bytes; ARRAY, OBJECT: children */
-    double number;          /* NUMBER: nearest double */
+    double number;          /* NUMBER: nearest double (infinite for 1e999) */
     uint32_t first_child, next;
 } ha_json_node;
 
@@ -33,20 +33,27 @@ ha_status ha_json_parse(const char *name, const char *text, size_t length, ha_js
 void ha_json_free(ha_json *json);
 
 const ha_json_node *ha_json_root(const ha_json *json);
-/* The member of an object, or NULL when it is absent or `object` is NULL or no object. */
+/* The member of an object, or NULL when it is absent or `object` is NULL or no object. Hashed: constant time in any object. */
 const ha_json_node *ha_json_get(const ha_json *json, const ha_json_node *object, const char *key);
-/* First child and next sibling, NULL at the end. */
+/* The same for a key of `length` bytes that may hold NUL. */
+const ha_json_node *ha_json_get_n(const ha_json *json, const ha_json_node *object, const char *key, size_t length);
+/* First child and next sibling, NULL at the end (and for NULL). */
 const ha_json_node *ha_json_first(const ha_json *json, const ha_json_node *parent);
 const ha_json_node *ha_json_next(const ha_json *json, const ha_json_node *node);
+
+/* 1 and *out when the node is a NUMBER that is a non-negative integer below 2^64 (written as digits: exact; with a point or an exponent:
+ * integral and below 2^53). 0 otherwise. */
+int ha_json_u64(const ha_json_node *node, uint64_t *out);
 
 /* Typed members of an object. An absent or null member gives `fallback`; a member of another type, or outside
  * [min, max], is HA_ERR_FORMAT naming the key. */
 ha_status ha_json_get_size(const ha_json *json, const ha_json_node *object, const char *key,
                            size_t fallback, size_t min, size_t max, size_t *out, ha_error *err);
+/* A number beyond the range of doubles (1e999) is HA_ERR_FORMAT. */
 ha_status ha_json_get_double(const ha_json *json, const ha_json_node *object, const char *key,
                              double fallback, double *out, ha_error *err);
 ha_status ha_json_get_bool(const ha_json *json, const ha_json_node *object, const char *key, int fallback, int *out, ha_error *err);
-/* *out is borrowed from the document; `fallback` may be NULL. */
+/* *out is borrowed from the document; `fallback` may be NULL. A string that holds a NUL byte is HA_ERR_FORMAT. */
 ha_status ha_json_get_string(const ha_json *json, const ha_json_node *object, const char *key,
                              const char *fallback, const char **out, ha_error *err);
 
