@@ -192,7 +192,7 @@ def iter_columns(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, 
 
 def columns_of_stream(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages."""
-    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)  # type: ignore[type-var]
+    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
     if stream.peek(2)[:2] == b"\x1f\x8b":
         stream = gzip.GzipFile(fileobj=stream)
     lines = _text_lines(stream, name)

@@ -1,0 +1,154 @@
+"""What sampled texts are held against: refusal openings and near-duplicates.
+
+Refusals are told by first-person openings only. Word lists that match "illegal" or "unethical" anywhere would throw away the
+harmful instructions that are wanted.
+"""
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmaug import data
+
+_CANNOT = (r"(?:can\s?not|can['\u2019]?t|could not|couldn['\u2019]?t|will not|won['\u2019]?t|would not|wouldn['\u2019]?t|do not|don['\u2019]?t|"
+           r"am (?:not able|unable|not going|not comfortable|not allowed|not permitted|not programmed|not here)|"
+           r"['\u2019]m (?:not able|unable|not going|not comfortable|not allowed|not permitted|not programmed|not here)|"
+           r"prefer not to|refuse to|(?:must|have to) (?:refuse|decline))")
+_DUTY = (r"(?:assist|help|provide|fulfil|create|generate|comply|answer|support|engage|write|offer|discuss|share|give|do (?:that|this|so)|"
+         r"participate|recommend|produce|respond|continue|complete|accept|feel comfortable|"
+         r"explain|advise|facilitate|endorse|have (?:access|the ability)|be (?:of|able))")
+
+REFUSALS: tuple[str, ...] = (
+    r"(?:i['\u2019]m|i am) (?:really |very |so |truly |deeply )?(?:sorry|afraid)\b.{0,40}\b(?:i|that|this|we)\b",
+    r"(?:sorry|apologies|my apologies|i apologi[sz]e)[,.!]? (?:but |for )?",
+    rf"i(?: (?:really|just|simply|also|still))? ?{_CANNOT}\b(?! help but).{{0,30}}?\b{_DUTY}",
+    r"(?:as|being) an? (?:ai|artificial intelligence|language model|large language model|assistant|responsible)\b",
+    rf"(?:unfortunately|no|however|regrettably)[,.] i ?{_CANNOT}\b",
+    r"(?:this|that|it) (?:request|instruction|question|prompt)? ?(?:is|goes) (?:against|not something (?:i|we))",
+    r"i (?:must|have to) (?:decline|refuse|emphasi[sz]e|stress|inform you)",
+)
+"""First-person openings of a refusal, as regular expressions that match at the start of a text, whatever the case."""
+
+_SENTENCE = re.compile(r"(?:^|[.!?;:,]\s+|\n\s*|\bbut )", re.IGNORECASE)
+_DECLINES = re.compile(rf"i(?: (?:really|just|simply|also|still))? ?{_CANNOT}\b.{{0,40}}?\b{_DUTY}|(?:that|this|it)(?: is|['\u2019]s) (?:not|against)|"
+                       r"(?:as|being) an? (?:ai|artificial intelligence|language model|assistant)\b|i (?:must|have to) (?:decline|refuse)|"
+                       r"we (?:can\s?not|can['\u2019]?t)\b", re.IGNORECASE)
+_COMPLIES = re.compile(r"\bhere(?:['\u2019]s| is| are) (?:an?|some|the|how|my|your)\b|(?:^|\n)\s*(?:1[.)]|step 1\b|- |\* )|\bi can (?:certainly|definitely|show you|tell you)\b",
+                       re.IGNORECASE)
+_OPENING = " \t\n\"'\u201c\u201d\u2018*>-"
+
+
+class RefusalFilter:
+    """Tells refusals from the way a text opens.
+
+    Parameters
+    ----------
+    patterns : sequence of str, optional
+        Regular expressions; REFUSALS when None.
+
+    Raises
+    ------
+    ValueError
+        If a pattern is not a regular expression.
+
+    Examples
+    --------
+    >>> refused = RefusalFilter()
+    >>> refused("I'm sorry, but I can't help with that."), refused("Write an apology that is not sorry at all")
+    (True, False)
+    """
+
+    def __init__(self, patterns: Sequence[str] | None = None) -> None:
+        self._patterns = []
+        for pattern in REFUSALS if patterns is None else patterns:
+            try:
+                self._patterns.append(re.compile(pattern, re.IGNORECASE))
+            except re.error as exc:
+                raise ValueError(f"refusals: {pattern!r} is not a regular expression: {exc}") from None
+
+    def __call__(self, text: str) -> bool:
+        """Return whether the text opens as a refusal."""
+        text = text.lstrip(_OPENING)
+        return any(pattern.match(text) for pattern in self._patterns)
+
+    def within(self, text: str) -> bool:
+        """Return whether any sentence of the text (or what follows a "but") opens as a refusal."""
+        return any(self(text[found.end():]) or _DECLINES.match(text, found.end()) for found in _SENTENCE.finditer(text))
+
+
+def complies(text: str) -> bool:
+    """Return whether a text that was to refuse goes on to help: a list, "here is how", step 1."""
+    return _COMPLIES.search(text) is not None
+
+
+def shingles(text: str, width: int = 5) -> NDArray[np.uint64]:
+    """Return the distinct character n-grams of the normalised text as sorted 64-bit hashes.
+
+    Parameters
+    ----------
+    text : str
+        Letter case and runs of white space do not count. A text shorter than `width` is one gram.
+    width : int, default 5
+
+    Returns
+    -------
+    ndarray of uint64, shape (n_grams,)
+    """
+    points = np.frombuffer(data.normalise(text).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    n = max(len(points) - width + 1, 1)
+    hashes = np.zeros(n, dtype=np.uint64)
+    for i in range(min(width, len(points))):    # a polynomial over 2^64 with an odd random base, then mixed
+        hashes = (hashes + points[i:i + n] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    return np.unique(hashes)
+
+
+def jaccard(a: str, b: str) -> float:
+    """Return the Jaccard similarity of two texts' character 5-grams, in [0, 1]."""
+    x, y = shingles(a), shingles(b)
+    shared = len(np.intersect1d(x, y, assume_unique=True))
+    return shared / (len(x) + len(y) - shared)
+
+
+class NearIndex:
+    """Finds the indexed text whose character 5-grams are nearest to a text's: exactly, by an inverted index.
+
+    Parameters
+    ----------
+    threshold : float, default 0.6
+        Jaccard similarity from which on texts are near, in (0, 1].
+    """
+
+    def __init__(self, threshold: float = 0.6) -> None:
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+        self.threshold = threshold
+        self._ids: list[str] = []
+        self._lengths = array("I")
+        self._postings: dict[int, array[int]] = {}      # gram -> rows that hold it
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, text: str, identity: str) -> None:
+        """Index a text under the name that `find` returns."""
+        grams = shingles(text).tolist()
+        for gram in grams:
+            self._postings.setdefault(gram, array("I")).append(len(self._ids))
+        self._ids.append(identity)
+        self._lengths.append(len(grams))
+
+    def find(self, text: str) -> tuple[str, float] | None:
+        """Return (identity, similarity) of the nearest text at or over the threshold, the earlier on a tie, or None."""
+        grams = shingles(text).tolist()
+        found = [np.frombuffer(self._postings[gram], dtype=np.uint32) for gram in grams if gram in self._postings]
+        if not found:
+            return None
+        shared = np.bincount(np.concatenate(found))
+        similarity = shared / (np.frombuffer(self._lengths, dtype=np.uint32)[:len(shared)] + (len(grams) - shared))
+        best = int(np.argmax(similarity))
+        return (self._ids[best], float(similarity[best])) if similarity[best] >= self.threshold else None

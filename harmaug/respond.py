@@ -1,0 +1,211 @@
+"""One refusing and one compliant response for each instruction, each begun with its own prefix.
+
+A small model never refuses unasked and an aligned one never complies unasked: the prefix decides, and what goes on against it is dropped.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harmaug import engines, safety
+from harmaug.augment import in_order
+from harmaug.data import Row
+from harmaug.filters import RefusalFilter, complies
+from harmaug.generator import Generation, Generator, Request, SamplerConfig
+from harmaug.runs import Journal
+
+MODES = ("none", "refusal", "pairs")
+COMPLIANT_LIMIT = 96        # tokens; a guard judges an answer by its beginning, and nobody needs the rest
+REJECTIONS = ("withheld", "blocked", "empty", "contradicts")
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RespondConfig:
+    """How responses are made.
+
+    Parameters
+    ----------
+    responses : {"refusal", "pairs", "none"}, default "refusal"
+        "refusal" makes refusing responses only. "pairs" is the paper's: a refusing and a compliant one.
+    refusing_prefix, compliant_prefix : str
+        How the assistant's turn begins; the response holds it and its row records it.
+    max_new_tokens : int, default 96
+        At most 96 with "pairs".
+    withhold_cbrne : bool, default True
+        No compliant responses to chemical, biological, radiological, nuclear and explosives rows.
+    limit : int, optional
+        Respond to so many instructions only, evenly spread.
+    temperature, top_p
+        The sampler; see SamplerConfig.
+    refusals : tuple of str, optional
+        Patterns of refusal openings instead of filters.REFUSALS.
+    seed : int, default 0
+
+    Raises
+    ------
+    ValueError
+        If a field is outside its range.
+    """
+
+    responses: str = "refusal"
+    refusing_prefix: str = "I'm sorry, but"
+    compliant_prefix: str = "Sure, here is"
+    max_new_tokens: int = COMPLIANT_LIMIT
+    withhold_cbrne: bool = True
+    limit: int | None = None
+    temperature: float = 0.9
+    top_p: float = 0.95
+    refusals: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.responses not in MODES:
+            raise ValueError(f"responses must be one of {', '.join(MODES)}, got {self.responses!r}")
+        if not self.refusing_prefix.strip() or not self.compliant_prefix.strip():
+            raise ValueError("refusing_prefix and compliant_prefix must not be empty")
+        if self.responses == "pairs" and self.max_new_tokens > COMPLIANT_LIMIT:
+            raise ValueError(f"max_new_tokens must be <= {COMPLIANT_LIMIT} for compliant responses, got {self.max_new_tokens}")
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit must be >= 0, got {self.limit}")
+        self.sampler()
+        RefusalFilter(self.refusals)
+
+    def sampler(self) -> SamplerConfig:
+        """Return the settings of the sampler."""
+        return SamplerConfig(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+    @property
+    def intents(self) -> tuple[str, ...]:
+        """What is made for each instruction, in order."""
+        return {"none": (), "refusal": ("refusal",), "pairs": ("refusal", "compliance")}[self.responses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    key: int
+    intent: str
+    instruction: Row
+
+
+class Responder:
+    """Makes responses to instructions.
+
+    Parameters
+    ----------
+    generator : Generator
+    config : RespondConfig, optional
+    batch_size : int, default 32
+        Sequences decoded together. Changes no row.
+
+    Attributes
+    ----------
+    account_ : dict
+        asked, each rejection, kept, tokens; kept by intent.
+    """
+
+    def __init__(self, generator: Generator, config: RespondConfig | None = None, *, batch_size: int = 32) -> None:
+        self.generator = generator
+        self.config = config or RespondConfig()
+        self.batch_size = batch_size
+        self._refused = RefusalFilter(self.config.refusals)
+        self.account_: dict[str, Any] = {}
+
+    def run(self, instructions: Sequence[Row], *, journal: Journal | None = None, stamp: Mapping[str, Any] | None = None,
+            engine: str = "local") -> Iterator[Row]:
+        """Yield the kept rows (prompt and response) in the order of their keys.
+
+        Parameters
+        ----------
+        instructions : sequence of Row
+        journal : Journal, optional
+            Where every response is recorded. Its rows count as done and are not yielded again.
+        stamp : mapping, optional
+            Columns that every row gets.
+        engine : str, default "local"
+            See engines.map_rows.
+
+        Yields
+        ------
+        Row
+        """
+        chosen = spread(instructions, self.config.limit)
+        intents = self.config.intents
+        tasks = [_Task(key=i * len(intents) + j, intent=intent, instruction=row) for i, row in enumerate(chosen) for j, intent in enumerate(intents)]
+        self.account_ = {"asked": len(tasks), "done": 0, **dict.fromkeys(REJECTIONS, 0), "kept": 0, "tokens": 0, "refusal": 0, "compliance": 0}
+        if journal is not None:
+            for done in journal.kept_rows + journal.rejected_rows:
+                self._count(done["intent"], done.get("reason"), done["tokens"])
+        left = tasks[journal.next_key if journal is not None else 0:]
+        for task, generation in engines.map_rows(self._sample, left, engine=engine, batch_size=_AT_ONCE):
+            row, kept = self._judge(task, generation, stamp or {})
+            if journal is not None:
+                journal.append(row, kept=kept)
+            if kept:
+                assert isinstance(row, Row)
+                yield row
+
+    def _prefix(self, intent: str) -> str:
+        return self.config.refusing_prefix if intent == "refusal" else self.config.compliant_prefix
+
+    def _withheld(self, task: _Task) -> bool:
+        row = task.instruction
+        return self.config.withhold_cbrne and task.intent == "compliance" and safety.is_cbrne(row.prompt, row.category)
+
+    def _sample(self, tasks: Sequence[_Task]) -> Iterator[Generation | None]:
+        withheld = [self._withheld(task) for task in tasks]
+        requests = [Request(prompt=self.generator.chat_prompt([{"role": "user", "content": task.instruction.prompt}], self._prefix(task.intent)),
+                            first_index=task.key) for task, off in zip(tasks, withheld) if not off]
+        answers = in_order(self.generator, requests, batch_size=self.batch_size, seed=self.config.seed, sampling=self.config.sampler())
+        for off in withheld:
+            yield None if off else next(answers)[0]
+
+    def _judge(self, task: _Task, generation: Generation | None, stamp: Mapping[str, Any]) -> tuple[Row | dict[str, Any], bool]:
+        prefix = self._prefix(task.intent)
+        about = {"key": task.key, "intent": task.intent, "instruction": task.instruction.id, "prefix": prefix,
+                 "tokens": len(generation.ids) if generation else 0, **stamp}
+        text = "" if generation is None else (prefix + generation.text).strip()
+        reason = "withheld" if generation is None else self._reason(task, text, generation)
+        self._count(task.intent, reason, about["tokens"])
+        if reason is None:
+            assert generation is not None
+            source = task.instruction
+            return Row(prompt=source.prompt, response=text, category=source.category, source=f"respond:{task.intent}", id=f"response:{task.key}",
+                       seed=self.config.seed, generator=str(getattr(self.generator, "name", "generator")),
+                       extra={**about, "stop_reason": generation.stop_reason}), True
+        about["reason"] = reason
+        if reason == "blocked":
+            about |= {"blocked": safety.blocked(task.instruction.prompt, text), "sha256": safety.digest(text)}
+        elif reason != "withheld":
+            about["response"] = text
+        return about, False
+
+    def _reason(self, task: _Task, text: str, generation: Generation) -> str | None:
+        if safety.blocked(task.instruction.prompt, text):
+            return "blocked"
+        if not generation.text.strip():
+            return "empty"
+        refused = self._refused.within(text)
+        if task.intent == "refusal":
+            return None if refused and not complies(text) else "contradicts"
+        return "contradicts" if refused else None
+
+    def _count(self, intent: str, reason: str | None, tokens: int) -> None:
+        self.account_["done"] += 1
+        self.account_["tokens"] += tokens
+        self.account_[reason or "kept"] += 1
+        if reason is None:
+            self.account_[intent] += 1
+
+
+def spread(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """Return `limit` of the rows, evenly spread over them; all when there are no more."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def settings(config: RespondConfig) -> dict[str, Any]:
+    """Return what decides the rows, as run.json records it."""
+    return asdict(config)

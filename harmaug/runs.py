@@ -1,0 +1,399 @@
+"""Run folders: append-only row files that survive kill -9, run.json, and the lock that keeps a second process out.
+
+Every row of a stage carries its ``key``, counted from 0 without a gap over the stage's files. A row is one write, so a crash leaves
+at most one torn last line; opening the stage again cuts it away and goes on with the next key.
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from harmaug import data
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+SCHEMA_VERSION = 1
+_SAVE_EVERY = 5.0       # seconds between two rewrites of run.json while a stage runs
+_NOTICE = """\
+This folder belongs to a run of harmaug. Its rows are instructions and responses that a language model invented in order
+to train and to test safety guards. MANY OF THEM ARE HARMFUL, and none of them was checked by a person.
+
+Use them for that purpose only. Do not publish them, follow them or show them to people who did not ask for it, and delete
+the folder when it is no longer needed.
+"""
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked; the message says which and why."""
+
+
+class RowFile:
+    """An append-only JSONL file of one stage.
+
+    Parameters
+    ----------
+    path : path
+        Made (mode 0600) when absent. A torn last line is cut away.
+
+    Raises
+    ------
+    DataError
+        If a line that is not the last one is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._size = os.fstat(self._file).st_size
+        end = self._size
+        for begin, line in self._lines():
+            if not line.endswith(b"\n") or (begin + len(line) == self._size and not _is_object(line)):
+                end = begin
+        if end != self._size:
+            _log.warning("%s: cut away %d bytes of a torn last line", self.path, self._size - end)
+            self.cut(end)
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (offset of its line, row) of every row."""
+        for n, (begin, line) in enumerate(self._lines(), 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                raise data.DataError(f"{self.path}, line {n}: not UTF-8") from None
+            row = data.decode_json(text, f"{self.path}, line {n}")
+            if not isinstance(row, dict):
+                raise data.DataError(f"{self.path}, line {n}: wrong JSON: expected an object")
+            yield begin, row
+
+    def append(self, row: data.Row | Mapping[str, Any]) -> None:
+        """Write one row with one system call.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or fails; the file then ends with the row before.
+        """
+        line = data.encode_row(row if isinstance(row, data.Row) else dict(row))
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):      # a nearly full disk takes a part, and says why on the next write
+                written += os.write(self._file, line[written:])
+        except OSError as exc:
+            self.cut(self._size)
+            exc.filename = exc.filename or str(self.path)
+            raise
+        self._size += len(line)
+
+    def cut(self, size: int) -> None:
+        """Shorten the file to a size in bytes."""
+        os.ftruncate(self._file, size)
+        self._size = size
+
+    def close(self) -> None:
+        """Close the file; twice does no harm."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        begin = 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                yield begin, line
+                begin += len(line)
+
+
+class Journal:
+    """The rows of one stage: those that it keeps, and those that it rejects with a reason, in two files under one count of keys.
+
+    Parameters
+    ----------
+    kept, rejected : path
+        The two files. Keys ascend within each and together are 0, 1, 2, ... without a gap; rows after a gap (a machine
+        lost power and one file's tail) are cut away, to be made again.
+
+    Attributes
+    ----------
+    next_key : int
+        The key of the row to be made next.
+    kept_rows, rejected_rows : list of dict
+        What was there when the journal was opened.
+    """
+
+    def __init__(self, kept: str | os.PathLike[str], rejected: str | os.PathLike[str] | None = None) -> None:
+        self._files = [RowFile(path) for path in (kept, rejected) if path is not None]
+        try:
+            found = sorted((self._key(file, row), i, begin, row) for i, file in enumerate(self._files) for begin, row in file.rows())
+        except BaseException:
+            self.close()
+            raise
+        good = 0
+        while good < len(found) and found[good][0] == good:
+            good += 1
+        for _, i, begin, _ in reversed(found[good:]):
+            self._files[i].cut(begin)
+        if good < len(found):
+            _log.warning("%s: %d rows after a gap are made again", self._files[0].path, len(found) - good)
+        self.next_key = good
+        self.kept_rows: list[dict[str, Any]] = [row for _, i, _, row in found[:good] if i == 0]
+        self.rejected_rows: list[dict[str, Any]] = [row for _, i, _, row in found[:good] if i == 1]
+
+    @staticmethod
+    def _key(file: RowFile, row: dict[str, Any]) -> int:
+        key = row.get("key")
+        if not isinstance(key, int) or isinstance(key, bool):
+            raise RunError(f"{file.path}: a row lacks its key; the file was not written by this stage")
+        return key
+
+    def append(self, row: data.Row | Mapping[str, Any], *, kept: bool = True) -> None:
+        """Write the row of key `next_key`, which must stand in it."""
+        key = row.extra["key"] if isinstance(row, data.Row) else row["key"]
+        assert key == self.next_key, (key, self.next_key)
+        self._files[0 if kept else 1].append(row)
+        self.next_key += 1
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Journal:  # noqa: PYI034
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Stage:
+    """One stage's entry in run.json; made by `RunFolder.stage`."""
+
+    def __init__(self, run: RunFolder, entry: dict[str, Any], stamp: dict[str, Any]) -> None:
+        self._run, self.entry, self.stamp = run, entry, stamp
+        self._begun, self._before = time.monotonic(), float(entry.get("seconds", 0.0))
+        self._saved = self._begun
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage ran to its end."""
+        return bool(self.entry.get("done"))
+
+    def account(self, account: Mapping[str, Any], *, done: bool = False) -> None:
+        """Set the stage's yield account; run.json is rewritten now and then, and when the stage is done."""
+        now = time.monotonic()
+        self.entry["account"] = dict(account)
+        self.entry["seconds"] = round(self._before + now - self._begun, 3)
+        self.entry["done"] = done
+        if done or now - self._saved >= _SAVE_EVERY:
+            self._saved = now
+            self._run.save()
+
+
+class RunFolder:
+    """A run folder, held under a lock while it is open.
+
+    Parameters
+    ----------
+    path : path
+        Made (mode 0700, with a NOTICE) when absent. An existing folder that is not empty must be a run folder.
+    allow_mixed : bool, default False
+        Go on with a stage that another instruction set, version or model began; each row then carries which.
+
+    Raises
+    ------
+    RunError
+        If another process holds it, or it is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, allow_mixed: bool = False) -> None:
+        self.path = Path(path)
+        self._allow_mixed = allow_mixed
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: not a folder")
+        fresh = not self.path.is_dir() or not os.listdir(self.path)
+        if not fresh and not {"run.json", "lock"} & set(os.listdir(self.path)):
+            raise RunError(f"{self.path}: not a run folder: it has files but no run.json")
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if fresh:
+            self.path.chmod(0o700)
+        self._lock = self._take_lock()
+        try:
+            if not (self.path / "NOTICE").exists():
+                with data.atomic_file(self.path / "NOTICE") as file:
+                    file.write(_NOTICE.encode())
+            self.info: dict[str, Any] = self._read() or {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}}
+        except BaseException:
+            self.close()
+            raise
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __enter__(self) -> RunFolder:  # noqa: PYI034
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write run.json once more and give up the lock."""
+        if self._lock >= 0:
+            try:
+                if hasattr(self, "info"):
+                    self.save()
+            except OSError:
+                if sys.exc_info()[0] is None:
+                    raise
+            finally:
+                os.close(self._lock)
+                self._lock = -1
+
+    def save(self) -> None:
+        """Rewrite run.json, whole or not at all."""
+        with data.atomic_file(self.path / "run.json") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self.info), indent=1) + b"\n")
+
+    def stage(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
+              models: Mapping[str, str] | None = None, restart: bool = False) -> Stage:
+        """Begin or resume a stage.
+
+        Parameters
+        ----------
+        name : str
+        config : mapping
+            The settings that decide the rows; a stage cannot go on under others.
+        inputs, models : mapping, optional
+            Name to sha256.
+        restart : bool, default False
+            Forget an earlier entry: the stage is done anew each time.
+
+        Returns
+        -------
+        Stage
+
+        Raises
+        ------
+        RunError
+            If the stage was begun with other settings or inputs, or, unless allow_mixed, by another instruction set,
+            version or model.
+        """
+        here = machine()
+        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"config": config, "inputs": inputs or {}}))
+        made_by = {"harmaug": here["harmaug"], "cpu_isa": here["cpu_isa"], "models": dict(models or {})}
+        if restart:
+            self.info["stages"].pop(name, None)
+        entry = self.info["stages"].setdefault(name, {**now, "made_by": [made_by], "done": False})
+        for part in ("config", "inputs"):
+            changed = _changes(entry[part], now[part])
+            if changed:
+                raise RunError(f"{self.path}: stage {name} was begun with another {changed}; take them back or use another run folder")
+        if made_by not in entry["made_by"] and not entry["done"]:
+            if not self._allow_mixed:
+                changed = _changes(entry["made_by"][-1], made_by)
+                raise RunError(f"{self.path}: stage {name} was begun with another {changed}, so its rows would not be one machine's; "
+                               "--allow-mixed goes on all the same and marks each row")
+            entry["made_by"].append(made_by)
+        self.save()
+        index = entry["made_by"].index(made_by) if made_by in entry["made_by"] else 0
+        stamp = {"made_by": {**made_by, "models": list(made_by["models"].values())}} if index or len(entry["made_by"]) > 1 else {}
+        return Stage(self, entry, stamp)
+
+    def _take_lock(self) -> int:
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+                os.close(lock)
+                raise RunError(f"{self.path}: in use by another process{f' (pid {holder})' if holder else ''}") from None
+            _log.warning("%s: this file system has no locks; see to it that no second process writes here", self.path)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        return lock
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.path / "run.json"
+        if not path.exists():
+            return None
+        try:
+            info = msgspec.json.decode(path.read_bytes())
+            if info["schema_version"] != SCHEMA_VERSION:
+                raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
+            if not isinstance(info["stages"], dict):
+                raise TypeError
+        except (msgspec.DecodeError, UnicodeError, TypeError, KeyError):
+            raise RunError(f"{path}: damaged; the rows beside it are whole") from None
+        return info  # type: ignore[no-any-return]
+
+
+def machine() -> dict[str, Any]:
+    """Return what decides whether rows can be made again bit for bit, and what a reader of run.json wants to know."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from harmaug import _C
+
+    versions = {}
+    for package in ("harmaug", "numpy", "msgspec"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "source"
+    return {**versions, "python": platform.python_version(), "platform": platform.platform(), "cpu_isa": _C.build_info()["cpu_isa"]}
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file, or of a folder: that of the names and sha256 of its files."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    else:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def progress(items: Iterable[_T], total: int, title: str, *, begun: int = 0, quiet: bool = False) -> Iterator[_T]:
+    """Yield the items behind a progress bar on a terminal or in a notebook, with a log line now and then elsewhere."""
+    if not quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        from tqdm.auto import tqdm
+
+        yield from tqdm(items, total=total, initial=begun, desc=title, unit=" rows", mininterval=0.3)
+        return
+    last = time.monotonic()
+    for n, item in enumerate(items, begun + 1):
+        yield item
+        if time.monotonic() - last > 30:
+            last = time.monotonic()
+            _log.info("%s: %d of %d", title, n, total)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+
+
+def _changes(before: Any, after: Any) -> str:
+    """Name what differs, with short values."""
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+    def short(value: Any) -> str:
+        return value[:12] if isinstance(value, str) else str(value)[:40]
+
+    return ", ".join(f"{name} (then {short(before.get(name))}, now {short(after.get(name))})" for name in names)
