@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +19,8 @@ from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
 from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
-from harmaug.categories import CategoryTable, default_table, load_table
-from harmaug.data import DataError, Row, atomic_file, encode_row, read_rows
+from harmaug.categories import CategoryTable, default_table
+from harmaug.data import Row, atomic_file, encode_row, read_rows
 from harmaug.generator import Generator
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256

@@ -3,6 +3,7 @@ import sys
 import time
 
 from fake_generator import FakeGenerator, seed_rows
+
 from harmaug import pipeline
 from harmaug.augment import AugmentConfig
 from harmaug.runs import RunFolder

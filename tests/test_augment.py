@@ -142,7 +142,7 @@ def shingle_set(text):
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
 def test_near_index_finds_what_every_pair_finds(threshold):
     rng = random.Random(1)
-    words = "alpha beta gamma delta lock door window paper money letter \u00fcber \U0001f600 a".split()
+    words = ["alpha", "beta", "gamma", "delta", "lock", "door", "window", "paper", "money", "letter", "über", "😀", "a"]
     texts = [" ".join(rng.choice(words) for _ in range(rng.randrange(1, 9))) for _ in range(250)] + ["", "ab", "AB ", "abcd", "abcde"]
     index = filters.NearIndex(threshold)
     sets = [shingle_set(text) for text in texts]
