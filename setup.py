@@ -60,7 +60,7 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         omp_c, omp_l = self._openmp()
-        common = ["/std:c11", "/O2"] if MSVC else ["-std=c11", "-O3", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        common = ["/std:c11", "/O2"] if MSVC else ["-std=c11", "-O3", "-g", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra"]
         if os.environ.get("HARMAUG_SANITIZE") == "1":
             san = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1"]
             common, omp_l = common + san, omp_l + san

@@ -26,8 +26,12 @@ typedef struct ha_tensor {
 
 typedef struct ha_tensor_file ha_tensor_file;
 
+struct ha_json;
+struct ha_json_node;
+
 /* Opens a .safetensors, a .safetensors.index.json, a .gguf (by content, not by name), or a folder that holds
- * model.safetensors or model.safetensors.index.json. HA_ERR_IO when it can't be opened, HA_ERR_FORMAT otherwise. */
+ * model.safetensors, model.safetensors.index.json or exactly one .gguf. HA_ERR_IO when it can't be opened, HA_ERR_FORMAT otherwise.
+ * The file must not be shortened while it is open: the system answers a read behind its end with SIGBUS. */
 ha_status ha_tensor_file_open(const char *path, ha_tensor_file **out, ha_error *err);
 void ha_tensor_file_close(ha_tensor_file *file);
 
@@ -57,6 +61,10 @@ typedef struct ha_tensor_out {
  * metadata_json: the "__metadata__" object's text, or NULL for {"format":"pt"}. HA_ERR_IO names the path and the cause (disk full). */
 ha_status ha_safetensors_write(const char *path, const ha_tensor_out *tensors, size_t count, const char *metadata_json, ha_error *err);
 
+/* The "__metadata__" object of a safetensors file (of the first shard), an object whose members are all strings, and the document
+ * that holds it; NULL when there is none. */
+const struct ha_json_node *ha_safetensors_metadata(const ha_tensor_file *file, const struct ha_json **document);
+
 /* GGUF metadata. Each getter: HA_ERR_FORMAT when the key is missing or of another type. Borrowed pointers live as long as the file. */
 int ha_gguf_is(const ha_tensor_file *file);
 int ha_gguf_has(const ha_tensor_file *file, const char *key);
@@ -68,5 +76,22 @@ ha_status ha_gguf_string(const ha_tensor_file *file, const char *key, const char
 ha_status ha_gguf_array_length(const ha_tensor_file *file, const char *key, size_t *out, ha_error *err);
 ha_status ha_gguf_array_string(const ha_tensor_file *file, const char *key, size_t i, const char **out, size_t *length, ha_error *err);
 ha_status ha_gguf_array_f64(const ha_tensor_file *file, const char *key, size_t i, double *out, ha_error *err);   /* any number type */
+
+/* All of it, in file order, for whoever lists it. Types as in the GGUF specification. */
+enum { HA_GGUF_U8, HA_GGUF_I8, HA_GGUF_U16, HA_GGUF_I16, HA_GGUF_U32, HA_GGUF_I32, HA_GGUF_F32, HA_GGUF_BOOL,
+       HA_GGUF_STRING, HA_GGUF_ARRAY, HA_GGUF_U64, HA_GGUF_I64, HA_GGUF_F64, HA_GGUF_N_TYPES };
+
+typedef struct ha_gguf_value {
+    uint32_t type, item_type;   /* item_type: of an array */
+    uint64_t count;             /* STRING: bytes; ARRAY: elements; else 1 */
+    const uint8_t *data;        /* scalar: little-endian; STRING: bytes; ARRAY: its first element. Unaligned */
+} ha_gguf_value;
+
+size_t ha_gguf_count(const ha_tensor_file *file);
+void ha_gguf_at(const ha_tensor_file *file, size_t i, const char **key, size_t *key_length, ha_gguf_value *out);
+/* The element of an array at *at (begin with array->data, at most array->count times); *at moves behind it. */
+void ha_gguf_next(const ha_gguf_value *array, const uint8_t **at, ha_gguf_value *out);
+/* A scalar as the number it is: 1 = negative or signed type in *i, 2 = unsigned (and bool) in *u, 3 = floating in *f, 0 = no scalar. */
+int ha_gguf_scalar(const ha_gguf_value *value, int64_t *i, uint64_t *u, double *f);
 
 #endif

@@ -1,0 +1,114 @@
+/* Rows of a stored tensor as float32. Block formats: ggml's block_q8_0, block_q4_0 and block_q4_1 (ggml-common.h); the arithmetic is that of
+ * gguf-py's dequantize(), operation by operation, so that the bits agree. */
+#include <string.h>
+
+#include "core/float16.h"
+#include "io/tensor_file.h"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF    /* d * q + m rounds twice; gcc does not contract in ISO mode */
+#endif
+
+#define BLOCK 32
+
+static uint16_t
+load_u16(const uint8_t *bytes)      /* the mapping may be unaligned */
+{
+    uint16_t out;
+    memcpy(&out, bytes, 2);
+    return out;
+}
+
+static float
+scale_at(const uint8_t *bytes)
+{
+    return ha_f16_to_f32(load_u16(bytes));
+}
+
+static void
+from_f16(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = ha_f16_to_f32(load_u16(data + 2 * i));
+    }
+}
+
+static void
+from_bf16(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = ha_bf16_to_f32(load_u16(data + 2 * i));
+    }
+}
+
+static void
+from_q8_0(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i += BLOCK, data += 2 + BLOCK) {
+        const float d = scale_at(data);
+        const int8_t *q = (const int8_t *)data + 2;
+        for (size_t j = 0; j < BLOCK; j++) {
+            out[i + j] = (float)q[j] * d;
+        }
+    }
+}
+
+/* Low nibbles are elements 0..15, high ones 16..31. */
+static void
+from_q4_0(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i += BLOCK, data += 2 + BLOCK / 2) {
+        const float d = scale_at(data);
+        for (size_t j = 0; j < BLOCK / 2; j++) {
+            out[i + j] = d * (float)((data[2 + j] & 0xF) - 8);
+            out[i + j + BLOCK / 2] = d * (float)((data[2 + j] >> 4) - 8);
+        }
+    }
+}
+
+static void
+from_q4_1(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i += BLOCK, data += 4 + BLOCK / 2) {
+        const float d = scale_at(data), m = scale_at(data + 2);
+        for (size_t j = 0; j < BLOCK / 2; j++) {
+            out[i + j] = d * (float)(data[4 + j] & 0xF) + m;
+            out[i + j + BLOCK / 2] = d * (float)(data[4 + j] >> 4) + m;
+        }
+    }
+}
+
+ha_status
+ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *out, ha_error *err)
+{
+    const size_t rows = tensor->ndim >= 2 ? tensor->shape[0] : 1;
+    size_t cols = tensor->ndim == 1 ? tensor->shape[0] : 1, n = 0;
+    int overflow = 0;
+    for (int i = 1; i < tensor->ndim; i++) {
+        overflow |= __builtin_mul_overflow(cols, tensor->shape[i], &cols);
+    }
+    if (first > rows || count > rows - first) {
+        return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': rows %zu..%zu of %zu", tensor->name, first, first + count, rows);
+    }
+    if (overflow || __builtin_mul_overflow(cols, count, &n)) {
+        return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': shape overflows", tensor->name);
+    }
+    if (tensor->dtype == HA_OTHER) {
+        return ha_fail(err, HA_ERR_FORMAT, "tensor '%.64s' is stored as %s; read are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
+                       tensor->name, tensor->type_name);
+    }
+    if (n == 0) {
+        return HA_OK;
+    }
+    /* blocks lie along the innermost extent, which the reader checked to be whole blocks: a row begins with one */
+    switch (tensor->dtype) {
+    case HA_F32: memcpy(out, tensor->data + first * cols * 4, n * 4); break;
+    case HA_F16: from_f16(out, tensor->data + first * cols * 2, n); break;
+    case HA_BF16: from_bf16(out, tensor->data + first * cols * 2, n); break;
+    case HA_Q8_0: from_q8_0(out, tensor->data + first * (cols / BLOCK) * 34, n); break;
+    case HA_Q4_0: from_q4_0(out, tensor->data + first * (cols / BLOCK) * 18, n); break;
+    case HA_Q4_1: from_q4_1(out, tensor->data + first * (cols / BLOCK) * 20, n); break;
+    case HA_OTHER: break;
+    }
+    return HA_OK;
+}

@@ -1,0 +1,293 @@
+/* Matrix products: one register tile for every shape.
+ *
+ * C is computed in tiles of up to GEMM_MR rows by GEMM_NR columns. The inner extent k is cut into blocks whose size depends on k
+ * alone; within a block an element is one chain of fused multiply-adds over k in order, then C = alpha * chain + C. A tile of fewer rows
+ * runs the same chain, so an element has the same bits whichever tile it falls into.
+ * Both operands are packed: A in tiles [k][rows], B in panels [k][GEMM_NR], padded with zeros to GEMM_NR. */
+
+#define GEMM_NR (GEMM_NV * VF_LANES)
+#define GEMM_KC 384             /* k of a block at most: a panel block of B (GEMM_KC * GEMM_NR floats) stays in the first-level cache */
+#define GEMM_GRAIN 200000       /* multiply-adds a thread, below which starting a thread costs more */
+#define GEMM_GROUP 8            /* row tiles that one task takes */
+
+_Static_assert(HA_PANEL % GEMM_NR == 0, "a panel of a packed weight is whole panels of the register tile");
+
+static size_t
+round_up(size_t n, size_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+/* Block length for an inner extent: the fewest blocks of at most GEMM_KC, of nearly equal length, even. */
+static size_t
+gemm_block(size_t k)
+{
+    const size_t blocks = (k + GEMM_KC - 1) / GEMM_KC;
+    return blocks > 1 ? round_up((k + blocks - 1) / blocks, 2) : k;
+}
+
+/* Tile t of rows 0..m cut into nearly equal tiles of at most GEMM_MR: its first row. */
+static size_t
+tile_start(size_t t, size_t tiles, size_t m)
+{
+    return t * (m / tiles) + (t < m % tiles ? t : m % tiles);
+}
+
+/* Where a tile of C goes and what happens to it there. */
+typedef struct tile_out {
+    float *c;
+    size_t ldc, cols;           /* cols <= GEMM_NR of them are stored */
+    float alpha, beta;          /* c = alpha * product + beta * c, beta 0 does not read c */
+    const float *bias;          /* (cols,), instead of beta * c; or NULL */
+} tile_out;
+
+HA_INLINE void
+tile_store(vf acc, float *c, const float *bias, size_t cols, const tile_out *out)
+{
+    vf base = vf_set1(0.0f);
+    if (bias != NULL) {
+        base = read_n(bias, cols);
+    }
+    else if (out->beta != 0.0f) {
+        base = vf_mul(vf_set1(out->beta), read_n(c, cols));
+    }
+    write_n(c, vf_fma(vf_set1(out->alpha), acc, base), cols);
+}
+
+/* rows and bf16 are constants wherever this is inlined, so that acc lives in registers. */
+HA_INLINE void
+tile_body(const size_t rows, const int bf16, size_t kc, const float *a, const void *b, const tile_out *out)
+{
+    vf acc[GEMM_MR][GEMM_NV];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (size_t v = 0; v < GEMM_NV; v++) {
+            acc[r][v] = vf_set1(0.0f);
+        }
+    }
+    const float *b32 = b;
+    const uint16_t *b16 = b;
+    for (size_t p = 0; p < kc; p++) {
+        vf bv[GEMM_NV];
+#pragma GCC unroll 16
+        for (size_t v = 0; v < GEMM_NV; v++) {
+            bv[v] = bf16 ? vf_load_bf16(b16 + v * VF_LANES) : vf_load(b32 + v * VF_LANES);
+        }
+#pragma GCC unroll 16
+        for (size_t r = 0; r < rows; r++) {
+            const vf av = vf_set1(a[r]);
+#pragma GCC unroll 16
+            for (size_t v = 0; v < GEMM_NV; v++) {
+                acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
+            }
+        }
+        a += rows;
+        b32 += GEMM_NR;
+        b16 += GEMM_NR;
+    }
+#pragma GCC unroll 16
+    for (size_t r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (size_t v = 0; v < GEMM_NV; v++) {
+            if (v * VF_LANES < out->cols) {
+                tile_store(acc[r][v], out->c + r * out->ldc + v * VF_LANES, out->bias != NULL ? out->bias + v * VF_LANES : NULL,
+                           out->cols - v * VF_LANES, out);
+            }
+        }
+    }
+}
+
+#define TILE(rows) \
+    static void tile_f32_##rows(size_t kc, const float *a, const void *b, const tile_out *out) { tile_body(rows, 0, kc, a, b, out); } \
+    static void tile_bf16_##rows(size_t kc, const float *a, const void *b, const tile_out *out) { tile_body(rows, 1, kc, a, b, out); }
+TILE(1) TILE(2) TILE(3) TILE(4)
+#if GEMM_MR >= 6
+TILE(5) TILE(6)
+#endif
+#if GEMM_MR >= 14
+TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+#endif
+#undef TILE
+
+typedef void (*tile_fn)(size_t kc, const float *a, const void *b, const tile_out *out);
+
+#define TILES(format) { \
+    tile_##format##_1, tile_##format##_2, tile_##format##_3, tile_##format##_4, TILES_6(format) TILES_14(format) }
+#if GEMM_MR >= 6
+#define TILES_6(format) tile_##format##_5, tile_##format##_6,
+#else
+#define TILES_6(format)
+#endif
+#if GEMM_MR >= 14
+#define TILES_14(format) tile_##format##_7, tile_##format##_8, tile_##format##_9, tile_##format##_10, tile_##format##_11, \
+    tile_##format##_12, tile_##format##_13, tile_##format##_14,
+#else
+#define TILES_14(format)
+#endif
+static const tile_fn tiles_f32[GEMM_MR] = TILES(f32);
+static const tile_fn tiles_bf16[GEMM_MR] = TILES(bf16);
+
+/* Rows of A as one tile [kc][rows]. */
+static void
+pack_a(float *packed, const float *a, ptrdiff_t a_row, ptrdiff_t a_col, size_t rows, size_t kc)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const float *row = a + (ptrdiff_t)r * a_row;
+        for (size_t p = 0; p < kc; p++) {
+            packed[p * rows + r] = row[(ptrdiff_t)p * a_col];
+        }
+    }
+}
+
+/* Columns of B as one panel [kc][GEMM_NR]. */
+static void
+pack_b(float *packed, const float *b, ptrdiff_t b_row, ptrdiff_t b_col, size_t kc, size_t cols)
+{
+    if (cols < GEMM_NR) {
+        memset(packed, 0, kc * GEMM_NR * sizeof(*packed));
+    }
+    if (b_col == 1) {
+        for (size_t p = 0; p < kc; p++) {
+            memcpy(packed + p * GEMM_NR, b + (ptrdiff_t)p * b_row, cols * sizeof(*packed));
+        }
+        return;
+    }
+    for (size_t j = 0; j < cols; j++) {
+        const float *col = b + (ptrdiff_t)j * b_col;
+        for (size_t p = 0; p < kc; p++) {
+            packed[p * GEMM_NR + j] = col[(ptrdiff_t)p * b_row];
+        }
+    }
+}
+
+/* Tasks handed out one by one to the threads of a region, phase after phase with a barrier between. Every thread draws one number past the
+ * end of each phase, so the next phase starts at the known number `base`. */
+typedef struct task_counter {
+    atomic_size_t next;
+} task_counter;
+
+static size_t
+task_take(task_counter *counter)
+{
+    return atomic_fetch_add_explicit(&counter->next, 1, memory_order_relaxed);
+}
+
+typedef struct gemm_run {
+    const ha_gemm *g;
+    float *packed_a, *packed_b;
+    task_counter counter;
+} gemm_run;
+
+static void
+gemm_pack_task(const gemm_run *run, size_t task, size_t tiles, size_t k0, size_t kc)
+{
+    const ha_gemm *g = run->g;
+    if (task < tiles) {
+        const size_t first = tile_start(task, tiles, g->m), end = tile_start(task + 1, tiles, g->m);
+        pack_a(run->packed_a + first * kc, g->a + (ptrdiff_t)first * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, end - first, kc);
+        return;
+    }
+    const size_t first = (task - tiles) * GEMM_NR;
+    pack_b(run->packed_b + first * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)first * g->b_col, g->b_row, g->b_col, kc,
+           g->n - first < GEMM_NR ? g->n - first : GEMM_NR);
+}
+
+/* Row tiles [first_tile, end_tile) of one panel of columns. */
+static void
+gemm_tile_task(const gemm_run *run, size_t panel, size_t first_tile, size_t end_tile, size_t tiles, size_t k0, size_t kc)
+{
+    const ha_gemm *g = run->g;
+    const size_t col = panel * GEMM_NR;
+    tile_out out = {.ldc = g->ldc, .cols = g->n - col < GEMM_NR ? g->n - col : GEMM_NR,
+                    .alpha = g->alpha, .beta = k0 == 0 ? g->beta : 1.0f};
+    for (size_t t = first_tile; t < end_tile; t++) {
+        const size_t first = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - first;
+        out.c = g->c + first * g->ldc + col;
+        tiles_f32[rows - 1](kc, run->packed_a + first * kc, run->packed_b + col * kc, &out);
+    }
+}
+
+static void
+gemm_body(void *arg, int thread, int n_threads)
+{
+    gemm_run *run = arg;
+    const ha_gemm *g = run->g;
+    const size_t tiles = (g->m + GEMM_MR - 1) / GEMM_MR, panels = (g->n + GEMM_NR - 1) / GEMM_NR;
+    const size_t groups = (tiles + GEMM_GROUP - 1) / GEMM_GROUP, block = gemm_block(g->k);
+    (void)thread;
+    size_t base = 0, k0 = 0;
+    do {
+        const size_t kc = g->k - k0 < block ? g->k - k0 : block;
+        size_t task;
+        while ((task = task_take(&run->counter) - base) < tiles + panels) {
+            gemm_pack_task(run, task, tiles, k0, kc);
+        }
+        base += tiles + panels + (size_t)n_threads;
+        ha_parallel_barrier(n_threads);
+        while ((task = task_take(&run->counter) - base) < panels * groups) {
+            const size_t first = task % groups * GEMM_GROUP;
+            gemm_tile_task(run, task / groups, first, tiles - first < GEMM_GROUP ? tiles : first + GEMM_GROUP, tiles, k0, kc);
+        }
+        base += panels * groups + (size_t)n_threads;
+        ha_parallel_barrier(n_threads);
+        k0 += kc;
+    } while (k0 < g->k);
+}
+
+static size_t
+gemm_scratch_bytes(size_t m, size_t n, size_t k, int n_threads)
+{
+    (void)n_threads;
+    return (m + round_up(n, GEMM_NR)) * gemm_block(k) * sizeof(float) + 64;
+}
+
+static float *
+align_64(void *p)
+{
+    return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
+}
+
+static void
+gemm_f32(const ha_gemm *gemm, void *scratch, int n_threads)
+{
+    if (gemm->m == 0 || gemm->n == 0) {
+        return;
+    }
+    const size_t block = gemm_block(gemm->k);
+    gemm_run run = {.g = gemm};
+    run.packed_b = align_64(scratch);
+    run.packed_a = run.packed_b + round_up(gemm->n, GEMM_NR) * block;
+    atomic_init(&run.counter.next, 0);
+    ha_parallel_run(ha_threads_for(gemm->m * gemm->n * gemm->k, GEMM_GRAIN, n_threads), gemm_body, &run);
+}
+
+#define DOT_CHAINS 4
+
+static float
+dot_f32(const float *a, const float *b, size_t n)
+{
+    vf acc[DOT_CHAINS];
+    for (size_t c = 0; c < DOT_CHAINS; c++) {
+        acc[c] = vf_set1(0.0f);
+    }
+    size_t i;
+    for (i = 0; i + DOT_CHAINS * VF_LANES <= n; i += DOT_CHAINS * VF_LANES) {
+        for (size_t c = 0; c < DOT_CHAINS; c++) {
+            acc[c] = vf_fma(vf_load(a + i + c * VF_LANES), vf_load(b + i + c * VF_LANES), acc[c]);
+        }
+    }
+    for (size_t c = 0; i < n; i += VF_LANES, c++) {
+        acc[c] = vf_fma(read_n(a + i, n - i), read_n(b + i, n - i), acc[c]);
+    }
+    return vf_sum(vf_add(vf_add(acc[0], acc[1]), vf_add(acc[2], acc[3])));
+}
+
+static void
+axpy_f32(float *y, float alpha, const float *x, size_t n)
+{
+    const vf a = vf_set1(alpha);
+    for (size_t i = 0; i < n; i += VF_LANES) {
+        write_n(y + i, vf_fma(a, read_n(x + i, n - i), read_n(y + i, n - i)), n - i);
+    }
+}

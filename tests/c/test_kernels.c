@@ -1,0 +1,459 @@
+/* Every kernel of every usable table against its equation in float64, around every lane count, and the rule of the table: an
+ * element's bits depend neither on the batch nor on the thread count.
+ *
+ *     make check | make asan | make neon
+ *
+ * Prints each failure and "N passed, M failed"; exit status 1 if any failed. */
+#include "check.h"
+#include "core/parallel.h"
+#include "kernels/kernels.h"
+
+static const ha_kernels *kern;
+
+static const size_t sizes[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 1000};
+#define N_SIZES (sizeof(sizes) / sizeof(sizes[0]))
+#define EPS 0x1p-24     /* relative rounding error of float32 */
+
+/* -- matrix products -- */
+
+/* |error| of a float32 sum of k products is at most (k + 2) EPS sum |a b| (Higham 2002, section 3.1). */
+static void
+test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
+{
+    const size_t ldc = n + 3;
+    float *a = floats(m * k, 1), *b = floats(k * n, 1), *c = floats(m * ldc, 1), *c0 = copy_of(c, m * ldc), *c2 = copy_of(c, m * ldc);
+    ha_gemm g = {.m = m, .n = n, .k = k, .alpha = alpha, .beta = beta, .a = a, .b = b, .c = c, .ldc = ldc,
+                 .a_row = ta ? 1 : (ptrdiff_t)k, .a_col = ta ? (ptrdiff_t)m : 1,
+                 .b_row = tb ? 1 : (ptrdiff_t)n, .b_col = tb ? (ptrdiff_t)k : 1};
+    if (beta == 0) {
+        for (size_t i = 0; i < m; i++) {
+            for (size_t j = 0; j < n; j++) {
+                c[i * ldc + j] = c2[i * ldc + j] = NAN;     /* must not be read */
+            }
+        }
+    }
+    void *scratch = bytes(kern->gemm_scratch_bytes(m, n, k, 2));
+    kern->gemm_f32(&g, scratch, 1);
+    int bad = 0;
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double sum = 0, size = 0;
+            for (size_t p = 0; p < k; p++) {
+                const double t = (double)a[i * (size_t)g.a_row + p * (size_t)g.a_col] * b[p * (size_t)g.b_row + j * (size_t)g.b_col];
+                sum += t;
+                size += fabs(t);
+            }
+            const double old = beta != 0 ? beta * c0[i * ldc + j] : 0;
+            const double want = alpha * sum + old;
+            bad += !(fabs(c[i * ldc + j] - want) <= EPS * ((double)(k + 4) * fabs(alpha) * size + 2 * fabs(old)) + 1e-37);
+        }
+        bad += memcmp(c + i * ldc + n, c0 + i * ldc + n, 3 * sizeof(float)) != 0;
+    }
+    CHECK(bad == 0, "%s gemm %zu x %zu x %zu ta %d tb %d: %d elements off", kern->isa, m, n, k, ta, tb, bad);
+
+    g.c = c2;
+    kern->gemm_f32(&g, scratch, 2);
+    CHECK(memcmp(c, c2, m * ldc * sizeof(float)) == 0, "%s gemm %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, m, n, k);
+    if (m > 0 && beta == 0) {                               /* the last row alone */
+        float *row = floats(n, 1);
+        g.a += (ptrdiff_t)(m - 1) * g.a_row, g.m = 1, g.c = row, g.ldc = n;
+        kern->gemm_f32(&g, scratch, 1);
+        CHECK(memcmp(row, c + (m - 1) * ldc, n * sizeof(float)) == 0, "%s gemm %zu x %zu x %zu: a row alone differs", kern->isa, m, n, k);
+        free(row);
+    }
+    free(a), free(b), free(c), free(c0), free(c2), free(scratch);
+}
+
+static float
+to_bf16(float x)
+{
+    uint16_t h;
+    ha_kernels_scalar.f32_to_bf16(&h, &x, 1);
+    ha_kernels_scalar.bf16_to_f32(&x, &h, 1);
+    return x;
+}
+
+static void
+test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias)
+{
+    const int dot16 = format == HA_WEIGHT_BF16 && strcmp(kern->isa, "avx512bf16") == 0;
+    const size_t ldx = k + 1, ldy = n + 2, ldw = k + 5;
+    float *x = floats(m * ldx, 1), *w = floats(n * ldw, 1), *bias = floats(n, 1), *y = floats(m * ldy, 1), *y2 = copy_of(y, m * ldy);
+    void *packed = bytes(kern->linear_packed_bytes(format, n, k));
+    for (size_t first = 0; first < n; first += HA_PANEL) {
+        const size_t count = n - first < HA_PANEL ? n - first : HA_PANEL;
+        kern->linear_pack(packed, format, n, k, first, count, w + first * ldw, ldw);
+    }
+    void *scratch = bytes(kern->linear_scratch_bytes(format, m, n, k, 2));
+    kern->linear_f32(y, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 1);
+    int bad = 0;
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double want = with_bias ? bias[j] : 0, size = fabs(want);
+            for (size_t p = 0; p < k; p++) {
+                const double wv = format == HA_WEIGHT_BF16 ? to_bf16(w[j * ldw + p]) : w[j * ldw + p];
+                const double xv = dot16 ? to_bf16(x[i * ldx + p]) : x[i * ldx + p];
+                want += wv * xv;
+                size += fabs(wv * xv);
+            }
+            bad += !(fabs(y[i * ldy + j] - want) <= EPS * (double)(k + 4) * size + 1e-37);
+        }
+    }
+    CHECK(bad == 0, "%s linear format %d %zu x %zu x %zu: %d elements off", kern->isa, format, m, n, k, bad);
+
+    kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 2);
+    CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s linear format %d %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, format, m, n, k);
+    void *scratch1 = bytes(kern->linear_scratch_bytes(format, 1, n, k, 2));
+    float *row = floats(n, 1);
+    int differ = 0;
+    for (size_t i = 0; i < m; i += 1 + m / 17) {
+        kern->linear_f32(row, n, x + i * ldx, ldx, packed, format, with_bias ? bias : NULL, 1, n, k, scratch1, 1 + (int)(i % 2));
+        differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
+    }
+    CHECK(differ == 0, "%s linear format %d %zu x %zu x %zu: %d rows differ when alone", kern->isa, format, m, n, k, differ);
+    free(x), free(w), free(bias), free(y), free(y2), free(packed), free(scratch), free(scratch1), free(row);
+}
+
+static void
+test_products(void)
+{
+    static const size_t small[] = {0, 1, 2, 5, 8, 13, 15, 17, 29, 33, 64, 67};
+    const size_t n_small = sizeof(small) / sizeof(small[0]);
+    for (size_t i = 0; i < n_small; i++) {
+        for (size_t j = 0; j < n_small; j++) {
+            const size_t m = small[i], n = small[j], k = small[(i * 5 + j * 3) % n_small];
+            const int t = (int)(i + 2 * j);
+            test_gemm(m, n, k, t & 1, (t >> 1) & 1, i % 3 == 0 ? 0.5f : 1, j % 3 == 0 ? 0 : j % 3 == 1 ? 1 : -0.25f);
+            test_linear(j % 2 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32, m, n, k, (int)(i % 2));
+        }
+    }
+    for (int t = 0; t < 4; t++) {
+        test_gemm(130, 97, 801, t & 1, t >> 1, 1, 0);
+        test_gemm(47, 200, 385, t & 1, t >> 1, -2, 1);
+    }
+    for (int format = 0; format < 2; format++) {
+        test_linear((ha_weight_format)format, 1, 576, 1537, 0);
+        test_linear((ha_weight_format)format, 37, 200, 769, 1);
+        test_linear((ha_weight_format)format, 1030, 70, 50, 1);
+    }
+}
+
+/* -- elementwise -- */
+
+static void
+test_elementwise(size_t n)
+{
+    float *a = floats(n, 6), *b = floats(n, 3), *d = floats(n, 1), *out = floats(n, 1), *two = floats(n, 1);
+    double worst[6] = {0};
+    kern->gelu_f32(out, a, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        worst[0] = fmax(worst[0], fabs(out[i] - 0.5 * a[i] * erfc(-a[i] / sqrt(2))));
+    }
+    kern->gelu_backward_f32(out, d, a, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        const double slope = 0.5 * erfc(-a[i] / sqrt(2)) + a[i] * exp(-0.5 * a[i] * a[i]) / sqrt(2 * acos(-1));
+        worst[1] = fmax(worst[1], fabs(out[i] - d[i] * slope));
+    }
+    kern->silu_mul_f32(out, a, b, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        worst[2] = fmax(worst[2], fabs(out[i] - a[i] / (1 + exp(-(double)a[i])) * b[i]));
+    }
+    kern->tanh_f32(out, a, n);
+    for (size_t i = 0; i < n; i++) {
+        worst[3] = fmax(worst[3], fabs(out[i] - tanh(a[i])) / fabs(tanh(a[i])));
+    }
+    kern->add_f32(out, a, b, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        worst[4] += out[i] != a[i] + b[i];
+    }
+    memcpy(out, b, n * sizeof(float));
+    kern->axpy_f32(out, 0.75f, a, n);
+    for (size_t i = 0; i < n; i++) {
+        worst[5] = fmax(worst[5], fabs(out[i] - (b[i] + 0.75 * a[i])));
+    }
+    CHECK(worst[0] <= 1e-6 && worst[1] <= 1e-6, "%s gelu %zu: %g, backward %g", kern->isa, n, worst[0], worst[1]);
+    CHECK(worst[2] <= 18 * 6 * EPS, "%s silu_mul %zu: %g", kern->isa, n, worst[2]);
+    CHECK(worst[3] <= 6 * EPS, "%s tanh %zu: %g", kern->isa, n, worst[3]);
+    CHECK(worst[4] == 0 && worst[5] <= 9 * 2 * EPS, "%s add, axpy %zu: %g", kern->isa, n, worst[5]);
+
+    /* each element alone has the same bits */
+    kern->gelu_f32(out, a, n, 2);
+    kern->silu_mul_f32(two, a, b, n, 2);
+    int differ = 0;
+    for (size_t i = 0; i < n; i++) {
+        float g, s;
+        kern->gelu_f32(&g, a + i, 1, 1);
+        kern->silu_mul_f32(&s, a + i, b + i, 1, 1);
+        differ += memcmp(&g, out + i, 4) != 0 || memcmp(&s, two + i, 4) != 0;
+    }
+    CHECK(differ == 0, "%s gelu, silu_mul %zu: %d elements differ when alone", kern->isa, n, differ);
+    free(a), free(b), free(d), free(out), free(two);
+}
+
+static void
+test_softmax(size_t rows, size_t cols)
+{
+    const size_t ld = cols + 1;
+    float *x = floats(rows * ld, 30), *p = copy_of(x, rows * ld), *dp = floats(rows * ld, 1), *dx = floats(rows * ld, 1);
+    kern->softmax_f32(p, rows, cols, ld, 0.7f);
+    kern->softmax_backward_f32(dx, dp, p, rows, cols, ld, 0.7f);
+    double worst = 0, worst_back = 0;
+    for (size_t r = 0; r < rows; r++) {
+        const float *xr = x + r * ld, *pr = p + r * ld;
+        double max = -INFINITY, sum = 0, dot = 0;
+        for (size_t i = 0; i < cols; i++) {
+            max = fmax(max, xr[i]);
+            dot += (double)pr[i] * dp[r * ld + i];
+        }
+        for (size_t i = 0; i < cols; i++) {
+            sum += exp(0.7f * (xr[i] - max));
+        }
+        for (size_t i = 0; i < cols; i++) {
+            worst = fmax(worst, fabs(pr[i] - exp(0.7f * (xr[i] - max)) / sum));
+            worst_back = fmax(worst_back, fabs(dx[r * ld + i] - 0.7f * pr[i] * (dp[r * ld + i] - dot)));
+        }
+    }
+    /* |scale x| <= 42: the rounding of the argument is the relative error of the exponential */
+    CHECK(worst <= 60 * EPS && worst_back <= 40 * EPS, "%s softmax %zu x %zu: %g, backward %g", kern->isa, rows, cols, worst, worst_back);
+
+    const float max = kern->max_f32(x, cols);
+    double sum = kern->exp_sum_f32(dx, x, max, 0.7f, cols), want = 0, plain = -INFINITY;
+    for (size_t i = 0; i < cols; i++) {
+        plain = fmax(plain, x[i]);
+        want += exp(0.7f * ((double)x[i] - max));
+    }
+    CHECK(max == (float)plain && fabs(sum - want) <= 200 * EPS * want, "%s exp_sum %zu: %g for %g", kern->isa, cols, sum, want);
+    free(x), free(p), free(dp), free(dx);
+}
+
+/* The argument runs over all of exp's range; results below the normal range are compared absolutely. */
+static void
+test_exp(void)
+{
+    enum { N = 20000 };
+    float *x = bytes(N * sizeof(float)), *out = bytes(N * sizeof(float));
+    double worst = 0, tiny = 0;
+    for (int i = 0; i < N; i++) {
+        x[i] = -110 + 200 * (float)i / N;
+    }
+    kern->exp_sum_f32(out, x, 0, 1, N);
+    for (int i = 0; i < N; i++) {
+        const double want = exp(x[i]);
+        if (want > 3.4e38) {
+            tiny += !isinf(out[i]) && out[i] < 3.3e38f;
+        }
+        else if (want < 0x1p-126) {
+            tiny += fabs(out[i] - want) > 0x1p-149 + 4 * EPS * want;
+        }
+        else {
+            worst = fmax(worst, fabs(out[i] - want) / want);
+        }
+    }
+    CHECK(worst <= 4 * EPS && tiny == 0, "%s exp: relative error %g, %g bad at the ends", kern->isa, worst, tiny);
+    x[0] = NAN, x[1] = INFINITY, x[2] = -INFINITY;
+    kern->exp_sum_f32(out, x, 0, 1, 3);
+    CHECK(isnan(out[0]) && isinf(out[1]) && out[2] == 0, "%s exp: NaN, inf, -inf give %g %g %g", kern->isa, out[0], out[1], out[2]);
+    free(x), free(out);
+}
+
+/* -- normalisation -- */
+
+static void
+test_norms(size_t rows, size_t cols, int affine)
+{
+    const size_t size = rows * cols;
+    const float eps = 1e-5f;
+    float *x = floats(size, 2), *w = floats(cols, 1), *b = floats(cols, 1), *d = floats(size, 1), *out = floats(size, 1), *rms = floats(size, 1);
+    float *dx = copy_of(d, size), *dw = floats(cols, 1), *db = floats(cols, 1), *dw0 = copy_of(dw, cols), *db0 = copy_of(db, cols);
+    double *want_dw = bytes(2 * cols * sizeof(double)), *want_db = want_dw + cols;
+    memset(want_dw, 0, 2 * cols * sizeof(double));
+    kern->layer_norm_f32(out, x, affine ? w : NULL, affine ? b : NULL, rows, cols, eps, 1);
+    kern->rms_norm_f32(rms, x, w, rows, cols, eps, 1);
+    kern->layer_norm_backward_f32(dx, dw, db, dx, x, affine ? w : NULL, rows, cols, eps, 1);    /* dx in place of dout */
+    double worst = 0, worst_rms = 0, worst_dx = 0, worst_dw = 0;
+    for (size_t r = 0; r < rows; r++) {
+        const float *xr = x + r * cols, *dr = d + r * cols;
+        double mean = 0, var = 0, square = 0, sum_g = 0, sum_gn = 0;
+        for (size_t i = 0; i < cols; i++) {
+            mean += xr[i] / (double)cols;
+            square += (double)xr[i] * xr[i] / (double)cols;
+        }
+        for (size_t i = 0; i < cols; i++) {
+            var += (xr[i] - mean) * (xr[i] - mean) / (double)cols;
+        }
+        const double rstd = 1 / sqrt(var + eps);
+        for (size_t i = 0; i < cols; i++) {
+            const double n = (xr[i] - mean) * rstd, g = dr[i] * (affine ? w[i] : 1.0);
+            sum_g += g / (double)cols;
+            sum_gn += g * n / (double)cols;
+            want_dw[i] += dr[i] * n;
+            want_db[i] += dr[i];
+            worst = fmax(worst, fabs(out[r * cols + i] - (n * (affine ? w[i] : 1.0) + (affine ? b[i] : 0.0))));
+            worst_rms = fmax(worst_rms, fabs(rms[r * cols + i] - xr[i] / sqrt(square + eps) * w[i]));
+        }
+        for (size_t i = 0; i < cols; i++) {
+            const double n = (xr[i] - mean) * rstd, g = dr[i] * (affine ? w[i] : 1.0);
+            worst_dx = fmax(worst_dx, fabs(dx[r * cols + i] - rstd * (g - sum_g - n * sum_gn)) / rstd);
+        }
+    }
+    for (size_t i = 0; i < cols; i++) {
+        worst_dw = fmax(worst_dw, fmax(fabs(dw[i] - dw0[i] - want_dw[i]), fabs(db[i] - db0[i] - want_db[i])));
+    }
+    /* float32 means of n terms: error grows as sqrt(n) EPS; values to about 4, 16x head-room; small variances magnify by rstd <= 316 */
+    const double root = sqrt((double)cols + 1);
+    CHECK(worst <= 64 * EPS * root * (cols < 4 ? 300 : 1) && worst_rms <= 64 * EPS * root, "%s norms %zu x %zu: %g, rms %g", kern->isa, rows, cols, worst, worst_rms);
+    CHECK(worst_dx <= 64 * EPS * root * (cols < 4 ? 300 : 1), "%s layer_norm_backward %zu x %zu: dx %g", kern->isa, rows, cols, worst_dx);
+    CHECK(worst_dw <= 64 * EPS * (double)(rows + 1) * (cols < 4 ? 300 : 1), "%s layer_norm_backward %zu x %zu: dweight %g", kern->isa, rows, cols, worst_dw);
+
+    float *out2 = floats(size, 1), *dx2 = floats(size, 1), *dw2 = copy_of(dw0, cols), *db2 = copy_of(db0, cols);
+    kern->layer_norm_f32(out2, x, affine ? w : NULL, affine ? b : NULL, rows, cols, eps, 2);
+    kern->layer_norm_backward_f32(dx2, dw2, db2, d, x, affine ? w : NULL, rows, cols, eps, 2);
+    const int same = memcmp(out, out2, size * 4) == 0 && memcmp(dx, dx2, size * 4) == 0 && memcmp(dw, dw2, cols * 4) == 0 && memcmp(db, db2, cols * 4) == 0;
+    CHECK(same, "%s layer_norm %zu x %zu: 1 and 2 threads differ", kern->isa, rows, cols);
+    kern->layer_norm_backward_f32(dx2, NULL, NULL, d, x, affine ? w : NULL, rows, cols, eps, 1);
+    CHECK(memcmp(dx, dx2, size * 4) == 0, "%s layer_norm_backward %zu x %zu: dx depends on dweight", kern->isa, rows, cols);
+    free(x), free(w), free(b), free(d), free(out), free(rms), free(dx), free(dw), free(db), free(dw0), free(db0), free(want_dw);
+    free(out2), free(dx2), free(dw2), free(db2);
+}
+
+/* -- storage formats: all 65,536 patterns, and the scalar table as the meaning of narrowing -- */
+
+static void
+test_formats(void)
+{
+    enum { N = 65536 };
+    uint16_t *h = bytes(N * 2), *back = bytes(N * 2), *want = bytes(N * 2);
+    float *f = bytes(N * 4);
+    int bad = 0;
+    for (int i = 0; i < N; i++) {
+        h[i] = (uint16_t)i;
+    }
+    kern->f16_to_f32(f, h, N);
+    for (int i = 0; i < N; i++) {
+        const int exponent = (i >> 10) & 31, fraction = i & 0x3ff;
+        const double size = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+        const double value = i & 0x8000 ? -size : size;
+        bad += isnan(value) ? !isnan(f[i]) : f[i] != value || !signbit(f[i]) != !(i >> 15);
+    }
+    kern->f32_to_f16(back, f, N);
+    for (int i = 0; i < N; i++) {
+        bad += (i & 0x7fff) <= 0x7c00 ? back[i] != i : (back[i] & 0x7fff) <= 0x7c00;
+    }
+    CHECK(bad == 0, "%s float16: %d patterns wrong", kern->isa, bad);
+
+    bad = 0;
+    kern->bf16_to_f32(f, h, N);
+    kern->f32_to_bf16(back, f, N);
+    for (int i = 0; i < N; i++) {
+        uint32_t bits;
+        memcpy(&bits, f + i, 4);
+        bad += bits != (uint32_t)i << 16;
+        bad += (i & 0x7fff) <= 0x7f80 ? back[i] != i : (back[i] & 0x7fff) <= 0x7f80;
+    }
+    CHECK(bad == 0, "%s bfloat16: %d patterns wrong", kern->isa, bad);
+
+    bad = 0;
+    seed(7);
+    for (int i = 0; i < N; i++) {       /* every exponent, ties and their neighbours among them */
+        uint32_t bits = ((uint32_t)i << 16) | (i % 5 == 0 ? 0x8000 : i % 5 == 1 ? 0x7fff : i % 5 == 2 ? 0x8001 : (uint32_t)(uniform() * 0x7fff + 0x8000));
+        bits = i % 3 == 0 ? (bits & 0xffffe000) | 0x1000 : bits;
+        memcpy(f + i, &bits, 4);
+        f[i] = isnan(f[i]) ? 1.0f : f[i];
+    }
+    kern->f32_to_f16(back, f, N);
+    for (int i = 0; i < N; i++) {
+        float value;
+        kern->f16_to_f32(&value, back + i, 1);
+        const double size = fabs(f[i]), unit = size < 0x1p-14 ? 0x1p-24 : ldexp(1, ilogb(size) - 10);
+        const double want16 = size >= 65520 ? INFINITY : rint(size / unit) * unit;
+        bad += fabs(value) != want16 || !signbit(value) != !signbit(f[i]);
+    }
+    CHECK(bad == 0, "%s f32_to_f16: %d values not rounded to nearest even", kern->isa, bad);
+    bad = 0;
+    kern->f32_to_bf16(back, f, N);
+    for (int i = 0; i < N; i++) {
+        float value;
+        kern->bf16_to_f32(&value, back + i, 1);
+        const double size = fabs(f[i]), unit = size < 0x1p-126 ? 0x1p-133 : isinf(size) ? 1 : ldexp(1, ilogb(size) - 7);
+        double want16 = isinf(size) ? INFINITY : rint(size / unit) * unit;
+        want16 = want16 >= 0x1p128 ? INFINITY : want16;
+        bad += fabs(value) != want16 || !signbit(value) != !signbit(f[i]);
+    }
+    CHECK(bad == 0, "%s f32_to_bf16: %d values not rounded to nearest even", kern->isa, bad);
+    for (size_t s = 0; s < N_SIZES; s++) {
+        const size_t n = sizes[s];
+        uint16_t *few = bytes(n * 2);
+        float *wide = bytes(n * 4);
+        kern->f32_to_f16(few, f, n);
+        kern->f16_to_f32(wide, few, n);
+        kern->f32_to_f16(want, f, N);
+        CHECK(memcmp(few, want, n * 2) == 0, "%s f32_to_f16 %zu: differs from the longer call", kern->isa, n);
+        kern->f32_to_bf16(few, f, n);
+        kern->bf16_to_f32(wide, few, n);
+        CHECK(memcmp(few, back, n * 2) == 0, "%s f32_to_bf16 %zu: differs from the longer call", kern->isa, n);
+        free(few), free(wide);
+    }
+    free(h), free(back), free(want), free(f);
+}
+
+/* -- training -- */
+
+static void
+test_training(size_t n)
+{
+    float *w = floats(n, 1), *g = floats(n, 1), *m = floats(n, 0.1f), *v = floats(n, 0.1f);
+    for (size_t i = 0; i < n; i++) {
+        v[i] = fabsf(v[i]);
+    }
+    float *w1 = copy_of(w, n), *m1 = copy_of(m, n), *v1 = copy_of(v, n), *w2 = copy_of(w, n), *m2 = copy_of(m, n), *v2 = copy_of(v, n);
+    const float lr = 1e-3f, b1 = 0.9f, b2 = 0.999f, eps = 1e-8f, decay = 0.01f, k1 = 1 - b1 * b1, k2 = 1 - b2 * b2, scale = 0.5f;
+    kern->adamw_f32(w1, g, m1, v1, n, lr, b1, b2, eps, decay, k1, k2, scale, 1);
+    kern->adamw_f32(w2, g, m2, v2, n, lr, b1, b2, eps, decay, k1, k2, scale, 2);
+    double worst = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double grad = (double)g[i] * scale, mm = b1 * (double)m[i] + (1 - (double)b1) * grad, vv = b2 * (double)v[i] + (1 - (double)b2) * grad * grad;
+        const double want = w[i] * (1 - (double)lr * decay) - lr * (mm / k1) / (sqrt(vv / k2) + eps);
+        worst = fmax(worst, fabs(w1[i] - want));
+        worst = fmax(worst, fmax(fabs(m1[i] - mm), fabs(v1[i] - vv)));
+        sum += (double)g[i] * g[i];
+    }
+    /* the step is up to lr |m| / k1 / sqrt(v / k2): 1e-3 * .1 / .19 / (sqrt(b2 v / k2)), v >= 1e-8 almost surely, so its own rounding stays below 1e-6 */
+    CHECK(worst <= 1e-6, "%s adamw %zu: %g", kern->isa, n, worst);
+    CHECK(memcmp(w1, w2, n * 4) == 0 && memcmp(m1, m2, n * 4) == 0 && memcmp(v1, v2, n * 4) == 0, "%s adamw %zu: 1 and 2 threads differ", kern->isa, n);
+    const double one = kern->sum_squares_f32(g, n, 1), two = kern->sum_squares_f32(g, n, 2);
+    CHECK(fabs(one - sum) <= 300 * EPS * sum && one == two, "%s sum_squares %zu: %.9g, %.9g for %.9g", kern->isa, n, one, two, sum);
+    double dot = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        dot += (double)w[i] * g[i];
+        size += fabs((double)w[i] * g[i]);
+    }
+    const double got = kern->dot_f32(w, g, n);
+    CHECK(fabs(got - dot) <= ((double)n / 4 + 20) * EPS * size, "%s dot %zu: %g for %g", kern->isa, n, got, dot);
+    free(w), free(g), free(m), free(v), free(w1), free(m1), free(v1), free(w2), free(m2), free(v2);
+}
+
+int
+main(void)
+{
+    for (int i = 0; (kern = ha_kernels_at(i)) != NULL; i++) {
+        const int passed = n_passed, failed = n_failed;
+        seed(42);
+        test_products();
+        for (size_t s = 0; s < N_SIZES; s++) {
+            test_elementwise(sizes[s]);
+            test_training(sizes[s]);
+            if (sizes[s] > 0) {
+                test_softmax(3, sizes[s]);
+                test_norms(5, sizes[s], (int)(s % 2));
+            }
+        }
+        test_training(300000);
+        test_elementwise(70001);
+        test_norms(600, 96, 1);
+        test_exp();
+        test_formats();
+        printf("%s: %d passed, %d failed\n", kern->isa, n_passed - passed, n_failed - failed);
+    }
+    printf("%d passed, %d failed\n", n_passed, n_failed);
+    return n_failed > 0;
+}
