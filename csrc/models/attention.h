@@ -1,0 +1,32 @@
+/* Multi-head attention over ragged rows (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): out = softmax(Q K^T / sqrt(head_dim)) V, for each
+ * row and head by itself, so that nothing depends on the rest of the batch. Scores are held for a block of queries at a time. */
+#ifndef HARMAUG_MODELS_ATTENTION_H
+#define HARMAUG_MODELS_ATTENTION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "models/dropout.h"
+
+typedef struct ha_attention {
+    const ha_kernels *kernels;
+    size_t n_rows, n_heads, head_dim;
+    const int64_t *offsets;         /* (n_rows + 1,): keys of row i are tokens [offsets[i], offsets[i + 1]) */
+    int cls_only;                   /* 0: a query for each key. 1: one query a row, that of its first token: query i belongs to row i */
+    const float *q, *k, *v;         /* q (queries, n_heads * head_dim), leading dimension ldq; k and v (tokens, same), ldkv */
+    size_t ldq, ldkv;
+    ha_dropout dropout;             /* of the probabilities; row of an element: query * n_heads + head */
+} ha_attention;
+
+/* Scratch bytes of the threads that this batch gets: scores and packing buffers of each. Only the shapes of *attention are read. */
+size_t ha_attention_scratch_bytes(const ha_attention *attention, int backward, int n_threads);
+
+/* out (queries, n_heads * head_dim), leading dimension ldo. */
+void ha_attention_forward(const ha_attention *attention, float *out, size_t ldo, void *scratch, int n_threads);
+
+/* dq, dk, dv, laid out as q, k, v with the same leading dimensions, are written; dout as out. Probabilities are computed again. */
+void ha_attention_backward(const ha_attention *attention, const float *dout, size_t ldo, float *dq, float *dk, float *dv,
+                           void *scratch, int n_threads);
+
+#endif

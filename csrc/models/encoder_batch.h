@@ -1,0 +1,15 @@
+/* A ragged batch on its way into the model: checked, and its position and token type embeddings. */
+#ifndef HARMAUG_MODELS_ENCODER_BATCH_H
+#define HARMAUG_MODELS_ENCODER_BATCH_H
+
+#include "core/status.h"
+#include "models/encoder.h"
+
+/* HA_ERR_VALUE names the first row that is empty, too long, or holds an id or a token type outside its table. */
+ha_status ha_batch_check(const ha_encoder_config *config, const ha_batch *batch, ha_error *err);
+
+/* x (tokens of rows [first, last), hidden_size) += type row + position row; position (positions, hidden), type (types, hidden). */
+void ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, size_t first, size_t last,
+                            const float *position, const float *type, float *x, int n_threads);
+
+#endif

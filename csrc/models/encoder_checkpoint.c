@@ -1,0 +1,236 @@
+/* A folder's weights seen as the parameters of an encoder: which tensor each one comes from, or how it is made new. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rng.h"
+#include "io/tensor_file.h"
+#include "models/encoder_layout.h"
+
+#define INIT_STD 0.02   /* BERT's initializer_range (Devlin et al. 2018, arXiv 1810.04805, as in its released configurations) */
+
+struct ha_checkpoint {
+    ha_tensor_file *file;
+    ha_encoder_config config;       /* of the kept layers and the new head */
+    const ha_tensor **tensors;      /* (ha_params_count,); NULL: made new */
+    uint64_t seed;
+};
+
+static int
+starts_with(const char *text, const char *prefix)
+{
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+static int
+ends_with(const char *text, const char *suffix)
+{
+    const size_t n = strlen(text), m = strlen(suffix);
+    return n >= m && strcmp(text + n - m, suffix) == 0;
+}
+
+static int
+file_exists(const char *folder, const char *name)
+{
+    char path[HA_PATH_MAX];
+    FILE *file = ha_path_join(folder, name, path, sizeof(path), NULL) == HA_OK ? fopen(path, "rb") : NULL;
+    if (file != NULL) {
+        fclose(file);
+    }
+    return file != NULL;
+}
+
+static ha_status
+open_file(const char *folder, ha_tensor_file **out, ha_error *err)
+{
+    if (!file_exists(folder, "model.safetensors") && !file_exists(folder, "model.safetensors.index.json") &&
+        file_exists(folder, "pytorch_model.bin")) {
+        return ha_fail(err, HA_ERR_FORMAT,
+                       "%.200s: pytorch_model.bin is a pickle and is not read; convert it once with transformers: "
+                       "AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)", folder);
+    }
+    return ha_tensor_file_open(folder, out, err);
+}
+
+/* The name that a tensor of the file has in this library: with "bert." before a bare BertModel's names, LayerNorm's old
+ * gamma and beta (checkpoints converted from TensorFlow) as weight and bias. */
+static void
+canonical_name(const char *name, char *out, size_t size)
+{
+    const int bare = starts_with(name, "embeddings.") || starts_with(name, "encoder.") || starts_with(name, "pooler.");
+    snprintf(out, size, "%s%s", bare ? "bert." : "", name);
+    char *dot = strrchr(out, '.');
+    if (dot != NULL && (size_t)(dot - out) + sizeof(".weight") <= size && ends_with(name, "LayerNorm.gamma")) {
+        strcpy(dot, ".weight");
+    } else if (dot != NULL && ends_with(name, "LayerNorm.beta")) {
+        strcpy(dot, ".bias");
+    }
+}
+
+/* Finds the tensor of each parameter of the whole checkpoint (`source`: all its layers). */
+static ha_status
+map_tensors(const ha_tensor_file *file, const ha_encoder_config *source, int new_head, const ha_tensor **tensors, ha_error *err)
+{
+    const size_t none = ha_params_count(source), first_label = ha_head_param(source, HA_CLS_W);
+    char name[256];
+    for (size_t i = 0; i < ha_tensor_file_count(file); i++) {
+        const ha_tensor *tensor = ha_tensor_file_at(file, i);
+        if (ends_with(tensor->name, "position_ids") || starts_with(tensor->name, "cls.")) {
+            continue;   /* a buffer that transformers once saved; the pretraining heads */
+        }
+        canonical_name(tensor->name, name, sizeof(name));
+        const size_t which = ha_param_index(source, name);
+        if (which == none) {
+            return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' is unexpected in a BERT of %zu layers", tensor->name, source->n_layers);
+        }
+        if (which >= first_label && new_head) {
+            continue;
+        }
+        if (tensors[which] != NULL) {
+            return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' is there twice, as '%.200s' too", tensor->name, tensors[which]->name);
+        }
+        tensors[which] = tensor;
+    }
+    return HA_OK;
+}
+
+static ha_status
+check_shape(const ha_tensor *tensor, const ha_param *param, ha_error *err)
+{
+    if (tensor->ndim == param->ndim && tensor->shape[0] == param->shape[0] && (param->ndim < 2 || tensor->shape[1] == param->shape[1])) {
+        return HA_OK;
+    }
+    char got[128] = "", want[64];
+    size_t at = 0;
+    for (int i = 0; i < tensor->ndim && at < sizeof(got) - 24; i++) {
+        at += (size_t)snprintf(got + at, sizeof(got) - at, "%s%zu", i > 0 ? ", " : "", tensor->shape[i]);
+    }
+    snprintf(want, sizeof(want), param->ndim == 2 ? "%zu, %zu" : "%zu", param->shape[0], param->shape[1]);
+    return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' has shape (%s), expected (%s)", tensor->name, got, want);
+}
+
+/* The tensors of the kept layers, checked. A pooler may be absent only beside a new head. */
+static ha_status
+select_tensors(ha_checkpoint *checkpoint, const ha_encoder_config *source, const ha_tensor **all, const size_t *layers,
+               int new_head, ha_error *err)
+{
+    const ha_encoder_config *config = &checkpoint->config;
+    const size_t count = ha_params_count(config), first_head = ha_head_param(config, 0);
+    const ha_tensor *const *pooler = &all[ha_head_param(source, HA_POOL_W)];
+    const int new_pooler = new_head && pooler[0] == NULL && pooler[1] == NULL;
+    for (size_t i = 0; i < count; i++) {
+        size_t from = i;
+        if (i >= first_head) {
+            from = ha_head_param(source, i - first_head);
+        } else if (i >= HA_EMB_PARAMS && layers != NULL) {
+            from = ha_layer_param(layers[(i - HA_EMB_PARAMS) / HA_LAYER_PARAMS], (i - HA_EMB_PARAMS) % HA_LAYER_PARAMS);
+        }
+        ha_param param;
+        ha_param_describe(config, i, 0, &param);
+        if (all[from] == NULL) {
+            if (i >= first_head && (i - first_head >= HA_CLS_W ? new_head : new_pooler)) {
+                continue;
+            }
+            ha_param_describe(source, from, 0, &param);
+            return ha_fail(err, HA_ERR_FORMAT, "tensor '%s' is missing%s", param.name, i >= first_head && !new_head ?
+                           " (a model without a classification head; give it a new one to train it)" : "");
+        }
+        const ha_status status = check_shape(all[from], &param, err);
+        if (status != HA_OK) {
+            return status;
+        }
+        checkpoint->tensors[i] = all[from];
+    }
+    return HA_OK;
+}
+
+static ha_status
+keep_layers(ha_encoder_config *config, const size_t *layers, size_t n_kept, ha_error *err)
+{
+    if (n_kept == 0 || n_kept > 512) {
+        return ha_fail(err, HA_ERR_VALUE, "layers: 1 to 512 layers must be kept, got %zu", n_kept);
+    }
+    for (size_t i = 0; i < n_kept; i++) {
+        if (layers[i] >= config->n_layers) {
+            return ha_fail(err, HA_ERR_VALUE, "layers: the model has layers 0 to %zu, got %zu", config->n_layers - 1, layers[i]);
+        }
+    }
+    config->n_layers = n_kept;
+    return HA_OK;
+}
+
+ha_status
+ha_checkpoint_open(const char *folder, ha_encoder_config *config, const size_t *layers, size_t n_kept, size_t new_head,
+                   uint64_t seed, ha_checkpoint **out, ha_error *err)
+{
+    const ha_encoder_config source = *config;
+    const ha_tensor **all = NULL;
+    ha_error inner = {{0}};
+    ha_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+    ha_status status = HA_OK;
+    *out = NULL;
+    if (layers != NULL && (status = keep_layers(config, layers, n_kept, err)) != HA_OK) {
+        goto done;
+    }
+    if (new_head > 0) {
+        config->num_labels = new_head;
+    }
+    all = calloc(ha_params_count(&source), sizeof(*all));
+    if (checkpoint == NULL || all == NULL || (checkpoint->tensors = calloc(ha_params_count(config), sizeof(*all))) == NULL) {
+        status = ha_fail(err, HA_ERR_NOMEM, "%.200s: out of memory", folder);
+        goto done;
+    }
+    checkpoint->config = *config;
+    checkpoint->seed = seed;
+    if ((status = open_file(folder, &checkpoint->file, err)) != HA_OK) {
+        goto done;
+    }
+    if ((status = map_tensors(checkpoint->file, &source, new_head > 0, all, &inner)) != HA_OK ||
+        (status = select_tensors(checkpoint, &source, all, layers, new_head > 0, &inner)) != HA_OK) {
+        ha_fail(err, status, "%.150s: %.350s", folder, inner.message);
+    }
+done:
+    free(all);
+    if (status != HA_OK) {
+        ha_checkpoint_close(checkpoint);
+    } else {
+        *out = checkpoint;
+    }
+    return status;
+}
+
+void
+ha_checkpoint_close(ha_checkpoint *checkpoint)
+{
+    if (checkpoint != NULL) {
+        ha_tensor_file_close(checkpoint->file);
+        free(checkpoint->tensors);
+        free(checkpoint);
+    }
+}
+
+/* Element j of a new weight: normal(0, INIT_STD) by Box and Muller, a function of (seed, parameter, j) alone. */
+static float
+new_weight(uint64_t seed, uint64_t param, uint64_t j)
+{
+    const double two_pi = 6.283185307179586;
+    const double u = 1.0 - ha_uniform(seed, param, 2 * j), v = ha_uniform(seed, param, 2 * j + 1);
+    return (float)(INIT_STD * sqrt(-2.0 * log(u)) * cos(two_pi * v));
+}
+
+ha_status
+ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size_t count, float *out, ha_error *err)
+{
+    if (checkpoint->tensors[i] != NULL) {
+        return ha_tensor_rows_f32(checkpoint->tensors[i], first, count, out, err);
+    }
+    ha_param param;
+    ha_param_describe(&checkpoint->config, i, 0, &param);
+    const size_t from_head = i - ha_head_param(&checkpoint->config, 0);     /* the stream does not depend on the number of layers */
+    const size_t n = param.ndim == 2 ? count * param.shape[1] : param.size, begin = param.ndim == 2 ? first * param.shape[1] : 0;
+    for (size_t j = 0; j < n; j++) {
+        out[j] = param.ndim == 2 ? new_weight(checkpoint->seed, from_head, begin + j) : 0.0f;
+    }
+    return HA_OK;
+}

@@ -1,0 +1,65 @@
+/* Where each tensor of an encoder stands: one list of names and shapes that reading, writing, inference and training share. */
+#ifndef HARMAUG_MODELS_ENCODER_LAYOUT_H
+#define HARMAUG_MODELS_ENCODER_LAYOUT_H
+
+#include <stddef.h>
+
+#include "core/status.h"
+#include "models/encoder.h"
+
+#define HA_PATH_MAX 4096
+
+/* Index of a parameter: the embeddings' first, then HA_LAYER_PARAMS for each layer, then the head's. The three projection weights, and
+ * their biases, stand back to back so that query+key+value is one (3 hidden, hidden) matrix and key+value one (2 hidden, hidden). */
+enum {
+    HA_EMB_WORD, HA_EMB_POSITION, HA_EMB_TYPE, HA_EMB_NORM_W, HA_EMB_NORM_B,
+    HA_EMB_PARAMS
+};
+enum {
+    HA_Q_W, HA_K_W, HA_V_W, HA_Q_B, HA_K_B, HA_V_B, HA_OUT_W, HA_OUT_B, HA_NORM1_W, HA_NORM1_B,
+    HA_UP_W, HA_UP_B, HA_DOWN_W, HA_DOWN_B, HA_NORM2_W, HA_NORM2_B,
+    HA_LAYER_PARAMS
+};
+enum {
+    HA_POOL_W, HA_POOL_B, HA_CLS_W, HA_CLS_B,
+    HA_HEAD_PARAMS
+};
+
+static inline size_t
+ha_layer_param(size_t layer, size_t which)
+{
+    return HA_EMB_PARAMS + layer * HA_LAYER_PARAMS + which;
+}
+
+static inline size_t
+ha_head_param(const ha_encoder_config *config, size_t which)
+{
+    return HA_EMB_PARAMS + config->n_layers * HA_LAYER_PARAMS + which;
+}
+
+static inline size_t
+ha_params_count(const ha_encoder_config *config)
+{
+    return HA_EMB_PARAMS + config->n_layers * HA_LAYER_PARAMS + HA_HEAD_PARAMS;
+}
+
+/* Name, shape, offset and size of parameter i; `offset` comes from the caller's running total. */
+void ha_param_describe(const ha_encoder_config *config, size_t i, size_t offset, ha_param *out);
+
+/* The parameter of that name, or ha_params_count(config). */
+size_t ha_param_index(const ha_encoder_config *config, const char *name);
+
+/* A checkpoint opened and checked against a configuration: which tensor of the file each parameter comes from. */
+typedef struct ha_checkpoint ha_checkpoint;
+
+/* config: as read from the folder; *config becomes that of the kept layers and the new head. The arguments are those of ha_encoder_params_read. */
+ha_status ha_checkpoint_open(const char *folder, ha_encoder_config *config, const size_t *layers, size_t n_kept, size_t new_head,
+                             uint64_t seed, ha_checkpoint **out, ha_error *err);
+void ha_checkpoint_close(ha_checkpoint *checkpoint);
+/* Rows [first, first + count) of parameter i (a vector is one row) as float32: out (count, shape[1]) or (shape[0],). */
+ha_status ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size_t count, float *out, ha_error *err);
+
+/* folder/name into out (size bytes); HA_ERR_VALUE when it does not fit. */
+ha_status ha_path_join(const char *folder, const char *name, char *out, size_t size, ha_error *err);
+
+#endif
