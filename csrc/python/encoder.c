@@ -1,0 +1,302 @@
+/* _C.Encoder: the inference form of an encoder with a classification head. */
+#include "python/pyharmaug.h"
+
+#include <string.h>
+
+#include "models/encoder.h"
+
+typedef struct encoder_object {
+    PyObject_HEAD
+    ha_encoder *encoder;
+    ha_weight_format format;
+    int n_threads;
+} encoder_object;
+
+static int
+parse_format(const char *dtype, ha_weight_format *out)
+{
+    if (strcmp(dtype, "float32") == 0) {
+        *out = HA_WEIGHT_F32;
+    } else if (strcmp(dtype, "bfloat16") == 0) {
+        *out = HA_WEIGHT_BF16;
+    } else if (strcmp(dtype, "int8") == 0) {
+        PyErr_SetString(PyExc_ValueError, "Encoder: dtype int8 is not available yet; float32 and bfloat16 are");
+        return 0;
+    } else {
+        PyErr_Format(PyExc_ValueError, "Encoder: dtype must be float32 or bfloat16, got '%s'", dtype);
+        return 0;
+    }
+    return 1;
+}
+
+/* An object around an empty encoder, which open() or from_params() fills. */
+static encoder_object *
+allocate(PyTypeObject *type, ha_weight_format format, int n_threads)
+{
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    encoder_object *self = (encoder_object *)alloc(type, 0);
+    if (self != NULL) {
+        self->format = format;
+        self->n_threads = n_threads;
+    }
+    return self;
+}
+
+static PyObject *
+encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"folder", "dtype", "n_threads", NULL};
+    PyObject *folder = NULL;
+    const char *dtype = "float32";
+    int n_threads = 0;
+    ha_weight_format format;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$si:Encoder", names, PyUnicode_FSConverter, &folder, &dtype, &n_threads)) {
+        return NULL;
+    }
+    encoder_object *self = parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    if (self != NULL) {
+        ha_error err;
+        ha_status status;
+        const char *path = PyBytes_AsString(folder);
+        Py_BEGIN_ALLOW_THREADS
+        status = ha_encoder_open(path, format, &self->encoder, &err);
+        Py_END_ALLOW_THREADS
+        if (status != HA_OK) {
+            py_raise(PyType_GetModule(type), status, &err);
+            Py_CLEAR(self);
+        }
+    }
+    Py_DECREF(folder);
+    return (PyObject *)self;
+}
+
+PyDoc_STRVAR(from_params_doc,
+"from_params(params, *, dtype='float32', n_threads=0)\n"
+"--\n\n"
+"The inference form of an EncoderParams, which it copies.\n");
+
+static PyObject *
+encoder_from_params(PyObject *cls, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"params", "dtype", "n_threads", NULL};
+    PyTypeObject *type = (PyTypeObject *)cls;
+    PyObject *params_obj, *module = PyType_GetModule(type);
+    const char *dtype = "float32";
+    int n_threads = 0;
+    ha_weight_format format;
+    if (module == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|$si:from_params", names, &params_obj, &dtype, &n_threads)) {
+        return NULL;
+    }
+    const ha_encoder_params *params = py_encoder_params(module, params_obj);
+    encoder_object *self = params != NULL && parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    if (self != NULL) {
+        ha_error err;
+        ha_status status;
+        Py_BEGIN_ALLOW_THREADS      /* the caller's arguments keep params alive */
+        status = ha_encoder_from_params(params, format, &self->encoder, &err);
+        Py_END_ALLOW_THREADS
+        if (status != HA_OK) {
+            py_raise(module, status, &err);
+            Py_CLEAR(self);
+        }
+    }
+    return (PyObject *)self;
+}
+
+static void
+encoder_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ha_encoder_free(((encoder_object *)self)->encoder);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* -- logits -- */
+
+/* A vector of integers as `type`: other integer types are converted only when every value survives. */
+static PyArrayObject *
+integers(PyObject *obj, int type, const char *name)
+{
+    PyArrayObject *wide = (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_INT64, NPY_ARRAY_IN_ARRAY), *out = NULL;
+    if (wide == NULL) {
+        return NULL;
+    }
+    const npy_intp n = PyArray_SIZE(wide);
+    const int64_t *values = PyArray_DATA(wide);
+    const int64_t low = type == NPY_UINT8 ? 0 : type == NPY_INT32 ? INT32_MIN : INT64_MIN;
+    const int64_t high = type == NPY_UINT8 ? UINT8_MAX : type == NPY_INT32 ? INT32_MAX : INT64_MAX;
+    if (PyArray_NDIM(wide) != 1) {
+        PyErr_Format(PyExc_ValueError, "logits: %s must be a vector, got %d dimensions", name, PyArray_NDIM(wide));
+        goto done;
+    }
+    for (npy_intp i = 0; i < n; i++) {
+        if (values[i] < low || values[i] > high) {
+            PyErr_Format(PyExc_ValueError, "logits: %s holds %lld", name, (long long)values[i]);
+            goto done;
+        }
+    }
+    out = (PyArrayObject *)PyArray_FROM_OTF((PyObject *)wide, type, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+done:
+    Py_DECREF(wide);
+    return out;
+}
+
+/* offsets must rise from 0 to the number of ids before the core may follow them. */
+static int
+check_offsets(PyArrayObject *offsets, npy_intp total)
+{
+    const npy_intp n = PyArray_DIM(offsets, 0);
+    const int64_t *at = PyArray_DATA(offsets);
+    int rising = n >= 1 && at[0] == 0 && at[n - 1] == (int64_t)total;
+    for (npy_intp i = 0; rising && i + 1 < n; i++) {
+        rising = at[i] <= at[i + 1];
+    }
+    if (!rising) {
+        PyErr_Format(PyExc_ValueError, "logits: offsets must rise from 0 to the number of ids, %zd", (Py_ssize_t)total);
+    }
+    return rising;
+}
+
+PyDoc_STRVAR(logits_doc,
+"logits(ids, offsets, type_ids=None, *, n_threads=None)\n"
+"--\n\n"
+"Class scores of a ragged batch. A row's logits do not depend on the others, nor on the number of threads. The GIL is released.\n\n"
+"Parameters\n"
+"----------\n"
+"ids : array_like of int, shape (total,)\n"
+"offsets : array_like of int, shape (n + 1,)\n"
+"    Row i is ids[offsets[i]:offsets[i + 1]].\n"
+"type_ids : array_like of int, shape (total,), optional\n"
+"    None: all 0.\n"
+"n_threads : int, optional\n"
+"    None: that of the encoder.\n\n"
+"Returns\n"
+"-------\n"
+"ndarray, shape (n, num_labels), float32\n\n"
+"Raises\n"
+"------\n"
+"ValueError\n"
+"    Naming the row that is empty, too long, or holds an id outside the vocabulary.\n");
+
+static PyObject *
+encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "offsets", "type_ids", "n_threads", NULL};
+    encoder_object *self = (encoder_object *)obj;
+    PyObject *ids_obj, *offsets_obj, *types_obj = Py_None, *threads_obj = Py_None;
+    PyArrayObject *ids = NULL, *offsets = NULL, *types = NULL, *out = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$O:logits", names, &ids_obj, &offsets_obj, &types_obj, &threads_obj)) {
+        return NULL;
+    }
+    const long n_threads = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
+    if ((n_threads == -1 && PyErr_Occurred()) ||
+        (ids = integers(ids_obj, NPY_INT32, "ids")) == NULL ||
+        (offsets = integers(offsets_obj, NPY_INT64, "offsets")) == NULL ||
+        (types_obj != Py_None && (types = integers(types_obj, NPY_UINT8, "type_ids")) == NULL) ||
+        !check_offsets(offsets, PyArray_DIM(ids, 0))) {
+        goto done;
+    }
+    if (types != NULL && PyArray_DIM(types, 0) != PyArray_DIM(ids, 0)) {
+        PyErr_Format(PyExc_ValueError, "logits: %zd type_ids for %zd ids", (Py_ssize_t)PyArray_DIM(types, 0), (Py_ssize_t)PyArray_DIM(ids, 0));
+        goto done;
+    }
+    const ha_batch batch = {.n_rows = (size_t)PyArray_DIM(offsets, 0) - 1, .offsets = PyArray_DATA(offsets), .ids = PyArray_DATA(ids),
+                            .type_ids = types != NULL ? PyArray_DATA(types) : NULL};
+    const npy_intp dims[2] = {(npy_intp)batch.n_rows, (npy_intp)ha_encoder_config_of(self->encoder)->num_labels};
+    out = (PyArrayObject *)PyArray_SimpleNew(2, dims, NPY_FLOAT32);
+    if (out == NULL) {
+        goto done;
+    }
+    float *logits = PyArray_DATA(out);
+    ha_error err;
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_encoder_logits(self->encoder, &batch, logits, n_threads > 0 && n_threads < 4096 ? (int)n_threads : 0, &err);
+    Py_END_ALLOW_THREADS
+    if (status != HA_OK) {
+        py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);
+        Py_CLEAR(out);
+    }
+done:
+    Py_XDECREF(ids);
+    Py_XDECREF(offsets);
+    Py_XDECREF(types);
+    return (PyObject *)out;
+}
+
+static PyObject *
+encoder_config(PyObject *self, void *unused)
+{
+    (void)unused;
+    return py_encoder_config(ha_encoder_config_of(((encoder_object *)self)->encoder));
+}
+
+static PyObject *
+encoder_dtype(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(((encoder_object *)self)->format == HA_WEIGHT_BF16 ? "bfloat16" : "float32");
+}
+
+static PyObject *
+encoder_n_threads(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(((encoder_object *)self)->n_threads);
+}
+
+static PyMethodDef encoder_methods[] = {
+    {"from_params", (PyCFunction)(void (*)(void))encoder_from_params, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_params_doc},
+    {"logits", (PyCFunction)(void (*)(void))encoder_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef encoder_getters[] = {
+    {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in config.json, as a new dict."), NULL},
+    {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32 or bfloat16."), NULL},
+    {"n_threads", encoder_n_threads, NULL, PyDoc_STR("Threads of a call; 0: the library's default."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(encoder_doc,
+"Encoder(folder, *, dtype='float32', n_threads=0)\n"
+"--\n\n"
+"An encoder with its classification head, ready to run; immutable, so that one serves many threads.\n\n"
+"Parameters\n"
+"----------\n"
+"folder : str or path-like\n"
+"    Holds config.json and model.safetensors (or its shards). Stays mapped: word embedding rows are read from it.\n"
+"dtype : str, default 'float32'\n"
+"    float32 or bfloat16.\n"
+"n_threads : int, default 0\n"
+"    0: the library's default.\n\n"
+"Raises\n"
+"------\n"
+"OSError, FormatError\n"
+"    Naming the file, the setting or the tensor.\n");
+
+static PyType_Slot encoder_slots[] = {
+    {Py_tp_new, encoder_new},
+    {Py_tp_dealloc, encoder_dealloc},
+    {Py_tp_methods, encoder_methods},
+    {Py_tp_getset, encoder_getters},
+    {Py_tp_doc, (void *)encoder_doc},
+    {0, NULL},
+};
+
+static PyType_Spec encoder_spec = {
+    .name = "harmaug._C.Encoder",
+    .basicsize = sizeof(encoder_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = encoder_slots,
+};
+
+int
+py_add_encoder(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
+    const int status = type != NULL ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
+    Py_XDECREF(type);
+    return status;
+}

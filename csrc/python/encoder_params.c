@@ -1,0 +1,423 @@
+/* _C.EncoderParams: every weight of an encoder in one block, by name. */
+#include "python/pyharmaug.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/tensor_file.h"
+#include "models/encoder.h"
+
+typedef struct params_object {
+    PyObject_HEAD
+    ha_encoder_params *params;
+} params_object;
+
+/* -- shared with the other files of this folder -- */
+
+ha_encoder_params *
+py_encoder_params(PyObject *module, PyObject *obj)
+{
+    const module_state *state = (module_state *)PyModule_GetState(module);
+    if (!PyObject_TypeCheck(obj, (PyTypeObject *)state->EncoderParams)) {
+        PyErr_Format(PyExc_TypeError, "params must be a harmaug._C.EncoderParams, got %R", (PyObject *)Py_TYPE(obj));
+        return NULL;
+    }
+    return ((params_object *)obj)->params;
+}
+
+PyObject *
+py_encoder_config(const ha_encoder_config *c)
+{
+    return Py_BuildValue("{s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type,
+                         "vocab_size", (Py_ssize_t)c->vocab_size, "hidden_size", (Py_ssize_t)c->hidden_size,
+                         "num_hidden_layers", (Py_ssize_t)c->n_layers, "num_attention_heads", (Py_ssize_t)c->n_heads,
+                         "intermediate_size", (Py_ssize_t)c->intermediate_size,
+                         "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings,
+                         "type_vocab_size", (Py_ssize_t)c->type_vocab_size, "num_labels", (Py_ssize_t)c->num_labels,
+                         "layer_norm_eps", (double)c->layer_norm_eps);
+}
+
+static PyObject *
+wrap(PyTypeObject *type, ha_encoder_params *params)
+{
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    params_object *self = (params_object *)allocate(type, 0);
+    if (self == NULL) {
+        ha_encoder_params_free(params);
+        return NULL;
+    }
+    self->params = params;
+    return (PyObject *)self;
+}
+
+static void
+params_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ha_encoder_params_free(((params_object *)self)->params);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* -- reading, copying, writing -- */
+
+/* A sequence of layer numbers; *out is for PyMem_Free. None: no selection. */
+static int
+layer_list(PyObject *obj, size_t **out, size_t *count)
+{
+    *out = NULL;
+    *count = 0;
+    if (obj == Py_None) {
+        return 1;
+    }
+    PyObject *items = PySequence_Tuple(obj);
+    if (items == NULL) {
+        return 0;
+    }
+    *count = (size_t)PyTuple_Size(items);
+    *out = PyMem_Calloc(*count + 1, sizeof(**out));
+    for (size_t i = 0; *out != NULL && i < *count; i++) {
+        (*out)[i] = PyLong_AsSize_t(PyTuple_GetItem(items, (Py_ssize_t)i));
+        if ((*out)[i] == (size_t)-1 && PyErr_Occurred()) {
+            PyMem_Free(*out);
+            *out = NULL;
+        }
+    }
+    Py_DECREF(items);
+    if (*out == NULL && !PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    return *out != NULL;
+}
+
+PyDoc_STRVAR(read_doc,
+"read(folder, *, layers=None, new_head=0, seed=0)\n"
+"--\n\n"
+"Read the weights of a Hugging Face folder as float32.\n\n"
+"Parameters\n"
+"----------\n"
+"folder : str or path-like\n"
+"    Holds config.json and model.safetensors (or its shards).\n"
+"layers : sequence of int, optional\n"
+"    Encoder layers to keep, in this order. None keeps all.\n"
+"new_head : int, default 0\n"
+"    0: the classification head must be in the file. Otherwise a new one with this many labels.\n"
+"seed : int, default 0\n"
+"    Of the new head's weights.\n\n"
+"Raises\n"
+"------\n"
+"OSError, FormatError\n"
+"    Naming the file, the setting or the tensor.\n");
+
+static PyObject *
+params_read(PyObject *cls, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"folder", "layers", "new_head", "seed", NULL};
+    PyObject *folder = NULL, *layers_obj = Py_None;
+    Py_ssize_t new_head = 0;
+    unsigned long long seed = 0;
+    size_t *layers = NULL, n_kept = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$OnK:read", names, PyUnicode_FSConverter, &folder, &layers_obj, &new_head, &seed)) {
+        return NULL;
+    }
+    if (new_head < 0 || new_head > 4096) {
+        PyErr_Format(PyExc_ValueError, "read: new_head must be from 0 to 4096 labels, got %zd", new_head);
+        Py_DECREF(folder);
+        return NULL;
+    }
+    if (!layer_list(layers_obj, &layers, &n_kept)) {
+        Py_DECREF(folder);
+        return NULL;
+    }
+    ha_encoder_params *params = NULL;
+    ha_error err;
+    ha_status status;
+    const char *path = PyBytes_AsString(folder);
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_encoder_params_read(path, layers, n_kept, (size_t)new_head, seed, &params, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(folder);
+    PyMem_Free(layers);
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule((PyTypeObject *)cls), status, &err);
+    }
+    return wrap((PyTypeObject *)cls, params);
+}
+
+static PyObject *
+params_copy(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ha_encoder_params *params = NULL;
+    ha_error err;
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_encoder_params_copy(((params_object *)self)->params, &params, &err);
+    Py_END_ALLOW_THREADS
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+    }
+    return wrap(Py_TYPE(self), params);
+}
+
+PyDoc_STRVAR(write_doc,
+"write(path, *, dtype='float32')\n"
+"--\n\n"
+"Write a model.safetensors: whole, or not at all.\n\n"
+"Parameters\n"
+"----------\n"
+"path : str or path-like\n"
+"dtype : str, default 'float32'\n"
+"    float32 or float16.\n\n"
+"Raises\n"
+"------\n"
+"OSError\n"
+"    With the path and the cause.\n");
+
+static PyObject *
+params_write(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", "dtype", NULL};
+    PyObject *path = NULL;
+    const char *dtype = "float32";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$s:write", names, PyUnicode_FSConverter, &path, &dtype)) {
+        return NULL;
+    }
+    const int half = strcmp(dtype, "float16") == 0;
+    if (!half && strcmp(dtype, "float32") != 0) {
+        PyErr_Format(PyExc_ValueError, "write: dtype must be float32 or float16, got '%s'", dtype);
+        Py_DECREF(path);
+        return NULL;
+    }
+    ha_error err;
+    ha_status status;
+    const char *file = PyBytes_AsString(path);
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_encoder_params_write(((params_object *)self)->params, file, half ? HA_F16 : HA_F32, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+    }
+    Py_RETURN_NONE;
+}
+
+/* -- single parameters -- */
+
+/* The parameter of this name, or NULL with KeyError (TypeError) set. */
+static const ha_param *
+find_param(PyObject *self, PyObject *name)
+{
+    PyObject *bytes = PyUnicode_Check(name) ? PyUnicode_AsUTF8String(name) : NULL;
+    if (bytes == NULL) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_TypeError, "a parameter's name must be str");
+        }
+        return NULL;
+    }
+    const char *text = PyBytes_AsString(bytes);
+    const ha_param *param = strlen(text) == (size_t)PyBytes_Size(bytes) ? ha_encoder_params_find(((params_object *)self)->params, text) : NULL;
+    Py_DECREF(bytes);
+    if (param == NULL) {
+        PyErr_SetObject(PyExc_KeyError, name);
+    }
+    return param;
+}
+
+/* A float32 array of exactly this shape, or NULL with ValueError set. */
+static PyArrayObject *
+array_of(PyObject *obj, const char *what, const char *name, int ndim, size_t rows, size_t cols)
+{
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (array == NULL) {
+        return NULL;
+    }
+    if (PyArray_NDIM(array) != ndim || (size_t)PyArray_DIM(array, 0) != rows || (ndim == 2 && (size_t)PyArray_DIM(array, 1) != cols)) {
+        PyObject *got = PyObject_GetAttrString((PyObject *)array, "shape");
+        if (got != NULL && ndim == 2) {
+            PyErr_Format(PyExc_ValueError, "%s: '%s' must have shape (%zu, %zu), got %S", what, name, rows, cols, got);
+        } else if (got != NULL) {
+            PyErr_Format(PyExc_ValueError, "%s: '%s' must have shape (%zu,), got %S", what, name, rows, got);
+        }
+        Py_XDECREF(got);
+        Py_CLEAR(array);
+    }
+    return array;
+}
+
+static PyObject *
+params_shape(PyObject *self, PyObject *name)
+{
+    const ha_param *param = find_param(self, name);
+    if (param == NULL) {
+        return NULL;
+    }
+    return param->ndim == 2 ? Py_BuildValue("(nn)", (Py_ssize_t)param->shape[0], (Py_ssize_t)param->shape[1])
+                            : Py_BuildValue("(n)", (Py_ssize_t)param->shape[0]);
+}
+
+static PyObject *
+params_get(PyObject *self, PyObject *name)
+{
+    const ha_param *param = find_param(self, name);
+    if (param == NULL) {
+        return NULL;
+    }
+    const npy_intp dims[2] = {(npy_intp)param->shape[0], (npy_intp)param->shape[1]};
+    PyObject *array = PyArray_SimpleNew(param->ndim, dims, NPY_FLOAT32);
+    if (array != NULL) {
+        memcpy(PyArray_DATA((PyArrayObject *)array), ((params_object *)self)->params->data + param->offset, param->size * sizeof(float));
+    }
+    return array;
+}
+
+static PyObject *
+params_set(PyObject *self, PyObject *args)
+{
+    PyObject *name, *value;
+    if (!PyArg_ParseTuple(args, "OO:set", &name, &value)) {
+        return NULL;
+    }
+    const ha_param *param = find_param(self, name);
+    PyArrayObject *array = param != NULL ? array_of(value, "set", param->name, param->ndim, param->shape[0], param->shape[1]) : NULL;
+    if (array == NULL) {
+        return NULL;
+    }
+    memcpy(((params_object *)self)->params->data + param->offset, PyArray_DATA(array), param->size * sizeof(float));
+    Py_DECREF(array);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(add_low_rank_doc,
+"add_low_rank(name, B, A, scale, /)\n"
+"--\n\n"
+"Add scale * B @ A to a weight (Hu et al. 2021, arXiv 2106.09685, eq. 3).\n\n"
+"Parameters\n"
+"----------\n"
+"name : str\n"
+"    Of a matrix (n, k).\n"
+"B : array_like, shape (n, r)\n"
+"A : array_like, shape (r, k)\n"
+"scale : float\n"
+"    alpha / r.\n");
+
+static PyObject *
+params_add_low_rank(PyObject *self, PyObject *args)
+{
+    PyObject *name, *b_obj, *a_obj, *result = NULL;
+    PyArrayObject *b = NULL, *a = NULL;
+    double scale;
+    if (!PyArg_ParseTuple(args, "OOOd:add_low_rank", &name, &b_obj, &a_obj, &scale)) {
+        return NULL;
+    }
+    const ha_param *param = find_param(self, name);
+    if (param == NULL) {
+        return NULL;
+    }
+    if (param->ndim != 2) {
+        return PyErr_Format(PyExc_ValueError, "add_low_rank: '%s' is a vector, a low-rank update needs a matrix", param->name);
+    }
+    b = (PyArrayObject *)PyArray_FROM_OTF(b_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (b == NULL) {
+        goto done;
+    }
+    const size_t rank = PyArray_NDIM(b) == 2 ? (size_t)PyArray_DIM(b, 1) : 0;
+    if (rank == 0 || (size_t)PyArray_DIM(b, 0) != param->shape[0]) {
+        PyErr_Format(PyExc_ValueError, "add_low_rank: B of '%s' must have shape (%zu, rank)", param->name, param->shape[0]);
+        goto done;
+    }
+    a = array_of(a_obj, "add_low_rank: A of", param->name, 2, rank, param->shape[1]);
+    if (a == NULL) {
+        goto done;
+    }
+    const ha_kernels *kernels = ha_kernels_get();
+    const ha_gemm gemm = {
+        .m = param->shape[0], .n = param->shape[1], .k = rank, .alpha = (float)scale, .beta = 1.0f,
+        .a = PyArray_DATA(b), .a_row = (ptrdiff_t)rank, .a_col = 1, .b = PyArray_DATA(a), .b_row = (ptrdiff_t)param->shape[1], .b_col = 1,
+        .c = ((params_object *)self)->params->data + param->offset, .ldc = param->shape[1],
+    };
+    void *scratch = malloc(kernels->gemm_scratch_bytes(gemm.m, gemm.n, gemm.k, 0) + 1);
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    kernels->gemm_f32(&gemm, scratch, 0);
+    Py_END_ALLOW_THREADS
+    free(scratch);
+    result = Py_NewRef(Py_None);
+done:
+    Py_XDECREF(b);
+    Py_XDECREF(a);
+    return result;
+}
+
+static PyObject *
+params_names(PyObject *self, void *unused)
+{
+    (void)unused;
+    const ha_encoder_params *params = ((params_object *)self)->params;
+    PyObject *names = PyList_New((Py_ssize_t)params->count);
+    for (size_t i = 0; names != NULL && i < params->count; i++) {
+        PyObject *name = PyUnicode_FromString(params->items[i].name);
+        if (name == NULL || PyList_SetItem(names, (Py_ssize_t)i, name) < 0) {
+            Py_CLEAR(names);
+        }
+    }
+    return names;
+}
+
+static PyObject *
+params_config(PyObject *self, void *unused)
+{
+    (void)unused;
+    return py_encoder_config(&((params_object *)self)->params->config);
+}
+
+static PyObject *
+params_size(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSize_t(((params_object *)self)->params->total);
+}
+
+static PyMethodDef params_methods[] = {
+    {"read", (PyCFunction)(void (*)(void))params_read, METH_VARARGS | METH_KEYWORDS | METH_CLASS, read_doc},
+    {"copy", params_copy, METH_NOARGS, PyDoc_STR("copy()\n--\n\nAnother block with the same weights.")},
+    {"write", (PyCFunction)(void (*)(void))params_write, METH_VARARGS | METH_KEYWORDS, write_doc},
+    {"shape", params_shape, METH_O, PyDoc_STR("shape(name, /)\n--\n\nShape of a parameter. KeyError: no such one.")},
+    {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
+    {"set", params_set, METH_VARARGS, PyDoc_STR("set(name, value, /)\n--\n\nReplace a parameter by an array of the same shape.")},
+    {"add_low_rank", params_add_low_rank, METH_VARARGS, add_low_rank_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef params_getters[] = {
+    {"names", params_names, NULL, PyDoc_STR("Names of the parameters, as in a transformers checkpoint, in the block's order."), NULL},
+    {"config", params_config, NULL, PyDoc_STR("Extents under their names in config.json, as a new dict."), NULL},
+    {"size", params_size, NULL, PyDoc_STR("Number of weights."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot params_slots[] = {
+    {Py_tp_dealloc, params_dealloc},
+    {Py_tp_methods, params_methods},
+    {Py_tp_getset, params_getters},
+    {Py_tp_doc, (void *)PyDoc_STR("Every weight of an encoder as float32, by name; EncoderParams.read() makes one.")},
+    {0, NULL},
+};
+
+static PyType_Spec params_spec = {
+    .name = "harmaug._C.EncoderParams",
+    .basicsize = sizeof(params_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = params_slots,
+};
+
+int
+py_add_encoder_params(PyObject *module)
+{
+    module_state *state = (module_state *)PyModule_GetState(module);
+    state->EncoderParams = PyType_FromModuleAndSpec(module, &params_spec, NULL);
+    return state->EncoderParams != NULL ? PyModule_AddType(module, (PyTypeObject *)state->EncoderParams) : -1;
+}
