@@ -3,7 +3,8 @@
  * C is computed in tiles of up to GEMM_MR rows by GEMM_NR columns. The inner extent k is cut into blocks whose size depends on k
  * alone; within a block an element is one chain of fused multiply-adds over k in order, then C = alpha * chain + C. A tile of fewer rows
  * runs the same chain, so an element has the same bits whichever tile it falls into.
- * Both operands are packed: A in tiles [k][rows], B in panels [k][GEMM_NR], padded with zeros to GEMM_NR. */
+ * Both operands are packed: A in tiles [k][rows], B in panels [k][GEMM_NR], padded with zeros to GEMM_NR. Where the CPU has a dot product
+ * of bfloat16, a bfloat16 weight and its x are packed in pairs along k, and a step of the chain takes two products. */
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
 #define GEMM_KC 384             /* k of a block at most: a panel block of B (GEMM_KC * GEMM_NR floats) stays in the first-level cache */
@@ -18,12 +19,12 @@ round_up(size_t n, size_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
-/* Block length for an inner extent: the fewest blocks of at most GEMM_KC, of nearly equal length, even. */
+/* Steps of a block for an inner extent of k steps: the fewest blocks of at most GEMM_KC, of nearly equal length. */
 static size_t
 gemm_block(size_t k)
 {
     const size_t blocks = (k + GEMM_KC - 1) / GEMM_KC;
-    return blocks > 1 ? round_up((k + blocks - 1) / blocks, 2) : k;
+    return blocks > 1 ? (k + blocks - 1) / blocks : k;
 }
 
 /* Tile t of rows 0..m cut into nearly equal tiles of at most GEMM_MR: its first row. */
@@ -54,10 +55,45 @@ tile_store(vf acc, float *c, const float *bias, size_t cols, const tile_out *out
     write_n(c, vf_fma(vf_set1(out->alpha), acc, base), cols);
 }
 
-/* rows and bf16 are constants wherever this is inlined, so that acc lives in registers. */
+/* What a step along k holds. */
+enum { STEP_F32, STEP_BF16, STEP_PAIR };    /* float32; float32 times bfloat16; a pair of bfloat16 times a pair of bfloat16 */
+
+/* One step: a (rows,), b (GEMM_NR,) */
 HA_INLINE void
-tile_body(const size_t rows, const int bf16, size_t kc, const float *a, const void *b, const tile_out *out)
+tile_step(const size_t rows, const int step, const void *a, const void *b, vf acc[GEMM_MR][GEMM_NV])
 {
+#if defined(VF_HAS_DOT_BF16)
+    if (step == STEP_PAIR) {
+#pragma GCC unroll 16
+        for (size_t r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+            for (size_t v = 0; v < GEMM_NV; v++) {
+                acc[r][v] = vf_dot_bf16(((const uint32_t *)a)[r], (const uint32_t *)b + v * VF_LANES, acc[r][v]);
+            }
+        }
+        return;
+    }
+#endif
+    vf bv[GEMM_NV];
+#pragma GCC unroll 16
+    for (size_t v = 0; v < GEMM_NV; v++) {
+        bv[v] = step == STEP_BF16 ? vf_load_bf16((const uint16_t *)b + v * VF_LANES) : vf_load((const float *)b + v * VF_LANES);
+    }
+#pragma GCC unroll 16
+    for (size_t r = 0; r < rows; r++) {
+        const vf av = vf_set1(((const float *)a)[r]);
+#pragma GCC unroll 16
+        for (size_t v = 0; v < GEMM_NV; v++) {
+            acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
+        }
+    }
+}
+
+/* rows and step are constants wherever this is inlined, so that acc lives in registers. */
+HA_INLINE void
+tile_body(const size_t rows, const int step, size_t kc, const char *a, const char *b, const tile_out *out)
+{
+    const size_t b_step = GEMM_NR * (step == STEP_BF16 ? sizeof(uint16_t) : sizeof(float));
     vf acc[GEMM_MR][GEMM_NV];
 #pragma GCC unroll 16
     for (size_t r = 0; r < rows; r++) {
@@ -66,25 +102,10 @@ tile_body(const size_t rows, const int bf16, size_t kc, const float *a, const vo
             acc[r][v] = vf_set1(0.0f);
         }
     }
-    const float *b32 = b;
-    const uint16_t *b16 = b;
     for (size_t p = 0; p < kc; p++) {
-        vf bv[GEMM_NV];
-#pragma GCC unroll 16
-        for (size_t v = 0; v < GEMM_NV; v++) {
-            bv[v] = bf16 ? vf_load_bf16(b16 + v * VF_LANES) : vf_load(b32 + v * VF_LANES);
-        }
-#pragma GCC unroll 16
-        for (size_t r = 0; r < rows; r++) {
-            const vf av = vf_set1(a[r]);
-#pragma GCC unroll 16
-            for (size_t v = 0; v < GEMM_NV; v++) {
-                acc[r][v] = vf_fma(av, bv[v], acc[r][v]);
-            }
-        }
-        a += rows;
-        b32 += GEMM_NR;
-        b16 += GEMM_NR;
+        tile_step(rows, step, a, b, acc);
+        a += rows * sizeof(float);
+        b += b_step;
     }
 #pragma GCC unroll 16
     for (size_t r = 0; r < rows; r++) {
@@ -98,67 +119,92 @@ tile_body(const size_t rows, const int bf16, size_t kc, const float *a, const vo
     }
 }
 
-#define TILE(rows) \
-    static void tile_f32_##rows(size_t kc, const float *a, const void *b, const tile_out *out) { tile_body(rows, 0, kc, a, b, out); } \
-    static void tile_bf16_##rows(size_t kc, const float *a, const void *b, const tile_out *out) { tile_body(rows, 1, kc, a, b, out); }
-TILE(1) TILE(2) TILE(3) TILE(4)
-#if GEMM_MR >= 6
-TILE(5) TILE(6)
-#endif
-#if GEMM_MR >= 14
-TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
-#endif
-#undef TILE
+/* A tile of a fixed number of rows: kc steps of a [kc][rows], whose elements take 4 bytes, and b [kc][GEMM_NR]. */
+typedef void (*tile_fn)(size_t kc, const void *a, const void *b, const tile_out *out);
 
-typedef void (*tile_fn)(size_t kc, const float *a, const void *b, const tile_out *out);
+#define TILE(step, rows) \
+    static void tile_##step##_##rows(size_t kc, const void *a, const void *b, const tile_out *out) { tile_body(rows, step, kc, a, b, out); }
+#define TILES_4(step) TILE(step, 1) TILE(step, 2) TILE(step, 3) TILE(step, 4)
+#define NAMES_4(step) tile_##step##_1, tile_##step##_2, tile_##step##_3, tile_##step##_4
+#define TILES_6(step) TILES_4(step) TILE(step, 5) TILE(step, 6)
+#define NAMES_6(step) NAMES_4(step), tile_##step##_5, tile_##step##_6
+#define TILES_14(step) TILES_6(step) TILE(step, 7) TILE(step, 8) TILE(step, 9) TILE(step, 10) TILE(step, 11) TILE(step, 12) TILE(step, 13) TILE(step, 14)
+#define NAMES_14(step) NAMES_6(step), tile_##step##_7, tile_##step##_8, tile_##step##_9, tile_##step##_10, tile_##step##_11, tile_##step##_12, \
+    tile_##step##_13, tile_##step##_14
+#define PASTE(a, b) a##b
+#define TILES(rows, step) PASTE(TILES_, rows)(step)
+#define NAMES(rows, step) PASTE(NAMES_, rows)(step)
 
-#define TILES(format) { \
-    tile_##format##_1, tile_##format##_2, tile_##format##_3, tile_##format##_4, TILES_6(format) TILES_14(format) }
-#if GEMM_MR >= 6
-#define TILES_6(format) tile_##format##_5, tile_##format##_6,
-#else
-#define TILES_6(format)
+TILES(GEMM_MR, STEP_F32)
+TILES(GEMM_MR, STEP_BF16)
+static const tile_fn tiles_f32[GEMM_MR] = {NAMES(GEMM_MR, STEP_F32)};
+static const tile_fn tiles_bf16[GEMM_MR] = {NAMES(GEMM_MR, STEP_BF16)};
+#if defined(VF_HAS_DOT_BF16)
+TILES(GEMM_MR, STEP_PAIR)
+static const tile_fn tiles_pair[GEMM_MR] = {NAMES(GEMM_MR, STEP_PAIR)};
 #endif
-#if GEMM_MR >= 14
-#define TILES_14(format) tile_##format##_7, tile_##format##_8, tile_##format##_9, tile_##format##_10, tile_##format##_11, \
-    tile_##format##_12, tile_##format##_13, tile_##format##_14,
-#else
-#define TILES_14(format)
-#endif
-static const tile_fn tiles_f32[GEMM_MR] = TILES(f32);
-static const tile_fn tiles_bf16[GEMM_MR] = TILES(bf16);
 
-/* Rows of A as one tile [kc][rows]. */
+/* out[p * out_ld + r] = x[r * x_ld + p] for r < rows, p < cols */
 static void
-pack_a(float *packed, const float *a, ptrdiff_t a_row, ptrdiff_t a_col, size_t rows, size_t kc)
+pack_transposed(float *out, size_t out_ld, const float *x, size_t x_ld, size_t rows, size_t cols)
 {
+    size_t r;
+    for (r = 0; r + 4 <= rows; r += 4) {
+        size_t p;
+        for (p = 0; p + 4 <= cols; p += 4) {
+            vf_transpose_4x4(out + p * out_ld + r, out_ld, x + r * x_ld + p, x_ld);
+        }
+        for (; p < cols; p++) {
+            for (size_t i = r; i < r + 4; i++) {
+                out[p * out_ld + i] = x[i * x_ld + p];
+            }
+        }
+    }
+    for (; r < rows; r++) {
+        for (size_t p = 0; p < cols; p++) {
+            out[p * out_ld + r] = x[r * x_ld + p];
+        }
+    }
+}
+
+/* out[p * out_ld + r] = x[p * x_ld + r] for r < rows, p < cols */
+static void
+pack_copied(float *out, size_t out_ld, const float *x, ptrdiff_t x_ld, size_t rows, size_t cols)
+{
+    for (size_t p = 0; p < cols; p++) {
+        for (size_t r = 0; r < rows; r += VF_LANES) {
+            write_n(out + p * out_ld + r, read_n(x + (ptrdiff_t)p * x_ld + (ptrdiff_t)r, rows - r), rows - r);
+        }
+    }
+}
+
+/* out[p * out_ld + r] = x[r * x_row + p * x_col] for r < rows, p < cols */
+static void
+pack(float *out, size_t out_ld, const float *x, ptrdiff_t x_row, ptrdiff_t x_col, size_t rows, size_t cols)
+{
+    if (x_col == 1 && x_row >= 0) {
+        pack_transposed(out, out_ld, x, (size_t)x_row, rows, cols);
+        return;
+    }
+    if (x_row == 1) {
+        pack_copied(out, out_ld, x, x_col, rows, cols);
+        return;
+    }
     for (size_t r = 0; r < rows; r++) {
-        const float *row = a + (ptrdiff_t)r * a_row;
-        for (size_t p = 0; p < kc; p++) {
-            packed[p * rows + r] = row[(ptrdiff_t)p * a_col];
+        for (size_t p = 0; p < cols; p++) {
+            out[p * out_ld + r] = x[(ptrdiff_t)r * x_row + (ptrdiff_t)p * x_col];
         }
     }
 }
 
 /* Columns of B as one panel [kc][GEMM_NR]. */
 static void
-pack_b(float *packed, const float *b, ptrdiff_t b_row, ptrdiff_t b_col, size_t kc, size_t cols)
+pack_panel(float *panel, const float *b, ptrdiff_t b_row, ptrdiff_t b_col, size_t kc, size_t cols)
 {
     if (cols < GEMM_NR) {
-        memset(packed, 0, kc * GEMM_NR * sizeof(*packed));
+        memset(panel, 0, kc * GEMM_NR * sizeof(*panel));
     }
-    if (b_col == 1) {
-        for (size_t p = 0; p < kc; p++) {
-            memcpy(packed + p * GEMM_NR, b + (ptrdiff_t)p * b_row, cols * sizeof(*packed));
-        }
-        return;
-    }
-    for (size_t j = 0; j < cols; j++) {
-        const float *col = b + (ptrdiff_t)j * b_col;
-        for (size_t p = 0; p < kc; p++) {
-            packed[p * GEMM_NR + j] = col[(ptrdiff_t)p * b_row];
-        }
-    }
+    pack(panel, GEMM_NR, b, b_col, b_row, cols, kc);
 }
 
 /* Tasks handed out one by one to the threads of a region, phase after phase with a barrier between. Every thread draws one number past the
@@ -185,12 +231,12 @@ gemm_pack_task(const gemm_run *run, size_t task, size_t tiles, size_t k0, size_t
     const ha_gemm *g = run->g;
     if (task < tiles) {
         const size_t first = tile_start(task, tiles, g->m), end = tile_start(task + 1, tiles, g->m);
-        pack_a(run->packed_a + first * kc, g->a + (ptrdiff_t)first * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, end - first, kc);
+        pack(run->packed_a + first * kc, end - first, g->a + (ptrdiff_t)first * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, end - first, kc);
         return;
     }
     const size_t first = (task - tiles) * GEMM_NR;
-    pack_b(run->packed_b + first * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)first * g->b_col, g->b_row, g->b_col, kc,
-           g->n - first < GEMM_NR ? g->n - first : GEMM_NR);
+    pack_panel(run->packed_b + first * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)first * g->b_col, g->b_row, g->b_col, kc,
+               g->n - first < GEMM_NR ? g->n - first : GEMM_NR);
 }
 
 /* Row tiles [first_tile, end_tile) of one panel of columns. */

@@ -1,37 +1,72 @@
-/* y = x W^T + bias over a weight packed once: panels [k][GEMM_NR] of the register tile, all of k for one panel, then the next. */
+/* y = x W^T + bias over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
 
 #define LINEAR_ROWS 504         /* rows of x packed at once: bounds the scratch */
 
-static size_t
-weight_bytes(ha_weight_format format)
+/* How a format is stored and computed on this instruction set. */
+typedef struct linear_layout {
+    int step;                   /* STEP_F32, ... */
+    size_t steps;               /* along k */
+    size_t step_bytes;          /* of one panel of the weight */
+    const tile_fn *tiles;
+} linear_layout;
+
+static linear_layout
+linear_layout_of(ha_weight_format format, size_t k)
 {
-    return format == HA_WEIGHT_BF16 ? sizeof(uint16_t) : sizeof(float);
+    if (format == HA_WEIGHT_F32) {
+        return (linear_layout){STEP_F32, k, GEMM_NR * sizeof(float), tiles_f32};
+    }
+#if defined(VF_HAS_DOT_BF16)
+    return (linear_layout){STEP_PAIR, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
+#else
+    return (linear_layout){STEP_BF16, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
+#endif
 }
 
 static size_t
 linear_packed_bytes(ha_weight_format format, size_t n, size_t k)
 {
-    return round_up(n, GEMM_NR) * k * weight_bytes(format);
+    const linear_layout layout = linear_layout_of(format, k);
+    return round_up(n, GEMM_NR) / GEMM_NR * layout.steps * layout.step_bytes;
+}
+
+/* Rows of w as one panel of bfloat16. */
+static void
+linear_pack_bf16(uint16_t *panel, int step, size_t k, const float *w, size_t ldw, size_t cols)
+{
+    for (size_t p = 0; p < k; p++) {
+        float row[GEMM_NR] = {0};
+        uint16_t narrow[GEMM_NR];
+        for (size_t j = 0; j < cols; j++) {
+            row[j] = w[j * ldw + p];
+        }
+        f32_to_bf16(narrow, row, GEMM_NR);
+        if (step == STEP_BF16) {
+            memcpy(panel + p * GEMM_NR, narrow, sizeof(narrow));
+            continue;
+        }
+        for (size_t j = 0; j < GEMM_NR; j++) {      /* pairs along k; the last of an odd k is a zero */
+            panel[(p / 2 * GEMM_NR + j) * 2 + p % 2] = narrow[j];
+            if (p % 2 == 0) {
+                panel[(p / 2 * GEMM_NR + j) * 2 + 1] = 0;
+            }
+        }
+    }
 }
 
 static void
 linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t first, size_t count, const float *w, size_t ldw)
 {
+    const linear_layout layout = linear_layout_of(format, k);
     (void)n;
-    for (size_t j0 = 0; j0 < count; j0 += GEMM_NR) {
-        const size_t cols = count - j0 < GEMM_NR ? count - j0 : GEMM_NR;
-        const size_t at = (first + j0) * k;
-        if (format == HA_WEIGHT_F32) {
-            pack_b((float *)packed + at, w + j0 * ldw, 1, (ptrdiff_t)ldw, k, cols);
-            continue;
+    for (size_t j = 0; j < count; j += GEMM_NR) {
+        const size_t cols = count - j < GEMM_NR ? count - j : GEMM_NR;
+        char *panel = (char *)packed + (first + j) / GEMM_NR * layout.steps * layout.step_bytes;
+        if (layout.step == STEP_F32) {
+            pack_panel((float *)panel, w + j * ldw, 1, (ptrdiff_t)ldw, k, cols);
         }
-        uint16_t *panel = (uint16_t *)packed + at;
-        for (size_t p = 0; p < k; p++) {
-            float row[GEMM_NR] = {0};
-            for (size_t j = 0; j < cols; j++) {
-                row[j] = w[(j0 + j) * ldw + p];
-            }
-            f32_to_bf16(panel + p * GEMM_NR, row, GEMM_NR);
+        else {
+            linear_pack_bf16((uint16_t *)panel, layout.step, k, w + j * ldw, ldw, cols);
         }
     }
 }
@@ -39,8 +74,12 @@ linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t fi
 static size_t
 linear_scratch_bytes(ha_weight_format format, size_t m, size_t n, size_t k, int n_threads)
 {
-    (void)format, (void)n, (void)n_threads;
-    return m > 1 ? (m < LINEAR_ROWS ? m : LINEAR_ROWS) * k * sizeof(float) + 64 : 0;
+    const linear_layout layout = linear_layout_of(format, k);
+    (void)n, (void)n_threads;
+    if (m == 1 && layout.step != STEP_PAIR) {
+        return 0;
+    }
+    return (m < LINEAR_ROWS ? m : LINEAR_ROWS) * layout.steps * sizeof(float) + 64;
 }
 
 typedef struct linear_run {
@@ -49,33 +88,57 @@ typedef struct linear_run {
     const float *x;
     size_t ldx;
     const void *packed;
-    ha_weight_format format;
     const float *bias;
     size_t m, n, k;
-    float *packed_x;
+    linear_layout layout;
+    float *scratch;             /* NULL: the one row of x is its own tile */
     task_counter counter;
 } linear_run;
 
-/* Row tiles of the chunk that starts at row m0, for one panel. A tile's rows lie in packed_x as [k][rows]. */
+/* Rows of x as a tile [steps][rows], 4 bytes each. */
+static void
+linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
+{
+    const float *x = run->x + first * run->ldx;
+    if (run->layout.step != STEP_PAIR) {
+        pack(tile, rows, x, (ptrdiff_t)run->ldx, 1, rows, run->k);
+        return;
+    }
+    enum { SPAN = 256 };        /* of one row, rounded at a time */
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t p0 = 0; p0 < run->k; p0 += SPAN) {
+            uint16_t narrow[SPAN + 1];
+            const size_t count = run->k - p0 < SPAN ? run->k - p0 : SPAN;
+            f32_to_bf16(narrow, x + r * run->ldx + p0, count);
+            narrow[count] = 0;  /* the second of the last pair of an odd k */
+            for (size_t p = 0; p < count; p += 2) {
+                memcpy(tile + (p0 + p) / 2 * rows + r, narrow + p, 2 * sizeof(*narrow));
+            }
+        }
+    }
+}
+
+/* All row tiles of the chunk that starts at row m0, for one panel. */
 static void
 linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel)
 {
-    const size_t col = panel * GEMM_NR, block = gemm_block(run->k);
-    const tile_fn *tile = run->format == HA_WEIGHT_BF16 ? tiles_bf16 : tiles_f32;
-    const char *w = (const char *)run->packed + col * run->k * weight_bytes(run->format);
+    const linear_layout *layout = &run->layout;
+    const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
+    const char *w = (const char *)run->packed + panel * layout->steps * layout->step_bytes;
+    const float *x = run->scratch != NULL ? run->scratch : run->x;
     tile_out out = {.ldc = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .alpha = 1.0f};
     size_t k0 = 0;
     do {
-        const size_t kc = run->k - k0 < block ? run->k - k0 : block;
+        const size_t kc = layout->steps - k0 < block ? layout->steps - k0 : block;
         out.beta = k0 == 0 ? 0.0f : 1.0f;
         out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
         for (size_t t = 0; t < tiles; t++) {
             const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
             out.c = run->y + (m0 + first) * run->ldy + col;
-            tile[rows - 1](kc, run->packed_x + first * run->k + k0 * rows, w + k0 * GEMM_NR * weight_bytes(run->format), &out);
+            layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w + k0 * layout->step_bytes, &out);
         }
         k0 += kc;
-    } while (k0 < run->k);
+    } while (k0 < layout->steps);
 }
 
 static void
@@ -89,10 +152,10 @@ linear_body(void *arg, int thread, int n_threads)
         const size_t rows_here = run->m - m0 < LINEAR_ROWS ? run->m - m0 : LINEAR_ROWS;
         const size_t tiles = (rows_here + GEMM_MR - 1) / GEMM_MR;
         size_t task;
-        if (run->m > 1) {
+        if (run->scratch != NULL) {
             while ((task = task_take(&run->counter) - base) < tiles) {
                 const size_t first = tile_start(task, tiles, rows_here), end = tile_start(task + 1, tiles, rows_here);
-                pack_a(run->packed_x + first * run->k, run->x + (m0 + first) * run->ldx, (ptrdiff_t)run->ldx, 1, end - first, run->k);
+                linear_pack_rows(run, run->scratch + first * run->layout.steps, m0 + first, end - first);
             }
             base += tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
@@ -112,10 +175,9 @@ linear_f32(float *y, size_t ldy, const float *x, size_t ldx, const void *packed,
     if (m == 0 || n == 0) {
         return;
     }
-    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .format = format, .bias = bias, .m = m, .n = n, .k = k};
-    /* one row is its own packed tile; it is only read */
-    union { const float *in; float *out; } row = {.in = x};
-    run.packed_x = m > 1 ? align_64(scratch) : row.out;
+    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .m = m, .n = n, .k = k,
+                      .layout = linear_layout_of(format, k)};
+    run.scratch = m == 1 && run.layout.step != STEP_PAIR ? NULL : align_64(scratch);
     atomic_init(&run.counter.next, 0);
     ha_parallel_run(ha_threads_for(m * n * k, GEMM_GRAIN, n_threads), linear_body, &run);
 }
