@@ -1,4 +1,4 @@
-/* IEEE binary16 and bfloat16, one value at a time: widening is exact, narrowing rounds to nearest, ties to even, as the hardware does.
+/* IEEE binary16 and bfloat16, one value at a time: widening is exact, narrowing rounds to nearest, ties to even, NaN stays NaN and becomes quiet, as the hardware does.
  * Whole arrays go through the kernel table. */
 #ifndef HARMAUG_CORE_FLOAT16_H
 #define HARMAUG_CORE_FLOAT16_H
@@ -29,7 +29,10 @@ ha_f16_to_f32(uint16_t h)
     if (exponent == 0) {
         return ha_float_of_bits(ha_bits_of_float((float)mantissa * 0x1p-24f) | sign);
     }
-    return ha_float_of_bits(sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | (mantissa << 13));
+    if (exponent == 31) {
+        return ha_float_of_bits(sign | 0x7F800000u | (mantissa != 0 ? 0x400000u : 0) | mantissa << 13);
+    }
+    return ha_float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
 static inline uint16_t

@@ -4,40 +4,36 @@
 
 #include "core/float16.h"
 #include "io/tensor_file.h"
+#include "kernels/kernels.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF    /* d * q + m rounds twice; gcc does not contract in ISO mode */
 #endif
 
 #define BLOCK 32
-
-static uint16_t
-load_u16(const uint8_t *bytes)      /* the mapping may be unaligned */
-{
-    uint16_t out;
-    memcpy(&out, bytes, 2);
-    return out;
-}
+#define CHUNK 1024      /* elements staged at a time */
 
 static float
 scale_at(const uint8_t *bytes)
 {
-    return ha_f16_to_f32(load_u16(bytes));
+    uint16_t h;
+    memcpy(&h, bytes, 2);
+    return ha_f16_to_f32(h);
 }
 
+/* n 16-bit values through a widening kernel, which wants them aligned. */
 static void
-from_f16(float *out, const uint8_t *data, size_t n)
+widen(void (*kernel)(float *, const uint16_t *, size_t), float *out, const uint8_t *data, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        out[i] = ha_f16_to_f32(load_u16(data + 2 * i));
+    uint16_t staged[CHUNK];
+    if ((uintptr_t)data % sizeof(uint16_t) == 0) {
+        kernel(out, (const uint16_t *)(const void *)data, n);
+        return;
     }
-}
-
-static void
-from_bf16(float *out, const uint8_t *data, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        out[i] = ha_bf16_to_f32(load_u16(data + 2 * i));
+    for (size_t i = 0; i < n; i += CHUNK) {
+        const size_t m = n - i < CHUNK ? n - i : CHUNK;
+        memcpy(staged, data + 2 * i, 2 * m);
+        kernel(out + i, staged, m);
     }
 }
 
@@ -103,8 +99,8 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     /* blocks lie along the innermost extent, which the reader checked to be whole blocks: a row begins with one */
     switch (tensor->dtype) {
     case HA_F32: memcpy(out, tensor->data + first * cols * 4, n * 4); break;
-    case HA_F16: from_f16(out, tensor->data + first * cols * 2, n); break;
-    case HA_BF16: from_bf16(out, tensor->data + first * cols * 2, n); break;
+    case HA_F16: widen(ha_kernels_get()->f16_to_f32, out, tensor->data + first * cols * 2, n); break;
+    case HA_BF16: widen(ha_kernels_get()->bf16_to_f32, out, tensor->data + first * cols * 2, n); break;
     case HA_Q8_0: from_q8_0(out, tensor->data + first * (cols / BLOCK) * 34, n); break;
     case HA_Q4_0: from_q4_0(out, tensor->data + first * (cols / BLOCK) * 18, n); break;
     case HA_Q4_1: from_q4_1(out, tensor->data + first * (cols / BLOCK) * 20, n); break;

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/float16.h"
 #include "io/json.h"
 #include "io/tensor_file.h"
+#include "kernels/kernels.h"
 
 #define CHUNK 16384         /* elements converted at a time */
 #define DATA_ALIGN 64       /* the header is padded with spaces so that a mapping's data is aligned */
@@ -177,11 +177,10 @@ write_tensor(int fd, const char *path, const ha_tensor_out *tensor, uint16_t *bu
     if (status != HA_OK || tensor->dtype == HA_F32) {
         return status != HA_OK ? status : write_all(fd, path, tensor->data, bytes, err);
     }
+    void (*narrow)(uint16_t *, const float *, size_t) = tensor->dtype == HA_F16 ? ha_kernels_get()->f32_to_f16 : ha_kernels_get()->f32_to_bf16;
     for (size_t i = 0; i < elements && status == HA_OK; i += CHUNK) {
         const size_t n = elements - i < CHUNK ? elements - i : CHUNK;
-        for (size_t j = 0; j < n; j++) {
-            buffer[j] = tensor->dtype == HA_F16 ? ha_f32_to_f16(tensor->data[i + j]) : ha_f32_to_bf16(tensor->data[i + j]);
-        }
+        narrow(buffer, tensor->data + i, n);
         status = write_all(fd, path, buffer, 2 * n, err);
     }
     return status;
