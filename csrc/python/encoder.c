@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "models/encoder.h"
+#include "python/batch.h"
 
 typedef struct encoder_object {
     PyObject_HEAD
@@ -114,50 +115,6 @@ encoder_dealloc(PyObject *self)
 
 /* -- logits -- */
 
-/* A vector of integers as `type`: other integer types are converted only when every value survives. */
-static PyArrayObject *
-integers(PyObject *obj, int type, const char *name)
-{
-    PyArrayObject *wide = (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_INT64, NPY_ARRAY_IN_ARRAY), *out = NULL;
-    if (wide == NULL) {
-        return NULL;
-    }
-    const npy_intp n = PyArray_SIZE(wide);
-    const int64_t *values = PyArray_DATA(wide);
-    const int64_t low = type == NPY_UINT8 ? 0 : type == NPY_INT32 ? INT32_MIN : INT64_MIN;
-    const int64_t high = type == NPY_UINT8 ? UINT8_MAX : type == NPY_INT32 ? INT32_MAX : INT64_MAX;
-    if (PyArray_NDIM(wide) != 1) {
-        PyErr_Format(PyExc_ValueError, "logits: %s must be a vector, got %d dimensions", name, PyArray_NDIM(wide));
-        goto done;
-    }
-    for (npy_intp i = 0; i < n; i++) {
-        if (values[i] < low || values[i] > high) {
-            PyErr_Format(PyExc_ValueError, "logits: %s holds %lld", name, (long long)values[i]);
-            goto done;
-        }
-    }
-    out = (PyArrayObject *)PyArray_FROM_OTF((PyObject *)wide, type, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-done:
-    Py_DECREF(wide);
-    return out;
-}
-
-/* offsets must rise from 0 to the number of ids before the core may follow them. */
-static int
-check_offsets(PyArrayObject *offsets, npy_intp total)
-{
-    const npy_intp n = PyArray_DIM(offsets, 0);
-    const int64_t *at = PyArray_DATA(offsets);
-    int rising = n >= 1 && at[0] == 0 && at[n - 1] == (int64_t)total;
-    for (npy_intp i = 0; rising && i + 1 < n; i++) {
-        rising = at[i] <= at[i + 1];
-    }
-    if (!rising) {
-        PyErr_Format(PyExc_ValueError, "logits: offsets must rise from 0 to the number of ids, %zd", (Py_ssize_t)total);
-    }
-    return rising;
-}
-
 PyDoc_STRVAR(logits_doc,
 "logits(ids, offsets, type_ids=None, *, n_threads=None)\n"
 "--\n\n"
@@ -185,25 +142,16 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     static char *names[] = {"ids", "offsets", "type_ids", "n_threads", NULL};
     encoder_object *self = (encoder_object *)obj;
     PyObject *ids_obj, *offsets_obj, *types_obj = Py_None, *threads_obj = Py_None;
-    PyArrayObject *ids = NULL, *offsets = NULL, *types = NULL, *out = NULL;
+    PyArrayObject *out = NULL;
+    py_batch rows = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$O:logits", names, &ids_obj, &offsets_obj, &types_obj, &threads_obj)) {
         return NULL;
     }
     const long n_threads = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
-    if ((n_threads == -1 && PyErr_Occurred()) ||
-        (ids = integers(ids_obj, NPY_INT32, "ids")) == NULL ||
-        (offsets = integers(offsets_obj, NPY_INT64, "offsets")) == NULL ||
-        (types_obj != Py_None && (types = integers(types_obj, NPY_UINT8, "type_ids")) == NULL) ||
-        !check_offsets(offsets, PyArray_DIM(ids, 0))) {
+    if ((n_threads == -1 && PyErr_Occurred()) || !py_batch_open(ids_obj, offsets_obj, types_obj, &rows)) {
         goto done;
     }
-    if (types != NULL && PyArray_DIM(types, 0) != PyArray_DIM(ids, 0)) {
-        PyErr_Format(PyExc_ValueError, "logits: %zd type_ids for %zd ids", (Py_ssize_t)PyArray_DIM(types, 0), (Py_ssize_t)PyArray_DIM(ids, 0));
-        goto done;
-    }
-    const ha_batch batch = {.n_rows = (size_t)PyArray_DIM(offsets, 0) - 1, .offsets = PyArray_DATA(offsets), .ids = PyArray_DATA(ids),
-                            .type_ids = types != NULL ? PyArray_DATA(types) : NULL};
-    const npy_intp dims[2] = {(npy_intp)batch.n_rows, (npy_intp)ha_encoder_config_of(self->encoder)->num_labels};
+    const npy_intp dims[2] = {(npy_intp)rows.batch.n_rows, (npy_intp)ha_encoder_config_of(self->encoder)->num_labels};
     out = (PyArrayObject *)PyArray_SimpleNew(2, dims, NPY_FLOAT32);
     if (out == NULL) {
         goto done;
@@ -212,16 +160,14 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_encoder_logits(self->encoder, &batch, logits, n_threads > 0 && n_threads < 4096 ? (int)n_threads : 0, &err);
+    status = ha_encoder_logits(self->encoder, &rows.batch, logits, n_threads > 0 && n_threads < 4096 ? (int)n_threads : 0, &err);
     Py_END_ALLOW_THREADS
     if (status != HA_OK) {
         py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);
         Py_CLEAR(out);
     }
 done:
-    Py_XDECREF(ids);
-    Py_XDECREF(offsets);
-    Py_XDECREF(types);
+    py_batch_close(&rows);
     return (PyObject *)out;
 }
 

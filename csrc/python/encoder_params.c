@@ -6,6 +6,7 @@
 
 #include "io/tensor_file.h"
 #include "models/encoder.h"
+#include "python/batch.h"
 
 typedef struct params_object {
     PyObject_HEAD
@@ -352,6 +353,80 @@ done:
     return result;
 }
 
+PyDoc_STRVAR(gradients_doc,
+"gradients(ids, offsets, dlogits, type_ids=None, *, dropout=0, seed=0, step=0, n_threads=0)\n"
+"--\n\n"
+"The forward and the backward pass of training over one ragged batch.\n\n"
+"Parameters\n"
+"----------\n"
+"ids, offsets, type_ids : array_like of int\n"
+"    As for Encoder.logits().\n"
+"dlogits : array_like, shape (n, num_labels)\n"
+"    Gradient of the loss with respect to the logits.\n"
+"dropout : float, default 0\n"
+"    Probability; masks are drawn by counter from (seed, step).\n\n"
+"Returns\n"
+"-------\n"
+"logits : ndarray, shape (n, num_labels), float32\n"
+"gradient : ndarray, shape (size,), float32\n"
+"    Of every parameter, flat, in the order of `names`.\n"
+"word_rows : ndarray, shape (vocab_size,), bool\n"
+"    The word embedding rows that the batch touches.\n");
+
+static PyObject *
+params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "offsets", "dlogits", "type_ids", "dropout", "seed", "step", "n_threads", NULL};
+    const ha_encoder_params *params = ((params_object *)self)->params;
+    PyObject *ids, *offsets, *dlogits_obj, *types = Py_None, *result = NULL;
+    PyObject *logits = NULL, *grads = NULL, *words = NULL;
+    PyArrayObject *dlogits = NULL;
+    py_batch rows = {0};
+    ha_tape *tape = NULL;
+    float dropout = 0;
+    unsigned long long seed = 0, step = 0;
+    int n_threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$fKKi:gradients", names, &ids, &offsets, &dlogits_obj, &types,
+                                     &dropout, &seed, &step, &n_threads)) {
+        return NULL;
+    }
+    if (!py_batch_open(ids, offsets, types, &rows) ||
+        (dlogits = array_of(dlogits_obj, "gradients", "dlogits", 2, rows.batch.n_rows, params->config.num_labels)) == NULL) {
+        goto done;
+    }
+    const npy_intp shape[2] = {(npy_intp)rows.batch.n_rows, (npy_intp)params->config.num_labels};
+    const npy_intp total = (npy_intp)params->total, vocab = (npy_intp)params->config.vocab_size;
+    logits = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    grads = PyArray_ZEROS(1, &total, NPY_FLOAT32, 0);
+    words = PyArray_ZEROS(1, &vocab, NPY_BOOL, 0);
+    if (logits == NULL || grads == NULL || words == NULL || (tape = ha_tape_new()) == NULL) {
+        if (!PyErr_Occurred()) {
+            PyErr_NoMemory();
+        }
+        goto done;
+    }
+    float *y = PyArray_DATA((PyArrayObject *)logits), *g = PyArray_DATA((PyArrayObject *)grads);
+    const float *dy = PyArray_DATA(dlogits);
+    uint8_t *touched = PyArray_DATA((PyArrayObject *)words);
+    ha_error err;
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_encoder_train_forward(params, &rows.batch, dropout, seed, step, tape, y, n_threads, &err);
+    if (status == HA_OK) {
+        status = ha_encoder_train_backward(params, &rows.batch, tape, dy, g, touched, n_threads, &err);
+    }
+    Py_END_ALLOW_THREADS
+    result = status == HA_OK ? PyTuple_Pack(3, logits, grads, words) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+done:
+    ha_tape_free(tape);
+    py_batch_close(&rows);
+    Py_XDECREF(dlogits);
+    Py_XDECREF(logits);
+    Py_XDECREF(grads);
+    Py_XDECREF(words);
+    return result;
+}
+
 static PyObject *
 params_names(PyObject *self, void *unused)
 {
@@ -389,6 +464,7 @@ static PyMethodDef params_methods[] = {
     {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
     {"set", params_set, METH_VARARGS, PyDoc_STR("set(name, value, /)\n--\n\nReplace a parameter by an array of the same shape.")},
     {"add_low_rank", params_add_low_rank, METH_VARARGS, add_low_rank_doc},
+    {"gradients", (PyCFunction)(void (*)(void))params_gradients, METH_VARARGS | METH_KEYWORDS, gradients_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,0 +1,18 @@
+/* A ragged batch from Python objects: the arrays are converted, held and checked to the point where the core may follow the offsets. */
+#ifndef HARMAUG_PYTHON_BATCH_H
+#define HARMAUG_PYTHON_BATCH_H
+
+#include "python/pyharmaug.h"
+
+#include "models/encoder.h"
+
+typedef struct py_batch {
+    PyArrayObject *ids, *offsets, *types;   /* types NULL: none given */
+    ha_batch batch;                         /* borrows from them */
+} py_batch;
+
+/* type_ids may be None. 0 with an exception set; py_batch_close() is for both outcomes. */
+int py_batch_open(PyObject *ids, PyObject *offsets, PyObject *type_ids, py_batch *out);
+void py_batch_close(py_batch *batch);
+
+#endif
