@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+
 from harmaug import models, models_cli
 
 CONTENT = {"config.json": b"{}", "weights.bin": bytes(range(256)) * 8000}

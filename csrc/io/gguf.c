@@ -314,8 +314,8 @@ read_info(ha_tensor_file *file, reader *r, char **name_at, uint64_t *offset, ha_
     tensor.type_name = ggml_types[type].name;
     tensor.ndim = (int)n_dims;
     for (uint32_t i = 0; i < n_dims; i++) {
-        if (dims[i] > PTRDIFF_MAX) {
-            return ha_fail(err, HA_ERR_FORMAT, "%.300s: tensor '%.64s': dimension %" PRIu64 " is too large", r->path, tensor.name, dims[i]);
+        if (dims[i] > SIZE_MAX) {
+            return ha_fail(err, HA_ERR_FORMAT, "%.300s: tensor '%.64s': shape overflows", r->path, tensor.name);
         }
         tensor.shape[n_dims - 1 - i] = (size_t)dims[i];
     }
@@ -323,7 +323,7 @@ read_info(ha_tensor_file *file, reader *r, char **name_at, uint64_t *offset, ha_
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: tensor '%.64s' is too large", r->path, tensor.name);
     }
     tensor.n_bytes = (size_t)bytes;
-    return ha_tensor_file_add(file, &tensor, err);
+    return ha_tensor_file_add(file, &tensor, r->path, err);
 }
 
 static ha_status

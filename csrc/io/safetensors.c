@@ -58,7 +58,7 @@ read_entry(ha_tensor_file *file, const char *path, const ha_json *json, const ha
         return bad_tensor(path, entry, "needs dtype (a string), shape (an array) and data_offsets (two integers)", err);
     }
     size_t i = 0;
-    while (i < sizeof(dtypes) / sizeof(dtypes[0]) && strcmp(dtype->string, dtypes[i].name) != 0) {
+    while (i < sizeof(dtypes) / sizeof(dtypes[0]) && (strlen(dtypes[i].name) != dtype->length || strcmp(dtype->string, dtypes[i].name) != 0)) {
         i++;
     }
     if (i == sizeof(dtypes) / sizeof(dtypes[0])) {
@@ -87,7 +87,7 @@ read_entry(ha_tensor_file *file, const char *path, const ha_json *json, const ha
     }
     tensor.data = data + offsets[0];
     tensor.n_bytes = (size_t)(offsets[1] - offsets[0]);
-    return ha_tensor_file_add(file, &tensor, err);
+    return ha_tensor_file_add(file, &tensor, path, err);
 }
 
 ha_status

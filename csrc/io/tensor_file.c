@@ -10,15 +10,23 @@
 #include "io/tensor_file_impl.h"
 
 ha_status
-ha_tensor_file_add(ha_tensor_file *file, const ha_tensor *tensor, ha_error *err)
+ha_tensor_file_add(ha_tensor_file *file, const ha_tensor *tensor, const char *path, ha_error *err)
 {
+    size_t bytes = sizeof(float);
+    int overflow = 0;
+    for (int i = 0; i < tensor->ndim; i++) {
+        overflow |= __builtin_mul_overflow(bytes, tensor->shape[i] > 0 ? tensor->shape[i] : 1, &bytes);
+    }
+    if (overflow || bytes > PTRDIFF_MAX) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: tensor '%.64s': shape overflows", path, tensor->name);
+    }
     if (file->count == file->capacity) {
         const size_t capacity = file->capacity == 0 ? 64 : 2 * file->capacity;
         ha_tensor *tensors = capacity > UINT32_MAX ? NULL : realloc(file->tensors, capacity * sizeof(*tensors));
         file->tensors = tensors != NULL ? tensors : file->tensors;
         uint32_t *shards = tensors == NULL ? NULL : realloc(file->shards, capacity * sizeof(*shards));
         if (shards == NULL) {
-            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tensors", capacity);
+            return ha_fail(err, HA_ERR_NOMEM, "%.350s: out of memory for %zu tensors", path, capacity);
         }
         file->shards = shards;
         file->capacity = capacity;

@@ -35,8 +35,9 @@ struct ha_tensor_file {
     char *names;                /* GGUF: tensor names, NUL-terminated */
 };
 
-/* Appends a tensor of the newest map. */
-ha_status ha_tensor_file_add(ha_tensor_file *file, const ha_tensor *tensor, ha_error *err);
+/* Appends a tensor of the newest map. HA_ERR_FORMAT when its extents, 0 counted as 1, don't fit an array of float32: who allocates by
+ * them need not fear an overflow. */
+ha_status ha_tensor_file_add(ha_tensor_file *file, const ha_tensor *tensor, const char *path, ha_error *err);
 /* Maps `path` as the newest map (with an empty document slot). */
 ha_status ha_tensor_file_map(ha_tensor_file *file, const char *path, ha_error *err);
 /* Checks that the tensors [first, count) do not overlap; dense: that they also fill [data, data + size) without a hole. */
