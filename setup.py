@@ -16,31 +16,42 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import PlatformError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 ABI3 = os.environ.get("HARMAUG_ABI3") == "1"
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = AVX2 + ["-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
 X86 = "#if !defined(__x86_64__)\n#error not x86-64\n#endif\n"
-# kernels_<isa>.c -> (the flags that one file, and no other, is compiled with; a program that uses the set)
-ISAS = {
-    "avx2": (AVX2, X86 + "#include <immintrin.h>\n"
-             "__m256 ha_probe(__m256 a, __m128i h) { return _mm256_fmadd_ps(a, _mm256_cvtph_ps(h), a); }\n"),
-    "avx512": (AVX512, X86 + "#include <immintrin.h>\n"
-               "__m512 ha_probe(__m512 a, __mmask64 m, __m512i b) {\n"
-               "    return _mm512_and_ps(_mm512_scalef_ps(a, a), _mm512_castsi512_ps(_mm512_maskz_mov_epi8(m, b))); }\n"),
-    "avx512bf16": (AVX512 + ["-mavx512bf16"], X86 + "#include <immintrin.h>\n"
-                   "__m512 ha_probe(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); }\n"),
-    "neon": ([], "#if !defined(__aarch64__)\n#error not aarch64\n#endif\n#include <arm_neon.h>\n"
-             "float32x4_t ha_probe(float32x4_t a, float16x4_t h) { return vfmaq_f32(a, a, vcvt_f32_f16(h)); }\n"),
+PROBES = {
+    "avx2": X86 + """#include <immintrin.h>
+__m256 ha_probe(__m256 a, __m128i h) { return _mm256_fmadd_ps(a, _mm256_cvtph_ps(h), a); }
+""",
+    "avx512": X86 + """#include <immintrin.h>
+__m512 ha_probe(__m512 a, __mmask64 m, __m512i b)
+{
+    return _mm512_and_ps(_mm512_scalef_ps(a, a), _mm512_castsi512_ps(_mm512_maskz_mov_epi8(m, b)));
 }
+""",
+    "avx512bf16": X86 + """#include <immintrin.h>
+__m512 ha_probe(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); }
+""",
+    "neon": """#if !defined(__aarch64__)
+#error not aarch64
+#endif
+#include <arm_neon.h>
+float32x4_t ha_probe(float32x4_t a, float16x4_t h) { return vfmaq_f32(a, a, vcvt_f32_f16(h)); }
+""",
+}
+# kernels_<isa>.c -> the flags that one file, and no other, is compiled with
+ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512 + ["-mavx512bf16"], "neon": []}
 
 
 def package_hint(debian: str, fedora: str, macos: str) -> str:
@@ -50,7 +61,7 @@ def package_hint(debian: str, fedora: str, macos: str) -> str:
 
 
 class BuildExt(build_ext):
-    def _builds(self, code: str, cflags: list[str] = [], lflags: list[str] | None = None, include_dirs: list[str] = []) -> bool:
+    def _builds(self, code: str, cflags: Sequence[str] = (), lflags: list[str] | None = None, include_dirs: Sequence[str] = ()) -> bool:
         """True when `code` compiles with these flags and, given link flags, links."""
         with tempfile.TemporaryDirectory() as tmp, open(os.devnull, "w") as null:
             src = Path(tmp, "probe.c")
@@ -58,10 +69,10 @@ class BuildExt(build_ext):
             saved = os.dup(2)
             os.dup2(null.fileno(), 2)       # a probe that fails is an answer, not an error message
             try:
-                objs = self.compiler.compile([str(src)], output_dir=tmp, include_dirs=include_dirs, extra_postargs=cflags)
+                objs = self.compiler.compile([str(src)], output_dir=tmp, include_dirs=list(include_dirs), extra_postargs=list(cflags))
                 if lflags is not None:
                     self.compiler.link_shared_object(objs, str(Path(tmp, "probe.so")), extra_postargs=lflags)
-            except Exception:
+            except (CompileError, LinkError):
                 return False
             finally:
                 os.dup2(saved, 2)
@@ -132,8 +143,8 @@ class BuildExt(build_ext):
         common += omp_c
 
         jobs = []
-        for isa, (flags, code) in ISAS.items():
-            if self._builds(code, flags):
+        for isa, flags in ISAS.items():
+            if self._builds(PROBES[isa], flags):
                 ext.define_macros.append((f"HA_HAVE_{isa.upper()}", "1"))
                 jobs.append((f"csrc/kernels/kernels_{isa}.c", common + flags))
             elif isa != "neon" and self._builds(X86):
