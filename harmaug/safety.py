@@ -39,9 +39,9 @@ _ALONE = re.compile(r"""
 """, re.VERBOSE)
 
 _MINORS = re.compile(rf"""
-    \bchild(?!birth\b)\w* | \bkid(?:s|do|dos|die|dies|dy)?\b | \b(?:pre)?teen(?:s|age|aged|ager|agers|y|ie)?\b
+    \bchild(?!birth\b)\w* | \bkid(?:s|z|do|dos|die|dies|dy)?\b | \b(?:pre)?teen(?:s|age|aged|ager|agers|y|ie)?\b
   | \btweens?\b | \bpre\Wteens?\b | \bunder\W?age\w* | \bminors?\b | \btoddlers?\b | \binfants?\b | \bbab(?:y|ies)\b
-  | \bnewborns?\b | \badolescen\w* | \bjuveniles?\b | \byoungsters?\b | \byouths?\b | \bgirls?\b | \bboys?\b
+  | \bnewborns?\b | \badolescen\w* | \bjuveniles?\b | \byoungsters?\b | \byouths?\b | \bg(?:i|u)rls?\b | \bbo(?:y|i)s?\b
   | \bschool\w* | \bpupils?\b | \bclass\W?mates?\b | \bkindergart\w* | \bpre\W?school\w* | \bdaughters?\b | \bsons?\b
   | \bstep\W?(?:daughter|son|child|sister|brother)\w* | \bgrand\W?(?:daughter|son)s?\b | \bnieces?\b | \bnephews?\b
   | \b(?:little|younger|baby|kid)\W+(?:sister|brother|cousin|sis|bro)\b | \bpre\W?pubescen\w* | \bpubescen\w*
@@ -51,7 +51,8 @@ _MINORS = re.compile(rf"""
   | \b{_SMALL}\W{{0,3}}(?:years?|yrs?|months?|mos?)\b | \b{_SMALL}\W?(?:yo|y\W?o|yearolds?)\b
   | \b{_SMALL}\W{{1,3}}(?:and|or|to)\W+{_SMALL}\W{{1,3}}year
   | \b(?:age|aged|ages|turned|turning|only|just|barely)\W+(?:of\W+|is\W+)?{_SMALL}\b
-  | \b(?:is|am|im|i\Wm|was|are|he\Ws|she\Ws|hes|shes|they\Wre|theyre)\W+(?:only\W+|just\W+)?(?:[1-9]|1[0-7])\b
+  | \b(?:is|am|im|i\Wm|was|are|he\Ws|she\Ws|hes|shes|they\Wre|theyre)\W+(?:only\W+|just\W+)?(?:[1-9]|1[0-7]
+    |five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven)teen)\b
   | \b(?:under|below|younger\W+than|less\W+than|not\W+yet)\W+(?:the\W+age\W+of\W+)?(?:1?[0-8]|eighteen|{_SMALL})\b
   | \b(?:[5-9]|1[0-7])\W?[fm]\b | \b[fm]\W?(?:[5-9]|1[0-7])\b
 """, re.VERBOSE)
@@ -71,6 +72,9 @@ _SEXUAL = re.compile(r"""
   | \b(?:private|intimate)\W+(?:parts?|areas?|bits)\b | \btouch\w*\W+(?:\w+\W+)?(?:inappropriate|improper|private)\w*
   | \binappropriate(?:ly)?\W+(?:touch|photo|pic|image|relation|contact|content|conversation|message|video)\w*
   | \bprovocative\w* | \bsensual\w* | \bflirt\w* | \bcleavage\b | \bskimpy\b | \bbikinis?\b | \bgrop(?:e|es|ed|ing)\b
+  | \bsmut\w* | \berections?\b | \bejaculat\w* | \bthreesomes?\b | \borg(?:y|ies)\b | \bnipples?\b | \bcrotch\w* | \bthongs?\b
+  | \bdildos?\b | \bspank\w* | \bcaress\w* | \bdeflower\w* | \bsultry\b | \bsteamy\b | \bahegao\b | \brule\W?34\b | \bhard\W?core\b
+  | \b(?:french|deep|passionate\w*)\W+kiss\w* | \bkiss\w*\W+(?:\w+\W+){0,5}(?:lips|mouth|neck|passionate\w*)\b | \blove\W+affairs?\b
 """, re.VERBOSE)
 
 # Phrases that are about teaching, medicine or people's lives; they stop counting as sexual unless the text also asks
