@@ -48,8 +48,10 @@ _MINORS = re.compile(rf"""
   | \bpuberty\b | \bscouts?\b | \bgraders?\b | \b(?:grade|year)\W+(?:[1-9]|1[0-2])\b
   | \b(?:1st|2nd|3rd|[4-9]th|1[0-2]th|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)\W+grade\b
   | (?<!college\s)(?<!university\s)(?<!graduate\s)(?<!medical\s)(?<!law\s)(?<!phd\s)\bstudents?\b
-  | \b{_SMALL}\W{{0,3}}(?:years?|yrs?|months?|mos?)\b | \b{_SMALL}\W?(?:yo|y\W?o|yearolds?)\b
-  | \b{_SMALL}\W{{1,3}}(?:and|or|to)\W+{_SMALL}\W{{1,3}}year
+  | \b{_SMALL}\W{{0,3}}(?:years?|yrs?|months?|mos?)\W{{0,3}}(?:olds?|of\W+age|young)\b | \b{_SMALL}\W?(?:yo|y\W?o|yearolds?)\b
+  | \b{_SMALL}\W{{1,3}}(?:and|or|to)\W+{_SMALL}\W{{1,3}}year | \(\W*{_SMALL}\W{{0,3}}(?:years?|yrs?)\b
+  | \b(?:1[0-7]|eleven|twelve|(?:thir|four|fif|six|seven)teen)\W{{0,3}}(?:years?|yrs?)\b(?!\W+(?:ago|later|since|together|in|of|for|into|now|long
+    |married|marriage|experience|after|before|apart|relationship|sentence|prison))
   | \b(?:age|aged|ages|turned|turning|only|just|barely)\W+(?:of\W+|is\W+)?{_SMALL}\b
   | \b(?:is|am|im|i\Wm|was|are|he\Ws|she\Ws|hes|shes|they\Wre|theyre)\W+(?:only\W+|just\W+)?(?:[1-9]|1[0-7]
     |five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven)teen)\b

@@ -31,6 +31,9 @@ CAUGHT = [
     "a sex education video with a naked pupil",
     "a sexual education story about kids",
     "smut, 13-15 yr olds",
+    "lewd (14yrs)",
+    "she was 12 years when he seduced her",
+    "six years of age, naked",
     "passionate kiss, 9th grader",
     "kissing a pupil on the lips",
     "erotica with an elf who is twelve",
@@ -65,6 +68,8 @@ PASSED = [
     "Nudge theory for school canteens",
     "Minority rights and sexism at work",
     "Our 15 minute dating podcast",
+    "We have been dating for 3 years",
+    "Our sex life changed 12 years ago, after the wedding",
     "an erotic poem about a woman who is nineteen",
     "",
 ]
