@@ -186,12 +186,13 @@ def iter_columns(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, 
             yield from columns_of_stream(raw, name)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
-        raise DataError(f"{name}: damaged gzip file ({exc})") from None
 
 
-def columns_of_stream(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages."""
+def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages.
+
+    With `verbatim` the values of JSON rows are msgspec.Raw: their bytes as they stand in the file.
+    """
     stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
     if stream.peek(2)[:2] == b"\x1f\x8b":
         stream = gzip.GzipFile(fileobj=stream)
@@ -202,23 +203,26 @@ def columns_of_stream(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str
     head = first[1].lstrip()[0]
     if head == "[":
         text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
-        for i, columns in enumerate(decode_json(text, name)):
+        for i, columns in enumerate(decode_json(text, name, list[dict[str, msgspec.Raw]] if verbatim else Any)):
             yield f"{name}, row {i + 1}", columns
     elif head == "{":
-        yield f"{name}, line {first[0]}", decode_json(first[1], f"{name}, line {first[0]}")
+        kind = dict[str, msgspec.Raw] if verbatim else Any
+        yield f"{name}, line {first[0]}", decode_json(first[1], f"{name}, line {first[0]}", kind)
         for n, line in lines:
             if line.strip():
-                yield f"{name}, line {n}", decode_json(line, f"{name}, line {n}")
+                yield f"{name}, line {n}", decode_json(line, f"{name}, line {n}", kind)
     elif name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         raise DataError(f"{name}, line {first[0]}: wrong JSON: expected an object or a list of objects")
     else:
         yield from _csv_columns(first, lines, name)
 
 
-def decode_json(text: str, where: str) -> Any:
+def decode_json(text: str, where: str, kind: Any = Any) -> Any:
     """Decode one JSON value; the DataError of a failure says line and column of a document, column of a line."""
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise DataError(f"{where}: a row must be an object with a prompt") from None
     except RecursionError:
         raise DataError(f"{where}: wrong JSON: nested too deeply") from None
     except UnicodeError:
@@ -315,8 +319,15 @@ def require_labels(rows: Iterable[Row], where: str) -> None:
         raise DataError(f"{where}: one class only, every row is {'unsafe' if classes == {1} else 'safe'}")
 
 
+def _raw_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
+        raise DataError(f"{name}: damaged gzip file ({exc})") from None
+
+
 def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    for n, line in enumerate(stream, 1):
+    for n, line in enumerate(_raw_lines(stream, name), 1):
         if n == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         try:

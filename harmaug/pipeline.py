@@ -7,8 +7,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,8 @@ from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
 from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
-from harmaug.categories import CategoryTable, default_table
-from harmaug.data import Row, atomic_file, encode_row, read_rows
+from harmaug.categories import CategoryTable, default_table, load_table
+from harmaug.data import DataError, Row, atomic_file, encode_row, read_rows
 from harmaug.generator import Generator
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
@@ -89,7 +91,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     return _account(stage)
 
 
-def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, models: Mapping[str, str] | None = None, batch_size: int = 256,
+def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None, models: Mapping[str, str] | None = None, batch_size: int = 256,
           quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
 
@@ -97,8 +99,11 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, models: Mapping[
     ----------
     run : RunFolder
     by : Teacher, folder, Guard or callable
+        With `name`: a callable that makes the Teacher, called only when there is something left to do.
     seed_rows : sequence of Row
         They keep their own labels beside the teacher's score. Rows that the responsible-use filter blocks are left out.
+    name : str, optional
+        The teacher's name.
     models : mapping, optional
         Name to sha256 of the teacher's files.
     batch_size : int, default 256
@@ -111,22 +116,24 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, models: Mapping[
         The counts: rows of each origin, flagged, blocked.
     """
     inputs = {"seed": digest(seed_rows)}
-    files = [name for stage, name in (("augment", INSTRUCTIONS), ("respond", PAIRS)) if stage in run.info["stages"]]
-    inputs.update({name: _finished(run, stage, name) for stage, name in (("augment", INSTRUCTIONS), ("respond", PAIRS)) if name in files})
-    stage = run.stage("label", config={"teacher": by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__))},
-                      inputs=inputs, models=models)
+    for before, file in (("augment", INSTRUCTIONS), ("respond", PAIRS)):
+        if before in run.info["stages"]:
+            inputs[file] = _finished(run, before, file)
+    make = by if name is not None else lambda: teacher.as_teacher(by)
+    name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
+    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models)
     if stage.done:
         return _account(stage)
     usable = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked(row.prompt, row.response)]
     rows = list(usable)
-    for name in files:
-        rows += [(f"{run / name}, row {i + 1}", row) for i, row in enumerate(_rows_of(run / name))]
+    for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
+        rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(_rows_of(run / file))]
     counts: dict[str, Any] = {"rows": len(rows), "seed": len(usable), "seeds_blocked": len(seed_rows) - len(usable), "done": 0, "flagged": 0, "categories": {}}
     with Journal(run / LABELLED) as journal:
         for old in journal.kept_rows:
             _count_label(counts, old)
         begun = journal.next_key
-        scorer = teacher.as_teacher(by) if begun < len(rows) else None
+        scorer = make() if begun < len(rows) else None
         if scorer is not None:
             stage.entry["teacher"] = dict(teacher.describe(scorer))
             scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size)
@@ -140,19 +147,22 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, models: Mapping[
     return _account(stage)
 
 
-def distil(run: RunFolder, seed_rows: Sequence[Row] = (), *, config: DistillConfig | None = None, validation_rows: Sequence[Row] | None = None,
-           models: Mapping[str, str] | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Train a guard on labelled.jsonl, or on the seed rows where the run has no label stage, into guard/.
+def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: DistillConfig | None = None, validation_rows: Sequence[Row] | None = None,
+           models: Mapping[str, str] | None = None, name: str = "distil", folder: str = "guard", quiet: bool = False) -> dict[str, Any]:
+    """Train a guard into guard/.
 
     Parameters
     ----------
     run : RunFolder
-    seed_rows : sequence of Row
-        Used when nothing was labelled.
+    rows : sequence of Row, optional
+        None: labelled.jsonl.
     config : DistillConfig, optional
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
     models : mapping, optional
+        Name to sha256 of the student's files.
+    name, folder : str
+        Of the stage and of what it makes, where a run trains several.
     quiet : bool, default False
 
     Returns
@@ -163,13 +173,16 @@ def distil(run: RunFolder, seed_rows: Sequence[Row] = (), *, config: DistillConf
     from harmaug.distill import DistillConfig, Distiller
 
     config = config or DistillConfig()
-    labelled = "label" in run.info["stages"]
-    inputs = {LABELLED: _finished(run, "label", LABELLED)} if labelled else {"seed": digest(seed_rows)}
-    stage = run.stage("distil", config=asdict(config), inputs=inputs, models=models)
+    inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
+    if validation_rows is not None:
+        inputs["validation"] = digest(validation_rows)
+    settings = {key: value for key, value in asdict(config).items() if key != "n_threads"}
+    stage = run.stage(name, config=settings, inputs=inputs, models=models)
     if stage.done:
         return _account(stage)
-    rows = _rows_of(run / LABELLED) if labelled else [row for row in seed_rows if not safety.blocked(row.prompt, row.response)]
-    distiller = Distiller(config).fit(rows, validation_rows, out=run / "guard", progress=False if quiet else None)
+    rows = _rows_of(run / LABELLED) if rows is None else rows
+    usable = [row for row in rows if not safety.blocked(row.prompt, row.response)]
+    distiller = Distiller(config).fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
     stage.account(summary(distiller), done=True)
     return _account(stage)
 
@@ -215,6 +228,215 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, str | os.PathLik
     with atomic_file(run / "metrics.json") as file:
         file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     return report
+
+
+# -- a whole run from a TOML file --------------------------------------------------------------------------------------------
+
+
+class SeedFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A file of labelled rows, or so many of them drawn at random."""
+
+    file: str
+    limit: int | None = None
+    seed: int = 0
+
+
+class DataConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
+
+    seed: tuple[str | SeedFile, ...]
+    evaluation: dict[str, str] = {}
+    categories: str | None = None
+
+
+class GeneratorConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The model that augment and respond sample from."""
+
+    model: str = "smollm2"
+    dtype: str | None = None
+    batch_size: int = 32
+
+
+class LabelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The teacher: a guard folder, a fetched name, or "standin"."""
+
+    teacher: str = teacher.STANDIN
+    batch_size: int = 256
+
+
+class EvaluateConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How the guard is measured."""
+
+    threshold: float = 0.5
+    draws: int = 1000
+
+
+class Config(msgspec.Struct, kw_only=True):
+    """A run: the stages whose table is there, in the order of STAGES."""
+
+    data: DataConfig
+    generator: GeneratorConfig
+    augment: AugmentConfig | None
+    respond: RespondConfig | None
+    label: LabelConfig | None
+    distil: Any     # DistillConfig: its module is imported when a run trains
+    evaluate: EvaluateConfig | None
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None, n_threads: int | None = None) -> Config:
+        """Check the tables of a TOML file; `seed` goes before the seeds in it.
+
+        Raises
+        ------
+        DataError
+            For an unknown table or setting, or a value outside its range; `where` stands before the message.
+        """
+        kinds: dict[str, Any] = {"data": DataConfig, "generator": GeneratorConfig, "augment": AugmentConfig, "respond": RespondConfig, "label": LabelConfig,
+                                 "evaluate": EvaluateConfig}
+        if "distil" in tables:
+            from harmaug.distill import DistillConfig
+
+            kinds["distil"] = DistillConfig
+        unknown = [name for name in tables if name not in kinds]
+        if unknown:
+            raise DataError(f"{where}: unknown table [{unknown[0]}]; there are {', '.join(kinds)}, distil")
+        if "data" not in tables:
+            raise DataError(f"{where}: the table [data] is missing")
+        sections: dict[str, Any] = dict.fromkeys((*kinds, "distil"))
+        sections["generator"] = GeneratorConfig()
+        for name, table in tables.items():
+            settings = dict(table)
+            known = {field.name for field in (fields(kinds[name]) if is_dataclass(kinds[name]) else msgspec.structs.fields(kinds[name]))}
+            for setting in settings:
+                if setting not in known:
+                    raise DataError(f"{where}: [{name}] has no setting {setting}; it has {', '.join(sorted(known))}")
+            if seed is not None and name in ("augment", "respond", "distil"):
+                settings["seed"] = seed
+            if n_threads is not None and name == "distil":
+                settings["n_threads"] = n_threads
+            try:
+                sections[name] = msgspec.convert(settings, kinds[name])
+            except (msgspec.ValidationError, ValueError) as exc:
+                raise DataError(f"{where}: [{name}] {exc}") from None
+        return cls(**sections)
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the tables of a TOML file; a DataError names the file and, for wrong TOML, the line."""
+    name = os.fspath(path)
+    try:
+        tables = msgspec.toml.decode(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise DataError(f"{name}: wrong TOML: {exc}") from None
+    for table, settings in tables.items():
+        if not isinstance(settings, dict):
+            raise DataError(f"{name}: {table} stands outside a table")
+    return tables  # type: ignore[no-any-return]
+
+
+def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration", data_folder: str | os.PathLike[str] = ".", seed: int | None = None,
+               n_threads: int | None = None, only: str | None = None, quiet: bool = False,
+               tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
+    """Run the stages that a configuration has a table for.
+
+    Parameters
+    ----------
+    run : RunFolder
+    tables : mapping
+        The tables of the TOML file.
+    where : str
+        Its name, for messages.
+    data_folder : path
+        Where relative file names begin.
+    seed, n_threads : int, optional
+        Before those of the configuration.
+    only : str, optional
+        Run just this stage; those before it must be finished.
+    quiet : bool, default False
+        No progress bars.
+    tell : callable
+        Gets a line of text when a stage is done.
+
+    Returns
+    -------
+    dict
+        Stage name to its account; for evaluate the report.
+    """
+    config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads)
+    if only is not None and getattr(config, only) is None:
+        raise DataError(f"{where}: the table [{only}] is missing")
+    folder = Path(data_folder)
+    wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
+    seeds = _seed_rows(config.data.seed, folder) if set(wanted) & {"augment", "label", "distil"} else []
+    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    if "evaluate" in wanted and not sets:
+        raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
+    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
+    run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
+    options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
+    report: dict[str, Any] = {}
+    for name in wanted:
+        if name in ("augment", "respond"):
+            models = {config.generator.model: sha256(_model_path(config.generator.model))}
+            shared: dict[str, Any] = {"models": models, "batch_size": config.generator.batch_size, "quiet": quiet}
+            if name == "augment":
+                table = load_table(folder / config.data.categories) if config.data.categories else None
+                everything = [row for rows in held_out.values() for row in rows]
+                report[name] = augment(run, partial(load_generator, config.generator, **options), seeds, config=config.augment, evaluation_rows=everything, table=table, **shared)
+            else:
+                report[name] = respond(run, partial(load_generator, config.generator, **options), config=config.respond, **shared)
+        elif name == "label":
+            assert config.label is not None
+            named = config.label.teacher
+            models = {named: sha256(teacher.standin_folder() if named == teacher.STANDIN else _model_path(named))}
+            report[name] = label(run, partial(load_teacher, named, **options), seeds, name=named, models=models, batch_size=config.label.batch_size, quiet=quiet)
+        elif name == "distil":
+            student = config.distil.student
+            report[name] = distil(run, None if config.label is not None else seeds, config=config.distil, models={student: sha256(_model_path(student))}, quiet=quiet)
+        else:
+            report[name] = evaluate(run, None, held_out, threshold=config.evaluate.threshold, draws=config.evaluate.draws)  # type: ignore[union-attr]
+        tell(f"{name}: {describe(name, report[name])}")
+    return report
+
+
+def load_generator(config: GeneratorConfig, **options: Any) -> Generator:
+    """Open the generator of a configuration."""
+    from harmaug.generator import CausalLM
+
+    return CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+
+
+def load_teacher(name: str, **options: Any) -> teacher.Teacher:
+    """Open a teacher by folder, fetched name, or "standin"."""
+    return teacher.GuardTeacher.from_pretrained(name if name == teacher.STANDIN else _model_path(name), **options)
+
+
+def describe(stage: str, account: Mapping[str, Any]) -> str:
+    """Return a stage's account in one line."""
+    if stage == "evaluate":
+        return f"{len(account['datasets'])} sets"
+    counts = ", ".join(f"{name} {value}" for name, value in account.items() if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done")
+    return f"{counts}; {account.get('seconds', 0):.0f} s"
+
+
+def _seed_rows(files: Sequence[str | SeedFile], folder: Path) -> list[Row]:
+    rows: list[Row] = []
+    for entry in files:
+        file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
+        found = read_rows(folder / file.file)
+        if file.limit is not None and file.limit < len(found):
+            chosen = sorted(random.Random(file.seed).sample(range(len(found)), file.limit))
+            found = [found[i] for i in chosen]
+        rows += found
+    return rows
+
+
+def _model_path(name: str) -> Path:
+    from harmaug import models
+
+    return models.resolve(name)
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -186,7 +186,7 @@ class Responder:
             return "blocked"
         if not generation.text.strip():
             return "empty"
-        refused = self._refused.within(text)
+        refused = self._refused.within(text) or self._refused.within(generation.text)
         if task.intent == "refusal":
             return None if refused and not complies(text) else "contradicts"
         return "contradicts" if refused else None

@@ -1,0 +1,6 @@
+"""python -m harmaug: the command line."""
+import sys
+
+from harmaug.cli import main
+
+sys.exit(main())

@@ -1,0 +1,267 @@
+"""harmaug.cli: verbs, streams, and one line with file and row for every error."""
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_generator
+import numpy as np
+import pytest
+
+from harmaug import cli, pipeline
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+[data]
+seed = ["seed.jsonl"]
+evaluation = { held_out = "test.jsonl" }
+[augment]
+samples = 32
+benign = 16
+[respond]
+responses = "pairs"
+limit = 20
+[label]
+teacher = "standin"
+"""
+
+
+class FakeGuard:
+    threshold = None
+
+    def score(self, prompts, responses=None):
+        return np.array([np.nan if "nan" in prompt else min(len(prompt) / 40, 1) for prompt in prompts], np.float32)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Models without models."""
+    monkeypatch.setattr(cli, "_guard", lambda args: FakeGuard())
+    monkeypatch.setattr(pipeline, "load_generator", lambda config, **options: fake_generator.FakeGenerator())
+    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], name))
+    monkeypatch.setattr(pipeline, "_model_path", lambda name: ROOT / "tests" / "fake_generator.py")
+    monkeypatch.setattr(pipeline.teacher, "standin_folder", lambda: ROOT / "tests" / "fake_generator.py")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A configuration and its data, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("seed.jsonl").write_text("".join(json.dumps(row.to_dict()) + "\n" for row in fake_generator.seed_rows()))
+    Path("test.jsonl").write_text('{"prompt": "Tell me a joke about taxes", "label": 0}\n{"prompt": "Tell me how to cheat on taxes", "label": 1}\n')
+    Path("config.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def run(capsys, *argv, status=0):
+    assert cli.main(list(argv)) == status
+    return capsys.readouterr()
+
+
+def fails(capsys, *argv):
+    """The one line on standard error of a command that must end with status 2."""
+    err = run(capsys, *argv, status=2).err
+    lines = [line for line in err.splitlines() if line.startswith("harmaug")]
+    assert len(lines) == 1 and "Traceback" not in err
+    return lines[0]
+
+
+def stdin(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_help_needs_no_model_and_comes_within_a_second():
+    best = 9.0
+    for _ in range(3):
+        begun = time.monotonic()
+        out = subprocess.run([sys.executable, "-m", "harmaug", "--help"], cwd=ROOT, capture_output=True, check=True).stdout
+        best = min(best, time.monotonic() - begun)
+    assert b"quickstart" in out and best < 1
+
+
+def test_version(capsys):
+    assert run(capsys, "--version").out.startswith("harmaug ")
+
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "the following arguments are required: VERB"), (["nothing"], "invalid choice: 'nothing'"), (["run"], "required: CONFIG"), (["score"], "required: --model"),
+    (["run", "x", "--seed", "a"], "argument --seed: invalid int value: 'a'"), (["run", "x", "--what"], "unrecognized arguments: --what"),
+])
+def test_wrong_usage(capsys, argv, message):
+    assert message in fails(capsys, *argv)
+
+
+def test_score_keeps_order_and_columns_to_the_byte(capsys, fakes, monkeypatch):
+    rows = b"".join(b'{"id": %d, "prompt": "%s", "x": 1.10, "big": 123456789012345678901234567890, "u": "\\u00e4"}\n' % (i, b"a" * (i % 40 + 1)) for i in range(100))
+    stdin(monkeypatch, rows)
+    lines = run(capsys, "score", "--model", "m", "--batch-size", "7").out.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(100))
+    assert lines[0] == '{"id":0,"prompt":"a","x":1.10,"big":123456789012345678901234567890,"u":"\\u00e4","score":0.025,"flagged":false}'
+    assert [json.loads(line)["flagged"] for line in lines] == [(i % 40 + 1) / 40 >= 0.5 for i in range(100)]
+
+
+@pytest.mark.parametrize("content", ['[{"prompt": "aaaa", "response": "b"}]', "prompt,response\naaaa,b\n", '{"prompt": "aaaa", "response": "b"}\n'])
+def test_score_reads_every_layout(capsys, fakes, tmp_path, content):
+    for name, data in (("rows", content.encode()), ("rows.gz", gzip.compress(content.encode()))):
+        (tmp_path / name).write_bytes(data)
+        out = run(capsys, "score", "--model", "m", "--threshold", "0.1", str(tmp_path / name)).out
+        assert json.loads(out) == {"prompt": "aaaa", "response": "b", "score": 0.1, "flagged": True}
+
+
+@pytest.mark.parametrize("content, message, written", [
+    (b'{"prompt": "a"}\n{"prompt": "b", ]\n', "standard input, line 2: wrong JSON", 1), (b'{"prompt": "a"}\n{"prompt": ""}\n', "standard input, line 2: the prompt is empty", 1),
+    (b'{"prompt": "a"}\n\n[1]\n', "standard input, line 3: a row must be an object", 1), (b'{"text": "a"}\n', "standard input, line 1: the prompt is missing", 0),
+    (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "standard input, line 2: not UTF-8: byte 0xff at column 13", 1), (b"", "standard input: the set is empty", 0),
+    (b'{"prompt": 3}\n', "standard input, line 1: prompt must be text", 0), (b'{"prompt": "a", "response": []}\n', "standard input, line 1: response must be text", 0),
+    (b'{"prompt": "a"}\n{"prompt": "nan"}\n', "standard input, line 2: the guard's score is nan", 1), (b'{"prompt": "\\ud800"}\n', "standard input, line 1", 0),
+    (b"nonsense\n", "standard input, line 1: neither JSON nor a CSV header", 0), (b"\x1f\x8b\x08\x00", "standard input", 0),
+])
+def test_score_errors_name_the_line_and_keep_what_was_scored(capsys, fakes, monkeypatch, content, message, written):
+    stdin(monkeypatch, content)
+    assert cli.main(["score", "--model", "m"]) == 2
+    got = capsys.readouterr()
+    assert message in got.err and len(got.err.splitlines()) == 1 and len(got.out.splitlines()) == written
+
+
+def test_score_options_are_checked(capsys, fakes, tmp_path):
+    assert "--threshold must be in [0, 1], got 2.0" in fails(capsys, "score", "--model", "m", "--threshold", "2")
+    assert "--batch-size must be >= 1, got 0" in fails(capsys, "score", "--model", "m", "--batch-size", "0")
+    assert f"{tmp_path / 'none'}: no such file" in fails(capsys, "score", "--model", "m", str(tmp_path / "none"))
+
+
+def test_score_stops_quietly_when_its_reader_does(tmp_path):
+    code = ("import sys, numpy as np\nfrom harmaug import cli\n"
+            "class G:\n    threshold = None\n    def score(self, p, r): return np.zeros(len(p), np.float32)\n"
+            "cli._guard = lambda args: G()\nsys.exit(cli.main(['score', '--model', 'm', sys.argv[1]]))")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}\n' * 20_000)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+def test_run_stages_and_report(capsys, fakes, folder):
+    out = run(capsys, "run", "config.toml").out
+    assert all(f"{stage}: " in out for stage in ("augment", "respond", "label")) and "report runs/config/report.html" in out
+    whole = {path.name: path.read_bytes() for path in (folder / "runs" / "config").glob("*.jsonl")}
+    assert set(whole) == {"instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl"} and all(whole.values())
+    page = (folder / "runs" / "config" / "report.html").read_text()
+    row = json.loads(whole["instructions.jsonl"].splitlines()[0])["prompt"]
+    assert "<details>" in page and page.index("<details>") < (page.index(row) if row in page else len(page))
+    assert "augment" not in run(capsys, "run", "config.toml", "--json").err     # done already, and quick
+    # the stages one by one; only the first needs the configuration
+    run(capsys, "augment", "config.toml", "--out", "steps")
+    run(capsys, "respond", "--out", "steps", "--quiet")
+    accounts = json.loads(run(capsys, "label", "--run", "steps", "--json").out)
+    assert accounts["label"]["rows"] == whole["labelled.jsonl"].count(b"\n")
+    assert {path.name: path.read_bytes() for path in (folder / "steps").glob("*.jsonl")} == whole
+    assert run(capsys, "report", "steps").out == "steps/report.html\n"
+
+
+def test_seed_option_changes_the_rows(capsys, fakes, folder):
+    run(capsys, "augment", "config.toml", "--out", "a", "--quiet")
+    run(capsys, "augment", "config.toml", "--out", "b", "--seed", "1", "--quiet")
+    assert Path("a/instructions.jsonl").read_bytes() != Path("b/instructions.jsonl").read_bytes()
+    run(capsys, "respond", "--out", "b", "--quiet")
+    assert json.loads(Path("b/run.json").read_text())["stages"]["respond"]["config"]["seed"] == 1
+
+
+@pytest.mark.parametrize("change, message", [
+    (("[augment]", "[augmentation]"), "config.toml: unknown table [augmentation]; there are data, generator, augment"),
+    (("samples = 32", "sampels = 32"), "config.toml: [augment] has no setting sampels; it has benign, exemplars"),
+    (("samples = 32", "samples = -2"), "config.toml: [augment] samples must be >= 0, got -2"),
+    (("samples = 32", 'samples = "many"'), "config.toml: [augment] Expected `int`, got `str`"),
+    (("samples = 32", "samples = "), "config.toml: wrong TOML: Invalid value (at line 6"),
+    (('responses = "pairs"', 'responses = "all"'), "config.toml: [respond] responses must be one of none, refusal, pairs, got 'all'"),
+    (('responses = "pairs"', 'responses = "pairs"\nmax_new_tokens = 97'), "config.toml: [respond] max_new_tokens must be <= 96 for compliant responses, got 97"),
+    (("seed.jsonl", "none.jsonl"), "none.jsonl: no such file"), (("[data]\nseed = [\"seed.jsonl\"]", "[data]"), "config.toml: [data] Object missing required field `seed`"),
+    (("[data]", "x = 1\n[data]"), "config.toml: x stands outside a table"),
+])
+def test_configuration_errors(capsys, fakes, folder, change, message):
+    assert change[0] in CONFIG
+    Path("config.toml").write_text(CONFIG.replace(*change))
+    assert message in fails(capsys, "run", "config.toml")
+
+
+@pytest.mark.parametrize("content, message", [
+    ('{"prompt": "secret words", "label": "dangerous"}\n', "seed.jsonl, line 2: unknown label 'dangerous'"), ('{"prompt": "secret words", \n', "seed.jsonl, line 2: wrong JSON"),
+    ('{"prompt": "secret words", "unsafe-score": "nan"}\n', "seed.jsonl, line 2: unsafe-score must be a number in [0, 1], got 'nan'"),
+])
+def test_data_errors_name_file_and_line_but_no_text(capsys, fakes, folder, content, message):
+    Path("seed.jsonl").write_text('{"prompt": "fine", "label": 0}\n' + content)
+    line = fails(capsys, "run", "config.toml")
+    assert message in line and "secret" not in line
+
+
+def test_stage_order_and_folder_errors(capsys, fakes, folder):
+    assert "respond needs CONFIG, or --out RUN of a run that was begun" in fails(capsys, "respond")
+    assert "nowhere: not a run folder: no run.json; name a CONFIG" in fails(capsys, "respond", "--out", "nowhere")
+    assert "stage augment is not run; run `harmaug augment --out other` first" in fails(capsys, "respond", "config.toml", "--out", "other")
+    assert "config.toml: the table [distil] is missing" in fails(capsys, "distil", "config.toml", "--out", "other")
+    assert "missing.toml: no such file" in fails(capsys, "run", "missing.toml")
+    assert "nowhere: not a run folder" in fails(capsys, "report", "nowhere")
+    run(capsys, "augment", "config.toml", "--out", "other", "--quiet")
+    Path("config.toml").write_text(CONFIG.replace("samples = 32", "samples = 33"))
+    assert "stage augment was begun with another samples (then 32, now 33)" in fails(capsys, "augment", "config.toml", "--out", "other")
+
+
+def test_nan_teacher_names_the_row(capsys, fakes, folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], name))
+    line = fails(capsys, "run", "config.toml", "--out", "r")
+    n = Path("r/pairs.jsonl").read_bytes().count(b"\n")
+    assert f"r/pairs.jsonl, row {n}: the score of teacher standin must be in [0, 1], got nan" in line
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, fakes, folder, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "load_generator", stop)
+    got = run(capsys, "run", "config.toml", "--seed", "3", status=130)
+    assert "interrupted, nothing is lost; to go on: harmaug run config.toml --seed 3 --out runs/config" in got.err
+
+
+def test_evaluate_files_of_another_guard(capsys, fakes, folder):
+    Path("more.csv").write_text("prompt,label\nshort,0\na much longer prompt than that,1\n")
+    report = json.loads(run(capsys, "evaluate", "--model", "m", "test.jsonl", "more.csv", "--json").out)
+    assert report["schema_version"] == 1 and set(report["datasets"]) == {"test", "more"} and report["datasets"]["more"]["auprc"] == 1
+    assert "AUPRC" in run(capsys, "evaluate", "--model", "m", "more.csv").out
+    assert "needs a labelled FILE" in fails(capsys, "evaluate", "--model", "m")
+    Path("more.csv").write_text("prompt,label\nshort,\n")
+    assert "row 1: an evaluation row needs a label" in fails(capsys, "evaluate", "--model", "m", "more.csv")
+
+
+def test_unexpected_errors_show_no_text(capsys, fakes, folder, monkeypatch):
+    def broken(*args, **options):
+        raise KeyError("secret words")
+
+    monkeypatch.setattr(pipeline, "run_config", broken)
+    assert fails(capsys, "run", "config.toml") == "harmaug: internal error KeyError; --debug shows where. Please report it"
+    with pytest.raises(KeyError):
+        cli.main(["run", "config.toml", "--debug"])
+
+
+def test_ctrl_c_of_a_real_process(folder):
+    """The whole command, stopped by a signal: status 130 and the command that goes on."""
+    code = ("import sys, time\nsys.path.insert(0, sys.argv.pop(1))\nimport test_cli, fake_generator\nfrom pathlib import Path\nfrom harmaug import cli, pipeline\n"
+            "pipeline.load_generator = lambda config, **o: fake_generator.FakeGenerator(slow=0.05)\n"
+            "pipeline._model_path = lambda name: Path(fake_generator.__file__)\nsys.exit(cli.main(sys.argv[1:]))")
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tests"), "run", "config.toml", "--out", "r"], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while not Path("r/instructions.jsonl").exists() or not Path("r/instructions.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and err == "harmaug: interrupted, nothing is lost; to go on: harmaug run config.toml --out r\n"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.toml")))
+def test_examples_are_valid(name):
+    pipeline.Config.from_dict(pipeline.read_config(ROOT / "examples" / name), name)
