@@ -1,0 +1,75 @@
+"""Training in C beside torch autograd and AdamW, live."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_bert
+import torch
+import torch_training
+from safetensors.numpy import load_file, save_file
+from transformers import BertForSequenceClassification
+
+from harmaug import _C
+
+OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": torch_training.TARGETS}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
+
+
+def steps(params, **options):
+    trainer = _C.Trainer(params, dropout=0.0, weight_decay=torch_training.DECAY, **options)
+    return trainer, lambda: [trainer.step(*tiny_bert.batch(s)[:2], *tiny_bert.batch(s)[3:], type_ids=tiny_bert.batch(s)[2],
+                                          lr=torch_training.LR * _C.schedule_factor("linear", s, torch_training.WARMUP, torch_training.STEPS + 2))
+                             for s in range(torch_training.STEPS)]
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+@pytest.mark.parametrize("seed, labels", [(1, 2), (2, 1)])
+def test_ten_steps_track_torch(isa, tmp_path, case, seed, labels):
+    folder = tiny_bert.write(tmp_path / "bert", seed=seed, num_labels=labels, id2label={str(i): f"l{i}" for i in range(labels)},
+                             label2id={f"l{i}": i for i in range(labels)})
+    losses, norms, weights, moved = torch_training.run(folder, **torch_training.CASES[case])
+    params = _C.EncoderParams.read(folder)
+    trainer, go = steps(params, **OPTIONS[case])
+    if case == "lora":
+        trainer.save(tmp_path / "start.safetensors", False)
+        state = load_file(tmp_path / "start.safetensors")
+        state["w.lora"] = np.concatenate([f.ravel() for pair in tiny_bert.lora_start(torch_training.TARGETS, 4).values() for f in pair])
+        save_file(state, tmp_path / "start.safetensors")
+        trainer.load(tmp_path / "start.safetensors", 0, False)
+    results = go()
+    np.testing.assert_allclose([r["loss"] for r in results], losses, atol=1e-4)
+    np.testing.assert_allclose([r["grad_norm"] for r in results], norms, rtol=2e-3)
+    for name, want in weights.items():
+        if "key.bias" not in name:     # its true gradient is 0: Adam makes steps of the rounding
+            assert np.linalg.norm(params.get(name) - want) <= 1e-3 * moved[name] + 1e-7, name
+
+
+def test_five_steps_of_minilm_track_torch():
+    folder = Path(os.environ["HARMAUG_MODELS"]) / "minilm"
+    params = _C.EncoderParams.read(folder, new_head=2, seed=0)
+    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    before = {n: params.get(n) for n in params.names}
+    model.load_state_dict({n: torch.from_numpy(w.copy()) for n, w in before.items()}, strict=False)
+    trained = list(model.parameters())
+    optimizer = torch.optim.AdamW([{"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
+                                   {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}], lr=1e-4)
+    trainer = _C.Trainer(params, dropout=0.0, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        lengths = rng.integers(5, 60, 8)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids, types = rng.integers(999, 5000, offsets[-1]).astype(np.int32), np.zeros(offsets[-1], np.uint8)
+        hard, soft = rng.integers(0, 2, 8).astype(np.int8), rng.uniform(0.01, 0.99, 8).astype(np.float32)
+        loss = torch_training.loss_of(model(**torch_training.padded(ids, offsets, types)).logits, hard, soft)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+        optimizer.step()
+        result = trainer.step(ids, offsets, hard, soft, type_ids=types, lr=1e-4)
+        assert result["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
+        assert result["grad_norm"] == pytest.approx(norm, rel=2e-3)
+    for name, want in model.named_parameters():
+        got, want = params.get(name), want.detach().numpy()
+        if "key.bias" not in name:
+            # where a gradient is near 0, Adam's normalised update is rounding; over a whole tensor that stays a few thousandths
+            assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want - before[name]), name

@@ -1,0 +1,75 @@
+"""The training loop in torch and transformers, as an oracle."""
+import numpy as np
+import tiny_bert
+import torch
+import torch.nn.functional as F
+from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+
+TARGETS = ("query", "value", "attention.output.dense", "output.dense", "pooler.dense")
+CASES = {"full": {}, "lora": {"rank": 4}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
+STEPS, WARMUP, LR, DECAY = 10, 3, 3e-3, 0.1
+
+
+class Lora(torch.nn.Module):
+    def __init__(self, linear, a, b, scale):
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        self.a, self.b = torch.nn.Parameter(torch.from_numpy(a.copy())), torch.nn.Parameter(torch.from_numpy(b.copy()))
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.a.T @ self.b.T)
+
+
+def padded(ids, offsets, types):
+    lengths = np.diff(offsets)
+    out = {k: torch.zeros(len(lengths), int(lengths.max()), dtype=torch.long) for k in ("input_ids", "token_type_ids", "attention_mask")}
+    for i, n in enumerate(lengths):
+        out["input_ids"][i, :n] = torch.from_numpy(ids[offsets[i]:offsets[i + 1]].astype(np.int64))
+        out["token_type_ids"][i, :n] = torch.from_numpy(types[offsets[i]:offsets[i + 1]].astype(np.int64))
+        out["attention_mask"][i, :n] = 1
+    return out
+
+
+def loss_of(logits, hard, soft, temperature=1.0, ce=0.5, kl=0.5):
+    """Mean loss of rows that have both labels; one or two logits."""
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    hard, soft = torch.from_numpy(hard.astype(np.int64)), torch.from_numpy(soft)
+    q = torch.softmax(torch.stack([torch.log1p(-soft), torch.log(soft)], 1) / temperature, 1)
+    term = F.kl_div(F.log_softmax(logits / temperature, 1), q, reduction="batchmean")
+    return ce * F.cross_entropy(logits, hard) + kl * temperature**2 * term
+
+
+def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0):
+    """Ten steps; losses, norms, weights by checkpoint name after the last, and the norm of each weight's whole update."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").train()
+    names = [n for n, _ in model.named_parameters()]
+    before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
+    loras = {}
+    if rank:
+        factors = factors or tiny_bert.lora_start(TARGETS, rank)
+        for n, (a, b) in factors.items():
+            parent = model.get_submodule(n.rpartition(".")[0])
+            loras[n] = Lora(model.get_submodule(n), a, b, alpha / rank)
+            loras[n].linear.weight.requires_grad = False
+            setattr(parent, n.rpartition(".")[2], loras[n])
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": [p for _, p in trained if p.ndim > 1], "weight_decay": DECAY},
+                                   {"params": [p for _, p in trained if p.ndim == 1], "weight_decay": 0.0}], lr=LR)
+    schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS + 2)
+    losses, norms = [], []
+    for step in range(STEPS):
+        ids, offsets, types, hard, soft = tiny_bert.batch(step)
+        loss = loss_of(model(**padded(ids, offsets, types)).logits, hard, soft, temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_([p for _, p in trained], clip_norm)))
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    after = {n.replace(".linear.", "."): p.detach().numpy() for n, p in model.named_parameters() if not n.endswith((".a", ".b"))}
+    for n, lora in loras.items():
+        after[n + ".weight"] = after[n + ".weight"] + lora.scale * (lora.b @ lora.a).detach().numpy()
+    return np.array(losses), np.array(norms), after, {n: float(np.linalg.norm(after[n] - before[n])) for n in names}
