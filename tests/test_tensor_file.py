@@ -365,13 +365,15 @@ def test_byte_flips(sample):
     rng = random.Random(11)
     whole = sample.read_bytes()
     header = min(len(whole), 1500)      # mostly where the structure is
+    file = os.open(sample, os.O_WRONLY)     # written in place: some file systems sync a file that was truncated first
     for _ in range(2_000):
         broken = bytearray(whole)
         for _ in range(rng.choice([1, 1, 2, 8])):
             at = rng.randrange(header if rng.random() < 0.9 else len(whole))
             broken[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, broken[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
-        sample.write_bytes(broken)
+        os.pwrite(file, broken, 0)
         exercise(sample)
+    os.close(file)
 
 
 def test_memory_is_flat(sample):
@@ -451,3 +453,20 @@ def test_unaligned_data_is_read(tmp_path, rng):
     f = _C.TensorFile(put_safetensors(tmp_path / "o.safetensors", header, data))
     np.testing.assert_array_equal(f.read("x"), x)
     np.testing.assert_array_equal(f.read("h"), x.astype("f2").astype("f4"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_prefixes_of_a_large_file(tmp_path, rng, kind):
+    arrays = {f"layer.{i}.weight": rng.standard_normal((64, 64)).astype("f4") for i in range(60)}
+    path = tmp_path / f"x.{kind}"
+    if kind == "gguf":
+        words = [f"word{i}" for i in range(20_000)]
+        write_gguf(path, {k: (v, T.F32) for k, v in arrays.items()}, [("add_array", "words", words)])
+    else:
+        save_file(arrays, path, metadata={"words": " ".join(map(str, range(20_000)))})
+    size = path.stat().st_size
+    assert size > 1_000_000 and exercise(path)
+    for n in sorted(random.Random(13).sample(range(size - 32), 2_000), reverse=True):
+        os.truncate(path, n)
+        with pytest.raises(FormatError):
+            _C.TensorFile(path)
