@@ -195,8 +195,7 @@ def summary(distiller: Distiller) -> dict[str, Any]:
             "validation_threshold": threshold}
 
 
-def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, str | os.PathLike[str] | Iterable[Row]], *, threshold: float = 0.5,
-             draws: int = 1000) -> dict[str, Any]:
+def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *, config: EvaluateConfig | None = None, **options: Any) -> dict[str, Any]:
     """Score the sets with the run's guard (or another) into metrics.json; it is done anew each time.
 
     Parameters
@@ -205,24 +204,25 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, str | os.PathLik
     guard : Guard, Teacher or None
         None: the one that `distil` left in guard/.
     datasets : mapping
-        Name to a file or to rows.
-    threshold : float, default 0.5
-    draws : int, default 1000
-        Of the bootstrap.
+        Name to rows.
+    config : EvaluateConfig, optional
+    **options
+        For Guard.from_pretrained, where `guard` is None.
 
     Returns
     -------
     dict
         What evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
+    config = config or EvaluateConfig()
     if guard is None:
         from harmaug.guard import Guard
 
         _finished(run, "distil", None)
-        guard = Guard.from_pretrained(run / "guard")
-    names = {name: str(source) if isinstance(source, (str, os.PathLike)) else "rows" for name, source in datasets.items()}
-    stage = run.stage("evaluate", config={"datasets": names, "threshold": threshold, "draws": draws}, restart=True)
-    report = evaluate_module.evaluate_guard(guard, datasets, threshold=threshold, draws=draws)
+        guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
+    sets = {name: list(rows) for name, rows in datasets.items()}
+    stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs={name: digest(rows) for name, rows in sets.items()}, restart=True)
+    report = evaluate_module.evaluate_guard(guard, sets, threshold=config.threshold, draws=config.draws)
     stage.account({name: entry["n"] for name, entry in report["datasets"].items()}, done=True)
     report["stages"] = {name: {"seconds": entry.get("seconds"), "account": entry.get("account")} for name, entry in run.info["stages"].items()}
     with atomic_file(run / "metrics.json") as file:
@@ -265,10 +265,12 @@ class LabelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class EvaluateConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How the guard is measured."""
+    """How the guard is measured: `long` is what becomes of a row of more than `max_length` tokens, as for Guard.from_pretrained."""
 
     threshold: float = 0.5
     draws: int = 1000
+    long: str = "windows"
+    max_length: int | None = None
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -396,7 +398,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             student = config.distil.student
             report[name] = distil(run, None if config.label is not None else seeds, config=config.distil, models={student: sha256(_model_path(student))}, quiet=quiet)
         else:
-            report[name] = evaluate(run, None, held_out, threshold=config.evaluate.threshold, draws=config.evaluate.draws)  # type: ignore[union-attr]
+            report[name] = evaluate(run, None, held_out, config=config.evaluate, **options)
         tell(f"{name}: {describe(name, report[name])}")
     return report
 
