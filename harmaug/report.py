@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from harmaug.data import atomic_file
+from harmaug.data import Row, atomic_file
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right}
@@ -39,17 +39,9 @@ def write_report(path: str | os.PathLike[str], title: str, *, tables: Sequence[t
     out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title><style>{_STYLE}</style><h1>{_text(title)}</h1>"]
     out += [f"<p>{_text(note)}</p>" for note in notes]
     for heading, lines in tables:
-        out.append(f"<h2>{_text(heading)}</h2><table>")
-        for i, line in enumerate(lines):
-            tag = "td" if i else "th"
-            out.append("<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in line) + "</tr>")
-        out.append("</table>")
+        out.append(f"<h2>{_text(heading)}</h2>{_html_table(lines)}")
     if rows:
-        out.append(f"<h2>Rows</h2><p class=warning>{_text(_NOTICE)}</p><details><summary>Show {len(rows)} rows, harmful ones among them</summary><table>")
-        names = list(rows[0])
-        out.append("<tr>" + "".join(f"<th>{_text(name)}</th>" for name in names) + "</tr>")
-        out += ["<tr>" + "".join(f"<td>{_text(row.get(name))}</td>" for name in names) + "</tr>" for row in rows]
-        out.append("</table></details>")
+        out.append(f"<h2>Rows</h2>{_html_rows(rows)}")
     if info is not None:
         text = msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
         out.append(f"<h2>Settings, versions, costs</h2><details><summary>run.json</summary><pre>{_text(text)}</pre></details>")
@@ -115,16 +107,92 @@ def _sample(run: Path, limit: int = 24) -> list[dict[str, Any]]:
 
     for name in ("labelled.jsonl", "instructions.jsonl"):
         if (run / name).exists() and (run / name).stat().st_size:
-            return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source, "label": row.label,
-                     "teacher": row.unsafe_score} for row in spread(read_rows(run / name), limit)]
+            return _columns(spread(read_rows(run / name), limit))
     return []
 
 
+class Table:
+    """A table that a notebook shows as HTML, and print as aligned text.
+
+    Parameters
+    ----------
+    lines : sequence of sequences
+        The first line is the head.
+    notes : sequence of str
+        Sentences under it.
+
+    Examples
+    --------
+    >>> Table([["set", "AUPRC"], ["mine", 0.81234]])
+    set   AUPRC
+    mine  0.812
+    """
+
+    def __init__(self, lines: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
+        self._lines, self._notes = [list(line) for line in lines], list(notes)
+
+    def __repr__(self) -> str:
+        cells = [[_plain(cell) for cell in line] for line in self._lines]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        return "\n".join(["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))) for line in cells]
+                         + self._notes)
+
+    def _repr_html_(self) -> str:
+        return _html_table(self._lines) + "".join(f"<p>{_text(note)}</p>" for note in self._notes)
+
+
+class HiddenRows:
+    """Rows that a notebook shows on a click only, and whose text no repr tells.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+    limit : int, optional
+        Show so many of them, evenly spread.
+
+    Examples
+    --------
+    >>> HiddenRows([Row(prompt="How do I bake bread?", label=0)])
+    <1 row, text hidden>
+    """
+
+    def __init__(self, rows: Iterable[Row], limit: int | None = None) -> None:
+        from harmaug.respond import spread
+
+        self._rows = spread(list(rows), limit)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._rows)} row{'' if len(self._rows) == 1 else 's'}, text hidden>"
+
+    def _repr_html_(self) -> str:
+        return _html_rows(_columns(self._rows)) if self._rows else "<p>No rows.</p>"
+
+
+def _columns(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source, "label": row.label, "teacher": row.unsafe_score}
+            for row in rows]
+
+
+def _html_table(lines: Sequence[Sequence[Any]]) -> str:
+    tags = ("th", *("td" for _ in lines[1:]))
+    return "<table>" + "\n".join("<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in line) + "</tr>" for tag, line in zip(tags, lines)) + "</table>"
+
+
+def _html_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(rows[0])
+    return (f"<p class=warning>{_text(_NOTICE)}</p><details><summary>Show {len(rows)} rows, harmful ones among them</summary>"
+            + _html_table([names, *([row.get(name) for name in names] for row in rows)]) + "</details>")
+
+
 def _text(value: Any) -> str:
+    return html.escape(_plain(value))
+
+
+def _plain(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, (list, tuple)):
-        return " .. ".join(map(_text, value))
-    return html.escape(str(value))
+        return " .. ".join(map(_plain, value))
+    return str(value)

@@ -1,0 +1,62 @@
+"""What reports and notebooks show: tables as they are, row text escaped and behind a click."""
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from harmaug.data import Row
+from harmaug.report import HiddenRows, Table, write_report
+
+HOSTILE = "</details><script>alert(1)</script>\u202e"
+
+
+class Page(HTMLParser):
+    """Text outside of and inside of <details>, and the tags met."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.depth, self.seen, self.hidden, self.tags = 0, "", "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.depth += tag == "details"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag == "details"
+
+    def handle_data(self, data: str) -> None:
+        if self.depth:
+            self.hidden += data
+        else:
+            self.seen += data
+
+
+def test_a_table_is_text_and_html() -> None:
+    table = Table([["set", "AUPRC", "interval"], ["a <b>", 0.81234, (0.7, 0.9)], ["longer", None, "x"]], ["one note"])
+    assert repr(table).splitlines() == ["set     AUPRC        interval", "a <b>   0.812  0.700 .. 0.900", "longer      -               x", "one note"]
+    page = Page(table._repr_html_())
+    assert page.tags == ["table", *(["tr"] + ["th"] * 3), *(["tr"] + ["td"] * 3) * 2, "p"]
+    assert "a <b>" in page.seen and "0.812" in page.seen
+
+
+def test_hidden_rows_tell_no_text_but_on_a_click() -> None:
+    rows = HiddenRows([Row(prompt=f"{HOSTILE} {i}", response=HOSTILE, label=1, unsafe_score=0.5) for i in range(10)], limit=4)
+    assert repr(rows) == str(rows) == "<4 rows, text hidden>"
+    page = Page(rows._repr_html_())
+    assert "script" not in page.tags
+    assert HOSTILE not in page.seen and page.hidden.count(HOSTILE) == 8
+    assert repr(HiddenRows([])) == "<0 rows, text hidden>"
+    assert "No rows" in HiddenRows([])._repr_html_()
+
+
+def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, HOSTILE, tables=[(HOSTILE, [["a", HOSTILE], [HOSTILE, 1.0]])], notes=[HOSTILE], rows=[{"prompt": "row " + HOSTILE}], info={"k": HOSTILE})
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "row " + HOSTILE not in page.seen and "row " + HOSTILE in page.hidden
+    assert not re.search(r"(?:src|href)\s*=", text)     # self-contained
+    assert path.stat().st_mode & 0o077 == 0
