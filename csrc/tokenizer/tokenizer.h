@@ -47,7 +47,12 @@ void ha_encoding_free(ha_encoding *encoding);
 ha_status ha_tokenizer_decode(const ha_tokenizer *tokenizer, const int32_t *ids, size_t n, int skip_special_tokens,
                               char **out, size_t *out_length, ha_error *err);
 
-size_t ha_tokenizer_vocab_size(const ha_tokenizer *tokenizer);              /* with added tokens; ids are below it */
+/* The normalizer alone (no added tokens): malloc'ed UTF-8. */
+ha_status ha_tokenizer_normalize(const ha_tokenizer *tokenizer, ha_text text, char **out, size_t *out_length, ha_error *err);
+/* The pre-tokenizer alone (no normalizer, no added tokens): *out (n, 2), malloc'ed, begin and end of each piece in code points of the text. */
+ha_status ha_tokenizer_pre_tokenize(const ha_tokenizer *tokenizer, ha_text text, int32_t **out, size_t *n, ha_error *err);
+
+size_t ha_tokenizer_vocab_size(const ha_tokenizer *tokenizer);              /* with added tokens: ids are below it, some may have no token */
 int32_t ha_tokenizer_token_to_id(const ha_tokenizer *tokenizer, const char *token, size_t length);     /* -1: none */
 const char *ha_tokenizer_id_to_token(const ha_tokenizer *tokenizer, int32_t id, size_t *length);       /* NULL: none */
 /* The raw bytes that byte-level decoding gives for one token (what a stop string is matched against); special tokens give none (length 0). */

@@ -1,0 +1,419 @@
+#include "python/pyharmaug.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tokenizer/tokenizer.h"
+
+typedef struct tokenizer_object {
+    PyObject_HEAD
+    ha_tokenizer *tokenizer;
+} tokenizer_object;
+
+static const ha_tokenizer *
+handle(PyObject *self)
+{
+    return ((tokenizer_object *)self)->tokenizer;
+}
+
+/* The UTF-8 of a str, borrowed from it; 0 with an exception that names `what` and the row (-1: none). */
+static int
+text_of(PyObject *obj, const char *what, Py_ssize_t row, ha_text *out)
+{
+    char place[64] = "";
+    if (row >= 0) {
+        PyOS_snprintf(place, sizeof(place), "[%zd]", row);
+    }
+    if (!PyUnicode_Check(obj)) {
+        PyErr_Format(PyExc_TypeError, "%s%s must be str, got %R", what, place, (PyObject *)Py_TYPE(obj));
+        return 0;
+    }
+    Py_ssize_t length;
+    const char *data = PyUnicode_AsUTF8AndSize(obj, &length);
+    if (data == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_UnicodeError)) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "%s%s holds a lone surrogate, which is no text", what, place);
+        }
+        return 0;
+    }
+    *out = (ha_text){data, (size_t)length};
+    return 1;
+}
+
+/* A tuple (its own references: another thread may change a list) and the texts in it. None is no text where `optional`. */
+static PyObject *
+texts_of(PyObject *obj, const char *what, int optional, ha_text **out)
+{
+    *out = NULL;
+    if (PyUnicode_Check(obj) || PyBytes_Check(obj)) {
+        PyErr_Format(PyExc_TypeError, "%s must be a sequence of str, got one %R: write [text]", what, (PyObject *)Py_TYPE(obj));
+        return NULL;
+    }
+    PyObject *tuple = PySequence_Tuple(obj);
+    const Py_ssize_t n = tuple != NULL ? PyTuple_Size(tuple) : 0;
+    ha_text *texts = tuple != NULL ? calloc((size_t)n + 1, sizeof(*texts)) : NULL;
+    if (tuple != NULL && texts == NULL) {
+        Py_DECREF(tuple);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PyTuple_GetItem(tuple, i);
+        if (!(optional && item == Py_None) && !text_of(item, what, i, &texts[i])) {
+            free(texts);
+            Py_DECREF(tuple);
+            return NULL;
+        }
+    }
+    *out = texts;
+    return tuple;
+}
+
+static PyObject *
+array_of(const void *data, int ndim, npy_intp rows, int type)
+{
+    npy_intp dims[2] = {rows, 2};
+    PyObject *array = PyArray_SimpleNew(ndim, dims, type);
+    if (array != NULL && rows > 0) {
+        memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
+    }
+    return array;
+}
+
+static int
+parse_truncation(const char *name, ha_truncation *out)
+{
+    static const struct { const char *name; ha_truncation truncation; } known[] = {
+        {"longest_first", HA_TRUNCATE_LONGEST_FIRST}, {"only_first", HA_TRUNCATE_ONLY_FIRST},
+        {"only_second", HA_TRUNCATE_ONLY_SECOND}, {"none", HA_TRUNCATE_NONE},
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strcmp(known[i].name, name) == 0) {
+            *out = known[i].truncation;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "truncation must be 'longest_first', 'only_first', 'only_second' or 'none', got '%s'", name);
+    return -1;
+}
+
+static int
+parse_max_length(PyObject *obj, size_t *out)
+{
+    *out = SIZE_MAX;
+    if (obj == Py_None) {
+        return 0;
+    }
+    const Py_ssize_t value = PyNumber_AsSsize_t(obj, PyExc_ValueError);
+    if (value < 0) {
+        if (!PyErr_Occurred()) {
+            PyErr_Format(PyExc_ValueError, "max_length must be >= 0, got %zd", value);
+        }
+        return -1;
+    }
+    *out = (size_t)value;
+    return 0;
+}
+
+/* (ids, offsets, type_ids, truncated, spans or None) */
+static PyObject *
+encoding_to_python(const ha_encoding *e)
+{
+    const npy_intp n = (npy_intp)e->n_rows, total = (npy_intp)e->offsets[e->n_rows];
+    PyObject *parts[5] = {
+        array_of(e->ids, 1, total, NPY_INT32), array_of(e->offsets, 1, n + 1, NPY_INT64), array_of(e->type_ids, 1, total, NPY_UINT8),
+        array_of(e->truncated, 1, n, NPY_INT32), e->spans != NULL ? array_of(e->spans, 2, total, NPY_INT32) : Py_NewRef(Py_None),
+    };
+    PyObject *tuple = PyTuple_New(5);
+    for (Py_ssize_t i = 0; i < 5; i++) {
+        if (tuple == NULL || parts[i] == NULL) {
+            Py_XDECREF(parts[i]);
+            Py_CLEAR(tuple);
+        } else {
+            PyTuple_SetItem(tuple, i, parts[i]);    /* takes the reference; can't fail on a new tuple */
+        }
+    }
+    return tuple;
+}
+
+static PyObject *
+tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "spans", "n_threads", NULL};
+    PyObject *texts_obj, *pairs_obj = Py_None, *max_length = Py_None, *texts_tuple = NULL, *pairs_tuple = NULL, *result = NULL;
+    const char *truncation = "longest_first";
+    ha_encode_options options = {.add_special_tokens = 1};
+    ha_text *texts = NULL, *pairs = NULL;
+    ha_encoding encoding;
+    ha_error err;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOsppi:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
+                                     &max_length, &truncation, &options.truncate_left, &options.spans, &options.n_threads)) {
+        return NULL;
+    }
+    if (parse_truncation(truncation, &options.truncation) < 0 || parse_max_length(max_length, &options.max_length) < 0) {
+        return NULL;
+    }
+    memset(&encoding, 0, sizeof(encoding));
+    texts_tuple = texts_of(texts_obj, "texts", 0, &texts);
+    if (texts_tuple == NULL) {
+        goto done;
+    }
+    const Py_ssize_t n = PyTuple_Size(texts_tuple);
+    if (pairs_obj != Py_None) {
+        pairs_tuple = texts_of(pairs_obj, "pairs", 1, &pairs);
+        if (pairs_tuple == NULL) {
+            goto done;
+        }
+        if (PyTuple_Size(pairs_tuple) != n) {
+            PyErr_Format(PyExc_ValueError, "pairs must be as many as texts, %zd, got %zd", n, PyTuple_Size(pairs_tuple));
+            goto done;
+        }
+    }
+    const ha_tokenizer *tokenizer = handle(self);
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS      /* the tuples hold the texts */
+    status = ha_tokenizer_encode_batch(tokenizer, texts, pairs, (size_t)n, &options, &encoding, &err);
+    Py_END_ALLOW_THREADS
+    result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : encoding_to_python(&encoding);
+done:
+    ha_encoding_free(&encoding);
+    free(texts);
+    free(pairs);
+    Py_XDECREF(texts_tuple);
+    Py_XDECREF(pairs_tuple);
+    return result;
+}
+
+static PyObject *
+tokenizer_decode(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "skip_special_tokens", NULL};
+    PyObject *ids_obj;
+    int skip = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:decode", names, &ids_obj, &skip)) {
+        return NULL;
+    }
+    PyArrayObject *ids = (PyArrayObject *)PyArray_FROM_OTF(ids_obj, NPY_INT64, NPY_ARRAY_IN_ARRAY);
+    if (ids == NULL) {
+        return NULL;
+    }
+    const npy_intp n = PyArray_SIZE(ids);
+    const int64_t *wide = PyArray_DATA(ids);
+    int32_t *narrow = malloc(((size_t)n + 1) * sizeof(*narrow));
+    char *text = NULL;
+    size_t length = 0;
+    ha_error err;
+    ha_status status = HA_OK;
+    PyObject *result = NULL;
+    if (narrow == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (npy_intp i = 0; i < n; i++) {
+        narrow[i] = wide[i] < 0 || wide[i] > INT32_MAX ? -1 : (int32_t)wide[i];
+    }
+    const ha_tokenizer *tokenizer = handle(self);
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_tokenizer_decode(tokenizer, narrow, (size_t)n, skip, &text, &length, &err);
+    Py_END_ALLOW_THREADS
+    result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : PyUnicode_DecodeUTF8(text, (Py_ssize_t)length, NULL);
+done:
+    free(text);
+    free(narrow);
+    Py_DECREF(ids);
+    return result;
+}
+
+static PyObject *
+tokenizer_normalize(PyObject *self, PyObject *obj)
+{
+    ha_text text;
+    char *out = NULL;
+    size_t length = 0;
+    ha_error err;
+    if (!text_of(obj, "text", -1, &text)) {
+        return NULL;
+    }
+    const ha_status status = ha_tokenizer_normalize(handle(self), text, &out, &length, &err);
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+    }
+    PyObject *result = PyUnicode_DecodeUTF8(out, (Py_ssize_t)length, NULL);
+    free(out);
+    return result;
+}
+
+static PyObject *
+tokenizer_pre_tokenize(PyObject *self, PyObject *obj)
+{
+    ha_text text;
+    int32_t *out = NULL;
+    size_t n = 0;
+    ha_error err;
+    if (!text_of(obj, "text", -1, &text)) {
+        return NULL;
+    }
+    const ha_status status = ha_tokenizer_pre_tokenize(handle(self), text, &out, &n, &err);
+    PyObject *result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : array_of(out, 2, (npy_intp)n, NPY_INT32);
+    free(out);
+    return result;
+}
+
+static PyObject *
+tokenizer_token_to_id(PyObject *self, PyObject *token)
+{
+    ha_text text;
+    if (!text_of(token, "token", -1, &text)) {
+        return NULL;
+    }
+    const int32_t id = ha_tokenizer_token_to_id(handle(self), text.data, text.length);
+    return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
+}
+
+/* An index as int32; -1 for what no vocabulary can hold, -2 with an exception. */
+static int32_t
+id_of(PyObject *obj)
+{
+    const Py_ssize_t id = PyNumber_AsSsize_t(obj, NULL);
+    if (id == -1 && PyErr_Occurred()) {
+        return -2;
+    }
+    return id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
+}
+
+static PyObject *
+tokenizer_id_to_token(PyObject *self, PyObject *obj)
+{
+    size_t length;
+    const int32_t id = id_of(obj);
+    if (id == -2) {
+        return NULL;
+    }
+    const char *text = ha_tokenizer_id_to_token(handle(self), id, &length);
+    return text != NULL ? PyUnicode_DecodeUTF8(text, (Py_ssize_t)length, NULL) : Py_NewRef(Py_None);
+}
+
+static PyObject *
+tokenizer_token_bytes(PyObject *self, PyObject *obj)
+{
+    size_t length;
+    const int32_t id = id_of(obj);
+    if (id == -2) {
+        return NULL;
+    }
+    const uint8_t *bytes = ha_tokenizer_token_bytes(handle(self), id, &length);
+    return PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)length);
+}
+
+static PyObject *
+tokenizer_vocab_size(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSize_t(ha_tokenizer_vocab_size(handle(self)));
+}
+
+static PyObject *
+tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"path", NULL};
+    PyObject *path = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Tokenizer", names, PyUnicode_FSConverter, &path)) {
+        return NULL;
+    }
+    const char *bytes = PyBytes_AsString(path);
+    ha_tokenizer *tokenizer = NULL;
+    ha_error err;
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_tokenizer_open(bytes, &tokenizer, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule(type), status, &err);
+    }
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *self = alloc(type, 0);
+    if (self == NULL) {
+        ha_tokenizer_free(tokenizer);
+        return NULL;
+    }
+    ((tokenizer_object *)self)->tokenizer = tokenizer;
+    return self;
+}
+
+static void
+tokenizer_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ha_tokenizer_free(((tokenizer_object *)self)->tokenizer);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+#define METHOD(function) (PyCFunction)(void (*)(void))(function)
+
+static PyMethodDef tokenizer_methods[] = {
+    {"encode_batch", METHOD(tokenizer_encode_batch), METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("encode_batch(texts, pairs=None, *, add_special_tokens=True, max_length=None, truncation='longest_first',\n"
+               "             truncate_left=False, spans=False, n_threads=0)\n--\n\n"
+               "(ids, offsets, type_ids, truncated, spans or None) of a batch; see harmaug.Tokenizer.encode_batch.")},
+    {"decode", METHOD(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, PyDoc_STR("decode(ids, skip_special_tokens=True)\n--\n\nText of ids.")},
+    {"normalize", tokenizer_normalize, METH_O,
+     PyDoc_STR("normalize(text, /)\n--\n\nWhat the normalizer alone makes of a text.")},
+    {"pre_tokenize", tokenizer_pre_tokenize, METH_O,
+     PyDoc_STR("pre_tokenize(text, /)\n--\n\nint32 (n, 2): the pieces into which the pre-tokenizer alone cuts a text, in code points.")},
+    {"token_to_id", tokenizer_token_to_id, METH_O, PyDoc_STR("token_to_id(token, /)\n--\n\nThe id of a token, or None.")},
+    {"id_to_token", tokenizer_id_to_token, METH_O, PyDoc_STR("id_to_token(id, /)\n--\n\nThe token of an id, or None.")},
+    {"token_bytes", tokenizer_token_bytes, METH_O,
+     PyDoc_STR("token_bytes(id, /)\n--\n\nThe bytes that a token decodes to on its own; b'' for special tokens.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef tokenizer_getters[] = {
+    {"vocab_size", tokenizer_vocab_size, NULL, PyDoc_STR("Ids are below it."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(tokenizer_doc,
+"Tokenizer(path)\n"
+"--\n\n"
+"The C tokenizer that harmaug.Tokenizer wraps.\n\n"
+"Parameters\n"
+"----------\n"
+"path : str or path-like\n"
+"    A folder with tokenizer.json or vocab.txt, or a tokenizer.json, vocab.txt or .gguf file.\n\n"
+"Raises\n"
+"------\n"
+"OSError\n"
+"    If it can't be opened.\n"
+"FormatError\n"
+"    If it breaks its format, or names a component that is not honoured exactly.\n");
+
+static PyType_Slot tokenizer_slots[] = {
+    {Py_tp_new, tokenizer_new},
+    {Py_tp_dealloc, tokenizer_dealloc},
+    {Py_tp_methods, tokenizer_methods},
+    {Py_tp_getset, tokenizer_getters},
+    {Py_tp_doc, (void *)tokenizer_doc},
+    {0, NULL},
+};
+
+static PyType_Spec tokenizer_spec = {
+    .name = "harmaug._C.Tokenizer",
+    .basicsize = sizeof(tokenizer_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = tokenizer_slots,
+};
+
+int
+py_add_tokenizer(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &tokenizer_spec, NULL);
+    if (type == NULL) {
+        return -1;
+    }
+    const int result = PyModule_AddObjectRef(module, "Tokenizer", type);
+    Py_DECREF(type);
+    return result;
+}

@@ -1,0 +1,502 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/parallel.h"
+#include "tokenizer/pipeline.h"
+#include "tokenizer/unicode.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256 };
+
+/* White space at the two ends of a token, which post-processing may take off its span. */
+typedef struct margins { uint32_t lead, trail; } margins;
+
+/* What one text came to. Once its spans are wanted and `finish_spans` has run, begin and end are code points of the text. */
+typedef struct side {
+    ha_tokens tokens;
+    margins *margins;       /* (tokens.n,) with spans and trim_offsets */
+    size_t cap_margins;
+} side;
+
+/* Everything one thread needs; reused from row to row. */
+typedef struct worker {
+    ha_norm_scratch norm;
+    ha_bpe_scratch bpe;
+    ha_text_buf text, spare_text;
+    ha_pieces raw, pieces, spare;
+    side a, b;
+    uint32_t *code_points;      /* code point index of each byte of a text */
+    size_t cap_code_points;
+} worker;
+
+/* The encodings of a run of rows. */
+typedef struct block {
+    size_t first_row, n_rows;
+    int32_t *ids, *spans;
+    uint8_t *type_ids;
+    size_t n, capacity;
+    ha_status status;
+    ha_error err;
+} block;
+
+static void
+worker_free(worker *w)
+{
+    ha_norm_scratch_free(&w->norm);
+    ha_bpe_scratch_free(&w->bpe);
+    ha_text_buf_free(&w->text);
+    ha_text_buf_free(&w->spare_text);
+    ha_pieces_free(&w->raw);
+    ha_pieces_free(&w->pieces);
+    ha_pieces_free(&w->spare);
+    ha_tokens_free(&w->a.tokens);
+    ha_tokens_free(&w->b.tokens);
+    free(w->a.margins);
+    free(w->b.margins);
+    free(w->code_points);
+}
+
+/* Added tokens, normalizer and pre-tokenizer: fills w->text and w->pieces. */
+static ha_status
+cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error *err)
+{
+    const uint8_t *original = (const uint8_t *)text.data;
+    w->raw.n = w->pieces.n = 0;
+    w->text.length = 0;
+    w->text.aligned = aligned;
+    ha_status status = ha_added_tokens_split(&tok->added, 0, original, 0, text.length, &w->raw, err);
+    for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
+        const ha_piece piece = w->raw.at[p];
+        const size_t begin = w->text.length;
+        if (piece.added_id >= 0) {
+            status = ha_text_buf_append_original(&w->text, original, piece.begin, piece.end, err);
+            if (status == HA_OK) {
+                status = ha_pieces_push(&w->pieces, begin, w->text.length, piece.added_id, err);
+            }
+            continue;
+        }
+        status = ha_normalize(&tok->normalizer, original, piece.begin, piece.end, &w->norm, &w->text, err);
+        if (status == HA_OK) {
+            status = ha_added_tokens_split(&tok->added, 1, w->text.text, begin, w->text.length, &w->pieces, err);
+        }
+    }
+    if (status == HA_OK) {
+        status = ha_pre_tokenize(&tok->pre, &w->text, &w->pieces, &w->spare_text, &w->spare, err);
+    }
+    return status;
+}
+
+static ha_status
+run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
+{
+    ha_status status = HA_OK;
+    out->n = 0;
+    for (size_t p = 0; p < w->pieces.n && status == HA_OK; p++) {
+        const ha_piece piece = w->pieces.at[p];
+        if (piece.added_id >= 0) {
+            status = ha_tokens_reserve(out, 1, err);
+            if (status == HA_OK) {
+                out->at[out->n++] = (ha_token){piece.added_id, piece.begin, piece.end, 1};
+            }
+        } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
+            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, out, err);
+        } else {
+            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, &w->bpe, out, err);
+        }
+    }
+    return status;
+}
+
+/* How many characters of white space (or the byte-level sign of a space) stand at the ends of a token's written form. */
+static margins
+margins_of(const ha_tokenizer *tok, const worker *w, ha_token token)
+{
+    const uint8_t *s;
+    size_t length, i = 0, size;
+    margins m = {0, 0};
+    if (token.added) {
+        s = w->text.text + token.begin;
+        length = token.end - token.begin;
+    } else {
+        s = (const uint8_t *)ha_vocab_text(&tok->vocab, token.id, &length);
+    }
+    const uint32_t sign = ha_byte_to_char(' ');
+    for (; i < length; i += size, m.lead++) {
+        const uint32_t c = ha_utf8_decode(s + i, &size);
+        if (c != sign && (ha_uc_flags(c) & HA_UC_WHITE_SPACE) == 0) {
+            break;
+        }
+    }
+    for (i = length; i > 0; m.trail++) {
+        i = ha_utf8_back(s, i);
+        const uint32_t c = ha_utf8_decode(s + i, &size);
+        if (c != sign && (ha_uc_flags(c) & HA_UC_WHITE_SPACE) == 0) {
+            break;
+        }
+    }
+    return m;
+}
+
+/* Fills w->code_points: for each byte of the text, and for its end, the index of its code point. */
+static ha_status
+map_code_points(ha_text text, worker *w, ha_error *err)
+{
+    if (text.length + 1 > w->cap_code_points) {
+        uint32_t *grown = realloc(w->code_points, (text.length + 1) * 2 * sizeof(*grown));
+        if (grown == NULL) {
+            return ha_fail(err, HA_ERR_NOMEM, "out of memory for a text of %zu bytes", text.length);
+        }
+        w->code_points = grown;
+        w->cap_code_points = (text.length + 1) * 2;
+    }
+    uint32_t n = 0;
+    for (size_t i = 0; i < text.length; i++) {
+        n += ((uint8_t)text.data[i] & 0xC0) != 0x80;
+        w->code_points[i] = n - 1;
+    }
+    w->code_points[text.length] = n;
+    return HA_OK;
+}
+
+/* Turns begin and end from bytes of w->text into code points of the original. */
+static ha_status
+finish_spans(const ha_tokenizer *tok, ha_text text, worker *w, side *s, ha_error *err)
+{
+    const ha_status status = map_code_points(text, w, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    if (tok->post.trim_offsets && s->tokens.n > s->cap_margins) {
+        margins *grown = realloc(s->margins, s->tokens.n * 2 * sizeof(*grown));
+        if (grown == NULL) {
+            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", s->tokens.n);
+        }
+        s->margins = grown;
+        s->cap_margins = s->tokens.n * 2;
+    }
+    for (size_t t = 0; t < s->tokens.n; t++) {
+        ha_token *token = &s->tokens.at[t];
+        if (tok->post.trim_offsets) {
+            s->margins[t] = margins_of(tok, w, *token);
+        }
+        const uint32_t begin = w->text.align[token->begin].begin, end = w->text.align[token->end - 1].end;
+        token->begin = w->code_points[begin];
+        token->end = w->code_points[end];
+    }
+    return HA_OK;
+}
+
+static ha_status
+check_text(ha_text text, ha_error *err)
+{
+    if (text.length > MAX_TEXT) {
+        return ha_fail(err, HA_ERR_VALUE, "the text has %zu bytes, more than the %d that are possible", text.length, MAX_TEXT);
+    }
+    const size_t valid = ha_utf8_valid_prefix((const uint8_t *)text.data, text.length);
+    return valid == text.length ? HA_OK : ha_fail(err, HA_ERR_VALUE, "the text is not UTF-8: byte %zu", valid);
+}
+
+static ha_status
+encode_text(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
+{
+    out->tokens.n = 0;
+    ha_status status = check_text(text, err);
+    if (status == HA_OK && text.length > 0) {
+        status = cut_text(tok, text, spans, w, err);
+    }
+    if (status == HA_OK && text.length > 0) {
+        status = run_model(tok, w, &out->tokens, err);
+    }
+    if (status == HA_OK && spans && out->tokens.n > 0) {
+        status = finish_spans(tok, text, w, out, err);
+    }
+    return status;
+}
+
+static ha_status
+block_reserve(block *b, size_t extra, int spans, ha_error *err)
+{
+    if (extra <= b->capacity - b->n && b->ids != NULL) {
+        return HA_OK;
+    }
+    const size_t capacity = (b->n + extra) * 2 + 1024;
+    int32_t *ids = realloc(b->ids, capacity * sizeof(*ids));
+    b->ids = ids != NULL ? ids : b->ids;
+    uint8_t *type_ids = realloc(b->type_ids, capacity);
+    b->type_ids = type_ids != NULL ? type_ids : b->type_ids;
+    int32_t *span = spans ? realloc(b->spans, capacity * 2 * sizeof(*span)) : NULL;
+    b->spans = span != NULL ? span : b->spans;
+    if (ids == NULL || type_ids == NULL || (spans && span == NULL)) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", capacity);
+    }
+    b->capacity = capacity;
+    return HA_OK;
+}
+
+/* The span of token `at` of a text of which [begin, end) stay: what ByteLevel's post-processing does. */
+static void
+write_span(const ha_tokenizer *tok, const side *s, size_t at, size_t begin, int32_t out[2])
+{
+    const ha_token token = s->tokens.at[at];
+    size_t from = token.begin, to = token.end;
+    if (tok->post.trim_offsets) {
+        size_t lead = s->margins[at].lead;
+        const size_t trail = s->margins[at].trail;
+        if (lead == 1 && tok->post.keep_prefix_space && (at == begin || from == 0)) {
+            lead = 0;
+        }
+        from = from + lead < to ? from + lead : to;
+        if (trail > 0 && to >= trail) {
+            to = to - trail > from ? to - trail : from;
+        }
+    }
+    out[0] = (int32_t)from, out[1] = (int32_t)to;
+}
+
+static void
+write_side(const ha_tokenizer *tok, const side *s, size_t begin, size_t end, uint8_t type_id, int spans, block *out)
+{
+    for (size_t i = begin; i < end; i++) {
+        out->ids[out->n + i - begin] = s->tokens.at[i].id;
+    }
+    memset(out->type_ids + out->n, type_id, end - begin);
+    for (size_t i = begin; spans && i < end; i++) {
+        write_span(tok, s, i, begin, out->spans + 2 * (out->n + i - begin));
+    }
+    out->n += end - begin;
+}
+
+/* One row: both texts, truncation, template. */
+static ha_status
+encode_row(const ha_tokenizer *tok, ha_text text, ha_text pair, const ha_encode_options *options, worker *w, block *out,
+           int64_t *length, int32_t *truncated, ha_error *err)
+{
+    const int has_pair = pair.data != NULL;
+    ha_kept kept;
+    ha_status status = encode_text(tok, text, options->spans, w, &w->a, err);
+    if (status == HA_OK && has_pair) {
+        status = encode_text(tok, pair, options->spans, w, &w->b, err);
+    }
+    if (status == HA_OK) {
+        status = ha_truncate(&tok->post, options, w->a.tokens.n, has_pair ? w->b.tokens.n : SIZE_MAX, &kept, err);
+    }
+    if (status != HA_OK) {
+        return status;
+    }
+    const ha_template *template = has_pair ? &tok->post.pair : &tok->post.single;
+    size_t needed = 0;
+    for (size_t i = 0; i < template->n; i++) {
+        const ha_template_kind kind = template->items[i].kind;
+        needed += kind == HA_TEMPLATE_A ? kept.a_end - kept.a_begin : kind == HA_TEMPLATE_B ? kept.b_end - kept.b_begin : 1;
+    }
+    status = block_reserve(out, needed, options->spans, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    const size_t first = out->n;
+    for (size_t i = 0; i < template->n; i++) {
+        const ha_template_item item = template->items[i];
+        if (item.kind == HA_TEMPLATE_A) {
+            write_side(tok, &w->a, kept.a_begin, kept.a_end, item.type_id, options->spans, out);
+        } else if (item.kind == HA_TEMPLATE_B) {
+            write_side(tok, &w->b, kept.b_begin, kept.b_end, item.type_id, options->spans, out);
+        } else if (options->add_special_tokens) {
+            out->ids[out->n] = item.id;
+            out->type_ids[out->n] = item.type_id;
+            if (options->spans) {
+                out->spans[2 * out->n] = out->spans[2 * out->n + 1] = 0;
+            }
+            out->n++;
+        }
+    }
+    *length = (int64_t)(out->n - first);
+    const size_t all = w->a.tokens.n + (has_pair ? w->b.tokens.n : 0);
+    *truncated = (int32_t)(all - (kept.a_end - kept.a_begin) - (kept.b_end - kept.b_begin));
+    return HA_OK;
+}
+
+/* lengths: where row i's length goes is offsets[i + 1]. Stops at the first row that fails. */
+static void
+encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
+             ha_encoding *result, worker *w, block *b)
+{
+    for (size_t i = b->first_row; i < b->first_row + b->n_rows && b->status == HA_OK; i++) {
+        const ha_text pair = pairs != NULL ? pairs[i] : (ha_text){NULL, 0};
+        ha_error cause;
+        b->status = encode_row(tok, texts[i], pair, options, w, b, &result->offsets[i + 1], &result->truncated[i], &cause);
+        if (b->status != HA_OK) {
+            ha_fail(&b->err, b->status, "row %zu: %.440s", i, cause.message);
+        }
+    }
+}
+
+/* Runs of rows of about BLOCK_BYTES: a long text is a block of its own. Returns how many; `blocks` may be NULL to count. */
+static size_t
+plan(const ha_text *texts, const ha_text *pairs, size_t n, block *blocks)
+{
+    size_t n_blocks = 0, first = 0, bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        bytes += texts[i].length + (pairs != NULL ? pairs[i].length : 0);
+        if (bytes >= BLOCK_BYTES || i + 1 - first == BLOCK_ROWS || i + 1 == n) {
+            if (blocks != NULL) {
+                blocks[n_blocks] = (block){.first_row = first, .n_rows = i + 1 - first};
+            }
+            n_blocks++;
+            first = i + 1;
+            bytes = 0;
+        }
+    }
+    return n_blocks;
+}
+
+/* Puts the blocks' rows one after the other into `out`, whose offsets hold lengths so far. */
+static ha_status
+gather(const block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_error *err)
+{
+    size_t total = 0, at = 0;
+    for (size_t k = 0; k < n_blocks; k++) {
+        total += blocks[k].n;
+    }
+    for (size_t i = 0; i < out->n_rows; i++) {
+        out->offsets[i + 1] += out->offsets[i];
+    }
+    out->ids = malloc((total + 1) * sizeof(*out->ids));
+    out->type_ids = malloc(total + 1);
+    out->spans = spans ? malloc((total + 1) * 2 * sizeof(*out->spans)) : NULL;
+    if (out->ids == NULL || out->type_ids == NULL || (spans && out->spans == NULL)) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", total);
+    }
+    for (size_t k = 0; k < n_blocks; at += blocks[k].n, k++) {
+        if (blocks[k].n == 0) {
+            continue;
+        }
+        memcpy(out->ids + at, blocks[k].ids, blocks[k].n * sizeof(*out->ids));
+        memcpy(out->type_ids + at, blocks[k].type_ids, blocks[k].n);
+        if (spans) {
+            memcpy(out->spans + 2 * at, blocks[k].spans, blocks[k].n * 2 * sizeof(*out->spans));
+        }
+    }
+    return HA_OK;
+}
+
+ha_status
+ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, size_t n,
+                          const ha_encode_options *options, ha_encoding *out, ha_error *err)
+{
+    const size_t n_blocks = plan(texts, pairs, n, NULL);
+    block *blocks = calloc(n_blocks + 1, sizeof(*blocks));
+    ha_status status = HA_OK;
+    out->n_rows = n;
+    out->offsets = n < SIZE_MAX / 16 ? calloc(n + 1, sizeof(*out->offsets)) : NULL;
+    out->truncated = n < SIZE_MAX / 16 ? calloc(n + 1, sizeof(*out->truncated)) : NULL;
+    if (blocks == NULL || out->offsets == NULL || out->truncated == NULL) {
+        status = ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu rows", n);
+        goto done;
+    }
+    plan(texts, pairs, n, blocks);
+    const int n_threads = ha_threads_for(n_blocks, 1, options->n_threads);
+    (void)n_threads;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(n_threads)
+#endif
+    {
+        worker w;
+        memset(&w, 0, sizeof(w));
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+        for (size_t k = 0; k < n_blocks; k++) {
+            encode_block(tok, texts, pairs, options, out, &w, &blocks[k]);
+        }
+        worker_free(&w);
+    }
+    for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
+        if (blocks[k].status != HA_OK) {
+            status = ha_fail(err, blocks[k].status, "%s", blocks[k].err.message);
+        }
+    }
+    if (status == HA_OK) {
+        status = gather(blocks, n_blocks, options->spans, out, err);
+    }
+done:
+    for (size_t k = 0; blocks != NULL && k < n_blocks; k++) {
+        free(blocks[k].ids);
+        free(blocks[k].type_ids);
+        free(blocks[k].spans);
+    }
+    free(blocks);
+    if (status != HA_OK) {
+        ha_encoding_free(out);
+    }
+    return status;
+}
+
+void
+ha_encoding_free(ha_encoding *encoding)
+{
+    free(encoding->offsets);
+    free(encoding->ids);
+    free(encoding->type_ids);
+    free(encoding->spans);
+    free(encoding->truncated);
+    memset(encoding, 0, sizeof(*encoding));
+}
+
+/* ---- parts of the pipeline on their own ---- */
+
+ha_status
+ha_tokenizer_normalize(const ha_tokenizer *tok, ha_text text, char **out, size_t *out_length, ha_error *err)
+{
+    ha_norm_scratch scratch = {0};
+    ha_text_buf normal = {0};
+    ha_status status = check_text(text, err);
+    if (status == HA_OK) {
+        status = ha_text_buf_reserve(&normal, 1, err);
+    }
+    if (status == HA_OK && text.length > 0) {
+        status = ha_normalize(&tok->normalizer, (const uint8_t *)text.data, 0, text.length, &scratch, &normal, err);
+    }
+    ha_norm_scratch_free(&scratch);
+    if (status != HA_OK) {
+        ha_text_buf_free(&normal);
+        return status;
+    }
+    *out = (char *)normal.text;
+    *out_length = normal.length;
+    return HA_OK;
+}
+
+ha_status
+ha_tokenizer_pre_tokenize(const ha_tokenizer *tok, ha_text text, int32_t **out, size_t *n, ha_error *err)
+{
+    worker w;
+    memset(&w, 0, sizeof(w));
+    w.text.aligned = 1;
+    *out = NULL;
+    ha_status status = check_text(text, err);
+    if (status == HA_OK && text.length > 0) {
+        status = ha_text_buf_append_original(&w.text, (const uint8_t *)text.data, 0, text.length, err);
+        if (status == HA_OK) {
+            status = ha_pieces_push(&w.pieces, 0, text.length, -1, err);
+        }
+        if (status == HA_OK) {
+            status = ha_pre_tokenize(&tok->pre, &w.text, &w.pieces, &w.spare_text, &w.spare, err);
+        }
+    }
+    if (status == HA_OK) {
+        status = map_code_points(text, &w, err);
+    }
+    if (status == HA_OK && (*out = malloc((w.pieces.n + 1) * 2 * sizeof(**out))) == NULL) {
+        status = ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu pieces", w.pieces.n);
+    }
+    for (size_t i = 0; status == HA_OK && i < w.pieces.n; i++) {
+        (*out)[2 * i] = (int32_t)w.code_points[w.text.align[w.pieces.at[i].begin].begin];
+        (*out)[2 * i + 1] = (int32_t)w.code_points[w.text.align[w.pieces.at[i].end - 1].end];
+    }
+    *n = w.pieces.n;
+    worker_free(&w);
+    return status;
+}

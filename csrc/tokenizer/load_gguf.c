@@ -1,0 +1,181 @@
+/* Byte-level BPE from the metadata of a GGUF file ("tokenizer.ggml.*"). Ids are those of the Hugging Face tokenizer that the file was made from:
+ * tokenizer.ggml.pre names its pre-tokenizer, tokens of type control (3) and user-defined (4) are its added tokens. */
+#include <string.h>
+
+#include "io/tensor_file.h"
+#include "tokenizer/pipeline.h"
+
+#define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
+
+enum { TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4 };
+
+static ha_status
+read_pre(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    static const struct { const char *name; ha_pre_kind steps[2]; int n, nfc, ignore_merges, add_bos; } known[] = {
+        {"gpt-2", {HA_PRE_GPT2}, 1, 0, 0, 0},
+        {"gpt2", {HA_PRE_GPT2}, 1, 0, 0, 0},
+        {"smollm", {HA_PRE_DIGITS_INDIVIDUAL, HA_PRE_GPT2}, 2, 0, 0, 0},
+        {"llama-bpe", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
+        {"llama3", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
+        {"llama-v3", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
+        {"qwen2", {HA_PRE_QWEN2}, 1, 1, 0, 0},
+    };
+    const char *name;
+    size_t length;
+    TRY(ha_gguf_string(file, "tokenizer.ggml.pre", &name, &length, err));
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (strlen(known[i].name) != length || memcmp(known[i].name, name, length) != 0) {
+            continue;
+        }
+        for (int k = 0; k < known[i].n; k++) {
+            TRY(ha_pre_tokenizer_add(&tok->pre, known[i].steps[k], err));
+        }
+        if (known[i].nfc) {
+            TRY(ha_normalizer_add(&tok->normalizer, HA_NORM_NFC, err));
+        }
+        tok->bpe.ignore_merges = known[i].ignore_merges;
+        tok->pre.byte_level = 1;
+        tok->post.has_template = known[i].add_bos;      /* until the file's own flags are read */
+        return HA_OK;
+    }
+    return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.pre '%.60s' is not supported", name);
+}
+
+static ha_status
+read_tokens(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    size_t n, n_types = 0;
+    TRY(ha_gguf_array_length(file, "tokenizer.ggml.tokens", &n, err));
+    if (ha_gguf_has(file, "tokenizer.ggml.token_type")) {
+        TRY(ha_gguf_array_length(file, "tokenizer.ggml.token_type", &n_types, err));
+        if (n_types != n) {
+            return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.token_type has %zu elements, tokenizer.ggml.tokens %zu", n_types, n);
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        const char *text;
+        size_t length;
+        double type = 1;
+        TRY(ha_gguf_array_string(file, "tokenizer.ggml.tokens", i, &text, &length, err));
+        if (ha_utf8_valid_prefix((const uint8_t *)text, length) < length) {
+            return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.tokens[%zu] is not UTF-8", i);
+        }
+        if (ha_vocab_id(&tok->vocab, text, length) >= 0) {
+            return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.tokens[%zu] is the same as token %d", i, (int)ha_vocab_id(&tok->vocab, text, length));
+        }
+        TRY(ha_vocab_add(&tok->vocab, text, length, i, n, err));
+        if (n_types > 0) {
+            TRY(ha_gguf_array_f64(file, "tokenizer.ggml.token_type", i, &type, err));
+        }
+        if ((type == TYPE_CONTROL || type == TYPE_USER_DEFINED) && length > 0) {
+            TRY(ha_added_tokens_add(&tok->added, text, (ha_added_token){.id = (int32_t)i, .special = type == TYPE_CONTROL, .length = length}, err));
+        }
+    }
+    tok->n_model_tokens = tok->vocab.n_tokens;
+    tok->n_model_ids = tok->vocab.n_ids;
+    return HA_OK;
+}
+
+static ha_status
+read_merges(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    size_t n;
+    TRY(ha_gguf_array_length(file, "tokenizer.ggml.merges", &n, err));
+    TRY(ha_bpe_reserve(&tok->bpe, n, err));
+    for (size_t i = 0; i < n; i++) {
+        const char *text;
+        size_t length;
+        TRY(ha_gguf_array_string(file, "tokenizer.ggml.merges", i, &text, &length, err));
+        const char *space = memchr(text, ' ', length);
+        if (space == NULL) {
+            return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.merges[%zu]: expected \"left right\"", i);
+        }
+        const char *const half[2] = {text, space + 1};
+        const size_t lengths[2] = {(size_t)(space - text), length - (size_t)(space - text) - 1};
+        TRY(ha_bpe_add_merge_text(&tok->bpe, &tok->vocab, i, half, lengths, err));
+    }
+    return HA_OK;
+}
+
+/* The special token `id_key`, when `flag_key` (or, without it, `fallback`) asks for it to be added; else -1. */
+static ha_status
+read_special(const ha_tokenizer *tok, const ha_tensor_file *file, const char *flag_key, int fallback, const char *id_key, int32_t *out, ha_error *err)
+{
+    int on = fallback;
+    uint64_t id;
+    *out = -1;
+    if (ha_gguf_has(file, flag_key)) {
+        TRY(ha_gguf_bool(file, flag_key, &on, err));
+    }
+    if (!on) {
+        return HA_OK;
+    }
+    TRY(ha_gguf_u64(file, id_key, &id, err));
+    if (id >= tok->vocab.n_ids) {
+        return ha_fail(err, HA_ERR_FORMAT, "%s is %llu, the vocabulary has %zu tokens", id_key, (unsigned long long)id, tok->vocab.n_ids);
+    }
+    *out = (int32_t)id;
+    return HA_OK;
+}
+
+/* bos A eos, and for a pair bos A eos bos B eos with type 1 from the second bos, as Llama-3's own template has it. */
+static ha_status
+read_template(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    int32_t ids[2];
+    TRY(read_special(tok, file, "tokenizer.ggml.add_bos_token", tok->post.has_template, "tokenizer.ggml.bos_token_id", &ids[0], err));
+    TRY(read_special(tok, file, "tokenizer.ggml.add_eos_token", 0, "tokenizer.ggml.eos_token_id", &ids[1], err));
+    ha_template *single = &tok->post.single, *pair = &tok->post.pair;
+    single->n = pair->n = 0;
+    for (uint8_t b = 0; b < 2; b++) {
+        const ha_template_item items[3] = {
+            {HA_TEMPLATE_SPECIAL, b, ids[0]}, {b ? HA_TEMPLATE_B : HA_TEMPLATE_A, b, -1}, {HA_TEMPLATE_SPECIAL, b, ids[1]},
+        };
+        for (int k = 0; k < 3; k++) {
+            if (k == 1 || ids[k / 2] >= 0) {
+                pair->items[pair->n++] = items[k];
+                if (!b) {
+                    single->items[single->n++] = items[k];
+                }
+            }
+        }
+    }
+    return HA_OK;
+}
+
+static ha_status
+read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    const char *model;
+    size_t length;
+    TRY(ha_gguf_string(file, "tokenizer.ggml.model", &model, &length, err));
+    if (length != 4 || memcmp(model, "gpt2", 4) != 0) {
+        return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.model '%.60s' is not supported", model);
+    }
+    tok->model_kind = HA_MODEL_BPE;
+    tok->bpe.unk_id = -1;
+    tok->decoder.kind = HA_DECODER_BYTE_LEVEL;
+    TRY(read_pre(tok, file, err));
+    TRY(read_tokens(tok, file, err));
+    TRY(read_merges(tok, file, err));
+    ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    return read_template(tok, file, err);
+}
+
+ha_status
+ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err)
+{
+    ha_tensor_file *file = NULL;
+    ha_error cause;
+    ha_status status = ha_tensor_file_open(path, &file, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    status = ha_gguf_is(file) ? read_all(tok, file, &cause) : ha_fail(&cause, HA_ERR_FORMAT, "not a GGUF file");
+    if (status != HA_OK) {
+        ha_fail(err, status, "%.250s: %.250s", path, cause.message);
+    }
+    ha_tensor_file_close(file);
+    return status;
+}

@@ -1,0 +1,121 @@
+/* The parts of a tokenizer, shared by its loaders and by encoding and decoding. Private to csrc/tokenizer/. */
+#ifndef HARMAUG_TOKENIZER_PIPELINE_H
+#define HARMAUG_TOKENIZER_PIPELINE_H
+
+#include "tokenizer/model.h"
+#include "tokenizer/normalizer.h"
+#include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/tokenizer.h"
+
+/* ---- added tokens: found in the text before the model sees it ---- */
+
+typedef struct ha_added_token {
+    int32_t id;
+    int single_word, lstrip, rstrip, normalized, special;
+    size_t content, length;         /* into ha_added_tokens.text: as the file has it */
+    size_t written_at, written;     /* as decoding writes it: into ha_added_tokens.normal when it is normalized, else into .text */
+    int skipped;                    /* left out by decoding without special tokens */
+} ha_added_token;
+
+typedef struct ha_added_tokens {
+    ha_added_token *at;
+    size_t n, capacity;
+    char *text;
+    size_t n_text, cap_text;
+    char *normal;
+    int32_t *by_id;                 /* (n_by_id,) index into `at` or -1 */
+    size_t n_by_id;
+    ha_trie raw, normalized;        /* values are indices into `at` */
+    uint8_t first_raw[256], first_normalized[256];      /* 1: some token starts with this byte */
+} ha_added_tokens;
+
+void ha_added_tokens_free(ha_added_tokens *added);
+ha_status ha_added_tokens_add(ha_added_tokens *added, const char *content, ha_added_token token, ha_error *err);
+/* Builds the tries; once, when all are there. Normalized tokens are matched by the normal form of their text. */
+ha_status ha_added_tokens_build(ha_added_tokens *added, const ha_normalizer *normalizer, ha_error *err);
+/* NULL: none. Once built. */
+const ha_added_token *ha_added_tokens_of_id(const ha_added_tokens *added, int32_t id);
+
+static inline const char *
+ha_added_token_written(const ha_added_tokens *added, const ha_added_token *t, size_t *length)
+{
+    *length = t->written;
+    return (t->normalized ? added->normal : added->text) + t->written_at;
+}
+
+/* Cuts bytes [begin, end) of a text at the added tokens of one of the two tries. */
+ha_status ha_added_tokens_split(const ha_added_tokens *added, int normalized, const uint8_t *text, size_t begin, size_t end,
+                                ha_pieces *out, ha_error *err);
+
+/* ---- post-processor: truncation, template, positions ---- */
+
+typedef enum ha_template_kind { HA_TEMPLATE_A, HA_TEMPLATE_B, HA_TEMPLATE_SPECIAL } ha_template_kind;
+
+typedef struct ha_template_item { ha_template_kind kind; uint8_t type_id; int32_t id; } ha_template_item;
+
+#define HA_MAX_TEMPLATE 64
+
+typedef struct ha_template { ha_template_item items[HA_MAX_TEMPLATE]; size_t n; } ha_template;
+
+typedef struct ha_post_processor {
+    ha_template single, pair;
+    int has_template;
+    int trim_offsets;               /* spans leave out the white space of byte-level tokens ... */
+    int keep_prefix_space;          /* ... but not a single one that leads the text (add_prefix_space) */
+} ha_post_processor;
+
+/* The template without special tokens, and those of BERT ([CLS] A [SEP] B [SEP]) and RoBERTa (<s> A </s></s> B </s>). */
+void ha_post_processor_none(ha_post_processor *post);
+void ha_post_processor_bert(ha_post_processor *post, int32_t cls, int32_t sep, int roberta);
+
+/* Tokens that the template adds. */
+size_t ha_template_added(const ha_template *t);
+
+/* Which tokens of a and b (n_b SIZE_MAX: no pair) stay: [*a_begin, *a_end), [*b_begin, *b_end). HA_ERR_VALUE when the strategy can't meet the limit. */
+typedef struct ha_kept { size_t a_begin, a_end, b_begin, b_end; } ha_kept;
+ha_status ha_truncate(const ha_post_processor *post, const ha_encode_options *options, size_t n_a, size_t n_b, ha_kept *kept, ha_error *err);
+
+/* ---- decoder ---- */
+
+typedef enum ha_decoder_kind { HA_DECODER_NONE, HA_DECODER_WORDPIECE, HA_DECODER_BYTE_LEVEL } ha_decoder_kind;
+
+typedef struct ha_decoder {
+    ha_decoder_kind kind;
+    int cleanup;
+    char *prefix;
+    size_t prefix_length;
+} ha_decoder;
+
+ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
+
+/* ---- the whole ---- */
+
+typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE } ha_model_kind;
+
+struct ha_tokenizer {
+    ha_vocab vocab;                 /* of the model and of the added tokens */
+    ha_added_tokens added;
+    ha_normalizer normalizer;
+    ha_pre_tokenizer pre;
+    ha_model_kind model_kind;
+    size_t n_model_tokens, n_model_ids;     /* of the model itself, without added tokens: ids are below n_model_ids */
+    ha_wordpiece wordpiece;
+    ha_bpe bpe;
+    ha_post_processor post;
+    ha_decoder decoder;
+    uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
+    size_t *raw_at;                 /* (vocab.n_ids + 1,) */
+};
+
+/* Loaders: fill a zeroed tokenizer; the caller frees it on failure. `name` starts messages. */
+ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
+
+/* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
+ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);
+
+/* Reads the whole byte-level model's byte table from the vocabulary. */
+void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
+
+#endif

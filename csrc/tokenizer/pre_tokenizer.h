@@ -1,0 +1,48 @@
+/* Pre-tokenizers: what cuts a normalized text into the pieces that the model sees one by one. */
+#ifndef HARMAUG_TOKENIZER_PRE_TOKENIZER_H
+#define HARMAUG_TOKENIZER_PRE_TOKENIZER_H
+
+#include "tokenizer/text_buf.h"
+
+/* A part of a text; added_id >= 0: it is that added token and no component touches it. */
+typedef struct ha_piece {
+    uint32_t begin, end;
+    int32_t added_id;
+} ha_piece;
+
+typedef struct ha_pieces {      /* zeroed by the owner; reused */
+    ha_piece *at;
+    size_t n, capacity;
+} ha_pieces;
+
+void ha_pieces_free(ha_pieces *pieces);
+ha_status ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err);
+
+typedef enum ha_pre_kind {
+    HA_PRE_BERT,                    /* white space removed, punctuation isolated */
+    HA_PRE_DIGITS,                  /* runs of numeric characters apart */
+    HA_PRE_DIGITS_INDIVIDUAL,       /* each of them */
+    HA_PRE_PREFIX_SPACE,            /* ByteLevel add_prefix_space: a space before each piece that has none */
+    HA_PRE_GPT2,                    /* the regular expressions of these models, every match a piece */
+    HA_PRE_LLAMA3,
+    HA_PRE_QWEN2
+} ha_pre_kind;
+
+#define HA_MAX_PRE 16
+
+typedef struct ha_pre_tokenizer {
+    ha_pre_kind steps[HA_MAX_PRE];
+    size_t n_steps;
+    int byte_level;                 /* the model sees bytes, not characters */
+} ha_pre_tokenizer;
+
+ha_status ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err);
+
+/* The step whose regular expression is `pattern` as HF and llama.cpp files write it; 1 when there is one. */
+int ha_pre_pattern(const char *pattern, size_t length, ha_pre_kind *out);
+
+/* Cuts *pieces of *text in place. `spare_text` and `spare` are scratch: contents are swapped with them. */
+ha_status ha_pre_tokenize(const ha_pre_tokenizer *pre, ha_text_buf *text, ha_pieces *pieces,
+                          ha_text_buf *spare_text, ha_pieces *spare, ha_error *err);
+
+#endif

@@ -1,0 +1,254 @@
+#include "tokenizer/tokenizer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tokenizer/pipeline.h"
+
+void
+ha_tokenizer_free(ha_tokenizer *tok)
+{
+    if (tok == NULL) {
+        return;
+    }
+    ha_vocab_free(&tok->vocab);
+    ha_added_tokens_free(&tok->added);
+    ha_wordpiece_free(&tok->wordpiece);
+    ha_bpe_free(&tok->bpe);
+    free(tok->decoder.prefix);
+    free(tok->raw);
+    free(tok->raw_at);
+    free(tok);
+}
+
+/* The bytes that byte-level decoding gives for a token: those of its characters when all stand for bytes, else its UTF-8. */
+static size_t
+raw_bytes(const char *text, size_t length, uint8_t *out)
+{
+    size_t n = 0, size;
+    for (size_t i = 0; i < length; i += size) {
+        const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
+        if (byte < 0) {
+            memcpy(out, text, length);
+            return length;
+        }
+        out[n++] = (uint8_t)byte;
+    }
+    return n;
+}
+
+static ha_status
+build_raw(ha_tokenizer *tok, ha_error *err)
+{
+    size_t total = 0, length;
+    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
+        ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
+        total += length;
+    }
+    tok->raw = malloc(total + 1);
+    tok->raw_at = malloc((tok->vocab.n_ids + 1) * sizeof(*tok->raw_at));
+    if (tok->raw == NULL || tok->raw_at == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->vocab.n_ids);
+    }
+    size_t at = 0;
+    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
+        const char *text = ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
+        tok->raw_at[id] = at;
+        if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL) {
+            at += raw_bytes(text, length, tok->raw + at);
+        } else if (length > 0) {
+            memcpy(tok->raw + at, text, length);
+            at += length;
+        }
+    }
+    tok->raw_at[tok->vocab.n_ids] = at;
+    return HA_OK;
+}
+
+void
+ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
+{
+    model->all_bytes = 1;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        uint8_t text[4];
+        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
+        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
+        model->all_bytes &= model->byte_ids[byte] >= 0;
+    }
+}
+
+/* With ignore_merges: a trie over the raw bytes of the model's tokens that are written in byte characters alone. */
+static ha_status
+build_words(ha_tokenizer *tok, ha_error *err)
+{
+    size_t total = 0, n = 0, at = 0, length;
+    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
+        ha_vocab_text(&tok->vocab, (int32_t)id, &length);
+        total += length;
+    }
+    ha_trie_key *keys = malloc((tok->vocab.n_ids + 1) * sizeof(*keys));
+    uint8_t *bytes = malloc(total + 1);
+    ha_status status = keys != NULL && bytes != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->vocab.n_ids);
+    for (size_t id = 0; id < tok->vocab.n_ids && status == HA_OK; id++) {
+        const char *text = ha_vocab_text(&tok->vocab, (int32_t)id, &length);
+        size_t n_bytes = 0, size, i = 0;
+        for (; text != NULL && i < length && id < tok->n_model_ids; i += size) {
+            const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
+            if (byte < 0) {
+                break;
+            }
+            bytes[at + n_bytes++] = (uint8_t)byte;
+        }
+        if (n_bytes > 0 && i == length) {
+            keys[n++] = (ha_trie_key){(const char *)bytes + at, n_bytes, (int32_t)id};
+            at += n_bytes;
+        }
+    }
+    if (status == HA_OK) {
+        status = ha_trie_build(keys, n, &tok->bpe.words, err);
+    }
+    free(keys);
+    free(bytes);
+    return status;
+}
+
+ha_status
+ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
+{
+    ha_normalizer_finish(&tok->normalizer);
+    ha_status status = ha_added_tokens_build(&tok->added, &tok->normalizer, err);
+    for (size_t i = 0; i < tok->added.n && status == HA_OK; i++) {
+        ha_added_token *t = &tok->added.at[i];
+        size_t length;
+        const char *text = ha_added_token_written(&tok->added, t, &length);
+        const ha_added_token *same = ha_added_tokens_of_id(&tok->added, ha_vocab_id(&tok->vocab, text, length));
+        t->skipped = same != NULL && same->special;
+    }
+    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
+        status = build_words(tok, err);
+    }
+    return status == HA_OK ? build_raw(tok, err) : status;
+}
+
+/* ---- opening ---- */
+
+static int
+ends_with(const char *path, const char *suffix)
+{
+    const size_t n = strlen(path), k = strlen(suffix);
+    return n >= k && strcmp(path + n - k, suffix) == 0;
+}
+
+/* *out: a malloc'ed "folder/name". */
+static ha_status
+join_path(const char *folder, const char *name, char **out, ha_error *err)
+{
+    const size_t n = strlen(folder);
+    *out = malloc(n + strlen(name) + 2);
+    if (*out == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
+    }
+    memcpy(*out, folder, n);
+    strcpy(*out + n, n > 0 && folder[n - 1] == '/' ? "" : "/");
+    strcat(*out, name);
+    return HA_OK;
+}
+
+/* Loads `folder`/`name` when it is there: *found says so. A file that is there and can't be read is an error. */
+static ha_status
+load_from_folder(ha_tokenizer *tok, const char *folder, const char *name, ha_status (*loader)(ha_tokenizer *, const char *, ha_error *),
+                 int *found, ha_error *err)
+{
+    char *path = NULL;
+    ha_status status = join_path(folder, name, &path, err);
+    FILE *file = status == HA_OK ? fopen(path, "rb") : NULL;
+    *found = file != NULL;
+    if (file != NULL) {
+        fclose(file);
+        status = loader(tok, path, err);
+    }
+    free(path);
+    return status;
+}
+
+static ha_status
+load(ha_tokenizer *tok, const char *path, ha_error *err)
+{
+    if (ends_with(path, ".gguf")) {
+        return ha_tokenizer_load_gguf(tok, path, err);
+    }
+    if (ends_with(path, ".json")) {
+        return ha_tokenizer_load_json(tok, path, err);
+    }
+    if (ends_with(path, ".txt")) {
+        return ha_tokenizer_load_vocab_txt(tok, path, err);
+    }
+    int found = 0;
+    ha_status status = load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
+    if (status == HA_OK && !found) {
+        status = load_from_folder(tok, path, "vocab.txt", ha_tokenizer_load_vocab_txt, &found, err);
+    }
+    if (status == HA_OK && !found) {
+        status = ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json or vocab.txt, or a file tokenizer.json, "
+                         "vocab.txt or .gguf", path);
+    }
+    return status;
+}
+
+ha_status
+ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
+{
+    *out = NULL;
+    ha_tokenizer *tok = calloc(1, sizeof(*tok));
+    if (tok == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
+    }
+    ha_status status = load(tok, path, err);
+    if (status == HA_OK) {
+        ha_error cause;
+        status = ha_tokenizer_finish(tok, &cause);
+        if (status != HA_OK) {
+            ha_fail(err, status, "%s: %.400s", path, cause.message);
+        }
+    }
+    if (status != HA_OK) {
+        ha_tokenizer_free(tok);
+        return status;
+    }
+    *out = tok;
+    return HA_OK;
+}
+
+/* ---- the vocabulary ---- */
+
+size_t
+ha_tokenizer_vocab_size(const ha_tokenizer *tok)
+{
+    return tok->vocab.n_ids;
+}
+
+int32_t
+ha_tokenizer_token_to_id(const ha_tokenizer *tok, const char *token, size_t length)
+{
+    return ha_vocab_id(&tok->vocab, token, length);
+}
+
+const char *
+ha_tokenizer_id_to_token(const ha_tokenizer *tok, int32_t id, size_t *length)
+{
+    const ha_added_token *t = ha_added_tokens_of_id(&tok->added, id);
+    return t != NULL ? ha_added_token_written(&tok->added, t, length) : ha_vocab_text(&tok->vocab, id, length);
+}
+
+const uint8_t *
+ha_tokenizer_token_bytes(const ha_tokenizer *tok, int32_t id, size_t *length)
+{
+    const ha_added_token *t = ha_added_tokens_of_id(&tok->added, id);
+    *length = 0;
+    if (id < 0 || (size_t)id >= tok->vocab.n_ids || (t != NULL && t->special)) {
+        return tok->raw;
+    }
+    *length = tok->raw_at[id + 1] - tok->raw_at[id];
+    return tok->raw + tok->raw_at[id];
+}
