@@ -5,6 +5,8 @@ import hashlib
 import unicodedata
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harmaug import safety
 
@@ -96,6 +98,29 @@ def test_blocked_reads_prompt_and_response_together() -> None:
 def test_blocked_does_not_depend_on_the_normal_form_or_case(form: str) -> None:
     for text in CAUGHT:
         assert safety.blocked(unicodedata.normalize(form, text.upper())) == safety.SEXUAL_MINORS
+
+
+DISGUISES = {
+    "invisible": lambda c: c + "\u200b", "soft hyphen": lambda c: "\u00ad" + c, "accent": lambda c: c + "\u0301" if c.isalpha() else c,
+    "upper": str.upper, "wide": lambda c: chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c, "bold": lambda c: chr(0x1D41A + ord(c) - 97) if "a" <= c <= "z" else c,
+    "selector": lambda c: c + "\ufe0f", "as it is": str,
+}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_blocked_sees_through_any_mix_of_disguises(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from(CAUGHT))
+    chosen = data.draw(st.lists(st.sampled_from(sorted(DISGUISES)), min_size=len(text), max_size=len(text)))
+    assert safety.blocked("".join(DISGUISES[name](c) for name, c in zip(chosen, text))) == safety.SEXUAL_MINORS
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_filter(text: str) -> None:
+    assert safety.blocked(text) in (None, safety.SEXUAL_MINORS)
+    assert safety.is_cbrne(text) in (False, True)
+    assert len(safety.digest(text)) == 64
 
 
 def test_blocked_catches_every_age_below_18_and_none_above() -> None:
