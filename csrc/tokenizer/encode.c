@@ -5,10 +5,6 @@
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256 };
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
