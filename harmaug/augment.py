@@ -174,7 +174,7 @@ class Augmenter:
             If too few seed rows can serve as exemplars.
         """
         seeds = list(seed_rows)
-        usable = [row for row in seeds if not safety.blocked(row.prompt, row.response)]
+        usable = [row for row in seeds if not safety.blocked_row(row)]
         draws = self.draws(usable)
         judge = _Judge(self.config, self.table, usable, evaluation_rows, str(getattr(self.generator, "name", "generator")), stamp or {})
         self.account_ = judge.account

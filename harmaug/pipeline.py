@@ -91,8 +91,8 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     return _account(stage)
 
 
-def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None, models: Mapping[str, str] | None = None, batch_size: int = 256,
-          quiet: bool = False) -> dict[str, Any]:
+def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None, models: Mapping[str, str] | None = None,
+          table: CategoryTable | None = None, batch_size: int = 256, quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
 
     Parameters
@@ -106,6 +106,8 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
         The teacher's name.
     models : mapping, optional
         Name to sha256 of the teacher's files.
+    table : CategoryTable, optional
+        Assigns a category to rows that bring none.
     batch_size : int, default 256
         Changes no row when the teacher's scores do not depend on it (a Guard's do not).
     quiet : bool, default False
@@ -115,6 +117,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     dict
         The counts: rows of each origin, flagged, blocked.
     """
+    table = table or default_table()
     inputs = {"seed": digest(seed_rows)}
     for before, file in (("augment", INSTRUCTIONS), ("respond", PAIRS)):
         if before in run.info["stages"]:
@@ -124,7 +127,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models)
     if stage.done:
         return _account(stage)
-    usable = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked(row.prompt, row.response)]
+    usable = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
     rows = list(usable)
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
         rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(_rows_of(run / file))]
@@ -138,7 +141,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             stage.entry["teacher"] = dict(teacher.describe(scorer))
             scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size)
             for _, row, score in progress(scored, len(rows), "label", begun=begun, quiet=quiet):
-                labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=row.category or default_table().assign(row.prompt),
+                labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=row.category or table.assign(row.prompt),
                                                    extra={**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp})
                 journal.append(labelled)
                 _count_label(counts, labelled.to_dict())
@@ -181,7 +184,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     if stage.done:
         return _account(stage)
     rows = _rows_of(run / LABELLED) if rows is None else rows
-    usable = [row for row in rows if not safety.blocked(row.prompt, row.response)]
+    usable = [row for row in rows if not safety.blocked_row(row)]
     distiller = Distiller(config).fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
     stage.account(summary(distiller), done=True)
     return _account(stage)
@@ -379,12 +382,12 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     report: dict[str, Any] = {}
+    table = load_table(folder / config.data.categories) if config.data.categories else None
     for name in wanted:
         if name in ("augment", "respond"):
             models = {config.generator.model: sha256(_model_path(config.generator.model))}
             shared: dict[str, Any] = {"models": models, "batch_size": config.generator.batch_size, "quiet": quiet}
             if name == "augment":
-                table = load_table(folder / config.data.categories) if config.data.categories else None
                 everything = [row for rows in held_out.values() for row in rows]
                 report[name] = augment(run, partial(load_generator, config.generator, **options), seeds, config=config.augment, evaluation_rows=everything, table=table, **shared)
             else:
@@ -393,7 +396,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             assert config.label is not None
             named = config.label.teacher
             models = {named: sha256(teacher.standin_folder() if named == teacher.STANDIN else _model_path(named))}
-            report[name] = label(run, partial(load_teacher, named, **options), seeds, name=named, models=models, batch_size=config.label.batch_size, quiet=quiet)
+            report[name] = label(run, partial(load_teacher, named, **options), seeds, name=named, models=models, table=table, batch_size=config.label.batch_size, quiet=quiet)
         elif name == "distil":
             student = config.distil.student
             report[name] = distil(run, None if config.label is not None else seeds, config=config.distil, models={student: sha256(_model_path(student))}, quiet=quiet)

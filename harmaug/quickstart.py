@@ -87,7 +87,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
 
     embedded = resources.files("harmaug") / "data"
     seeds, held_out = (read_rows(str(embedded / name)) for name in ("seed.jsonl", "eval.jsonl"))
-    seeds = [row for row in seeds if not safety.blocked(row.prompt, row.response)]
+    seeds = [row for row in seeds if not safety.blocked_row(row)]
     training, validation = split_validation(seeds, _VALIDATION, config.seed)
     options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     hashes = {name: sha256(folder) for name, folder in folders.items()}

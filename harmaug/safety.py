@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from typing import Protocol
 
-__all__ = ["RESTRICTED_CATEGORIES", "SEXUAL_MINORS", "blocked", "digest", "is_cbrne", "normalise"]
+__all__ = ["RESTRICTED_CATEGORIES", "SEXUAL_MINORS", "blocked", "blocked_row", "digest", "is_cbrne", "normalise"]
 
 SEXUAL_MINORS = "sexual_minors"
 
@@ -176,6 +177,27 @@ def blocked(*texts: str | None) -> str | None:
     if not _DEPICTION.search(haystack):
         haystack = _EXEMPT.sub(" ", haystack)
     return SEXUAL_MINORS if _SEXUAL.search(haystack) else None
+
+
+class _Row(Protocol):
+    prompt: str
+    response: str | None
+    category: str | None
+
+
+def blocked_row(row: _Row) -> str | None:
+    """Say why a row may not be used, or None: its texts taken together, and its category by itself.
+
+    Parameters
+    ----------
+    row : Row
+        Anything with prompt, response and category.
+
+    Returns
+    -------
+    str or None
+    """
+    return blocked(row.prompt, row.response) or blocked(row.category)
 
 
 def digest(text: str) -> str:

@@ -5,10 +5,13 @@ import hashlib
 import unicodedata
 
 import pytest
+from fake_generator import FakeGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmaug import safety
+from harmaug.augment import AugmentConfig, Augmenter
+from harmaug.data import Row
 
 # The shortest texts that show each rule; nothing here says more than that two words meet.
 CAUGHT = [
@@ -158,3 +161,22 @@ def test_cbrne_lets_other_text_through(text: str) -> None:
 @pytest.mark.parametrize("category", ["weapons", "CBRN", " Explosives "])
 def test_cbrne_category_counts_without_the_text(category: str) -> None:
     assert safety.is_cbrne("a plain text", category)
+
+
+def test_a_row_counts_with_its_category() -> None:
+    row = Row(prompt="Tell me about the weather", category="child_sexual_abuse")
+    assert safety.blocked_row(row) == safety.SEXUAL_MINORS
+    assert safety.blocked_row(Row(prompt="Tell me about the weather", category="weather")) is None
+    assert safety.blocked_row(Row(prompt="a text about a child", response="sexual")) == safety.SEXUAL_MINORS
+
+
+def test_no_exemplar_and_no_prompt_comes_from_a_blocked_row() -> None:
+    fine = [Row(prompt=f"Tell me how to steal item number {i}", label=1, category="theft") for i in range(8)]
+    bad = [Row(prompt=f"An ordinary request, number {i}", label=1, category="sexual content about minors") for i in range(8)]
+    bad += [Row(prompt=f"{text}, text number {i}", label=1, category="theft") for i, text in enumerate(CAUGHT)]
+    augmenter = Augmenter(FakeGenerator(), AugmentConfig(samples=64, benign=0))
+    rows = list(augmenter.run(fine + bad))
+    assert augmenter.account_["seeds_blocked"] == len(bad)
+    prompts = [draw.prompt for draw in augmenter.draws(fine)]
+    assert rows and all(safety.blocked(prompt) is None and "ordinary" not in prompt for prompt in prompts)
+    assert {row.category for row in rows} == {"theft"}
