@@ -1,0 +1,440 @@
+/* The weights of a decoder: names of both formats, checks, and one packed block. Quantised matrices are widened panel by panel, never whole. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/parallel.h"
+#include "models/decoder_impl.h"
+
+#define MAX_PARTS 3
+#define ALIGNMENT 64
+
+/* The stored matrices that make one packed weight, row after row. */
+typedef struct source {
+    ha_linear *to;
+    size_t n_parts;
+    const ha_tensor *parts[MAX_PARTS], *bias[MAX_PARTS];
+    size_t rows[MAX_PARTS];
+    int pairs[MAX_PARTS];           /* rows stand in GGUF's order of rotary pairs */
+    size_t offset, bias_offset;     /* bytes in the block */
+    size_t first_panel;             /* panels of all sources before this one */
+} source;
+
+typedef struct vector {
+    const float **to;
+    const ha_tensor *tensor;
+    size_t offset;
+} vector;
+
+typedef struct reader {
+    ha_decoder *decoder;
+    source *sources;
+    vector *vectors;
+    const ha_tensor **claimed;
+    size_t n_sources, n_vectors, n_claimed, n_panels, n_bytes;
+    ha_error *err;
+} reader;
+
+/* A tensor's name in both formats: {GGUF, Hugging Face}, behind "blk.N." or "model.layers.N.", before ".weight" or ".bias". */
+typedef const char *const name_pair[2];
+static name_pair ATTN_NORM = {"attn_norm", "input_layernorm"}, MLP_NORM = {"ffn_norm", "post_attention_layernorm"},
+                 QUERY = {"attn_q", "self_attn.q_proj"}, KEY = {"attn_k", "self_attn.k_proj"}, VALUE = {"attn_v", "self_attn.v_proj"},
+                 OUTPUT = {"attn_output", "self_attn.o_proj"}, GATE = {"ffn_gate", "mlp.gate_proj"}, UP = {"ffn_up", "mlp.up_proj"},
+                 DOWN = {"ffn_down", "mlp.down_proj"};
+
+static ha_status
+claim(reader *r, const char *name, int ndim, const size_t *shape, const ha_tensor **out)
+{
+    ha_status status = ha_tensor_file_expect(r->decoder->file, name, ndim, shape, out, r->err);
+    if (status == HA_OK && (*out)->dtype == HA_OTHER) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s': type %.40s is not supported (F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are)",
+                       name, (*out)->type_name);
+    }
+    if (status == HA_OK) {
+        r->claimed[r->n_claimed++] = *out;
+    }
+    return status;
+}
+
+/* Adds `bytes` to the block at an aligned offset. The tensors exist, so the sum is bounded by the file's own size, widened. */
+static size_t
+reserve(reader *r, size_t bytes)
+{
+    const size_t at = (r->n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    r->n_bytes = at + bytes;
+    return at;
+}
+
+static ha_status
+add_vector(reader *r, const char *name, size_t n, const float **to)
+{
+    vector *v = &r->vectors[r->n_vectors];
+    ha_status status = claim(r, name, 1, &n, &v->tensor);
+    if (status == HA_OK) {
+        v->to = to;
+        v->offset = reserve(r, n * sizeof(float));
+        r->n_vectors++;
+    }
+    return status;
+}
+
+/* Begins a packed weight of k columns; parts follow; close_source ends it. */
+static source *
+open_source(reader *r, ha_linear *to, size_t k)
+{
+    source *s = &r->sources[r->n_sources++];
+    memset(s, 0, sizeof(*s));
+    s->to = to;
+    *to = (ha_linear){0, k, NULL, NULL};
+    return s;
+}
+
+static void
+close_source(reader *r, source *s)
+{
+    s->first_panel = r->n_panels;
+    r->n_panels += (s->to->n + HA_PANEL - 1) / HA_PANEL;
+    s->offset = reserve(r, r->decoder->kernels->linear_packed_bytes(r->decoder->format, s->to->n, s->to->k));
+    for (size_t i = 0; i < s->n_parts; i++) {
+        if (s->bias[i] != NULL) {
+            s->bias_offset = reserve(r, s->to->n * sizeof(float));
+            break;
+        }
+    }
+}
+
+/* One stored matrix (n, k) and its bias: demanded when `bias`, else taken when a GGUF file has it. */
+static ha_status
+add_part(reader *r, source *s, size_t layer, name_pair suffix, size_t n, int pairs, int bias)
+{
+    const int gguf = r->decoder->config.gguf;
+    char name[160];
+    const size_t i = s->n_parts++;
+    const size_t shape[2] = {n, s->to->k};
+    snprintf(name, sizeof(name), gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", layer, suffix[gguf ? 0 : 1]);
+    ha_status status = claim(r, name, 2, shape, &s->parts[i]);
+    snprintf(name, sizeof(name), gguf ? "blk.%zu.%s.bias" : "model.layers.%zu.%s.bias", layer, suffix[gguf ? 0 : 1]);
+    if (status == HA_OK && (bias || (gguf && ha_tensor_file_find(r->decoder->file, name) != NULL))) {
+        status = claim(r, name, 1, &n, &s->bias[i]);
+    }
+    s->rows[i] = n;
+    s->pairs[i] = pairs;
+    s->to->n += n;
+    return status;
+}
+
+static ha_status
+add_layer(reader *r, size_t i)
+{
+    const ha_decoder_config *c = &r->decoder->config;
+    ha_decoder_layer *layer = &r->decoder->layers[i];
+    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    char name[160];
+    ha_status status = HA_OK;
+    snprintf(name, sizeof(name), c->gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", i, ATTN_NORM[!c->gguf]);
+    if ((status = add_vector(r, name, c->hidden_size, &layer->attention_norm)) != HA_OK) {
+        return status;
+    }
+    snprintf(name, sizeof(name), c->gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", i, MLP_NORM[!c->gguf]);
+    if ((status = add_vector(r, name, c->hidden_size, &layer->mlp_norm)) != HA_OK) {
+        return status;
+    }
+    source *s = open_source(r, &layer->qkv, c->hidden_size);
+    if ((status = add_part(r, s, i, QUERY, q, c->gguf, c->attention_bias)) != HA_OK ||
+        (status = add_part(r, s, i, KEY, kv, c->gguf, c->attention_bias)) != HA_OK ||
+        (status = add_part(r, s, i, VALUE, kv, 0, c->attention_bias)) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    s = open_source(r, &layer->output, q);
+    if ((status = add_part(r, s, i, OUTPUT, c->hidden_size, 0, c->attention_bias)) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    s = open_source(r, &layer->gate_up, c->hidden_size);
+    if ((status = add_part(r, s, i, GATE, c->intermediate_size, 0, c->mlp_bias)) != HA_OK ||
+        (status = add_part(r, s, i, UP, c->intermediate_size, 0, c->mlp_bias)) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    s = open_source(r, &layer->down, c->intermediate_size);
+    if ((status = add_part(r, s, i, DOWN, c->hidden_size, 0, c->mlp_bias)) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    return HA_OK;
+}
+
+static ha_status
+add_head(reader *r)
+{
+    ha_decoder *d = r->decoder;
+    const ha_decoder_config *c = &d->config;
+    const size_t shape[2] = {c->vocab_size, c->hidden_size};
+    ha_status status = HA_OK;
+    if ((status = claim(r, c->gguf ? "token_embd.weight" : "model.embed_tokens.weight", 2, shape, &d->embedding)) != HA_OK ||
+        (status = add_vector(r, c->gguf ? "output_norm.weight" : "model.norm.weight", c->hidden_size, &d->final_norm)) != HA_OK) {
+        return status;
+    }
+    source *s = open_source(r, &d->head, c->hidden_size);
+    s->n_parts = 1;
+    s->rows[0] = s->to->n = c->vocab_size;
+    s->parts[0] = d->embedding;
+    if (!c->tied && (status = claim(r, c->gguf ? "output.weight" : "lm_head.weight", 2, shape, &s->parts[0])) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    return HA_OK;
+}
+
+static int
+is_ignored(const ha_decoder_config *c, const char *name)
+{
+    static const char frequencies[] = "rotary_emb.inv_freq";    /* old checkpoints store what the configuration says */
+    const size_t n = strlen(name), m = sizeof(frequencies) - 1;
+    return !c->gguf && ((n >= m && strcmp(name + n - m, frequencies) == 0) || (c->tied && strcmp(name, "lm_head.weight") == 0));
+}
+
+static ha_status
+check_unexpected(const reader *r)
+{
+    const ha_tensor_file *file = r->decoder->file;
+    if (ha_tensor_file_count(file) == r->n_claimed) {
+        return HA_OK;
+    }
+    for (size_t i = 0; i < ha_tensor_file_count(file); i++) {
+        const ha_tensor *tensor = ha_tensor_file_at(file, i);
+        size_t j = 0;
+        while (j < r->n_claimed && r->claimed[j] != tensor) {
+            j++;
+        }
+        if (j == r->n_claimed && !is_ignored(&r->decoder->config, tensor->name)) {
+            return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s' is unexpected in a %s of %zu layers", tensor->name,
+                           r->decoder->config.model_type, r->decoder->config.n_layers);
+        }
+    }
+    return HA_OK;
+}
+
+/* Rows [first, first + count) of one part, in the order that this library computes in: for rotary pairs, row j (head_dim / 2) + i of a head
+ * stands in the file as row 2 i + j. */
+static ha_status
+part_rows(const ha_decoder_config *c, const ha_tensor *tensor, int pairs, size_t first, size_t count, float *out, ha_error *err)
+{
+    if (!pairs) {
+        return ha_tensor_rows_f32(tensor, first, count, out, err);
+    }
+    const size_t k = tensor->ndim == 2 ? tensor->shape[1] : 1, half = c->head_dim / 2;
+    for (size_t row = first; row < first + count; row++) {
+        const size_t head = row / c->head_dim, in = row % c->head_dim;
+        ha_status status = ha_tensor_rows_f32(tensor, head * c->head_dim + 2 * (in % half) + in / half, 1, out + (row - first) * k, err);
+        if (status != HA_OK) {
+            return status;
+        }
+    }
+    return HA_OK;
+}
+
+/* Widens and packs one panel of one source; scratch (HA_PANEL, k). */
+static ha_status
+pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, ha_error *err)
+{
+    const size_t n = s->to->n, k = s->to->k, first = panel * HA_PANEL, count = n - first < HA_PANEL ? n - first : HA_PANEL;
+    size_t begin = 0;
+    for (size_t i = 0; i < s->n_parts; i++) {
+        const size_t end = begin + s->rows[i];
+        const size_t from = first > begin ? first : begin, to = first + count < end ? first + count : end;
+        if (from < to) {
+            ha_status status = part_rows(&d->config, s->parts[i], s->pairs[i], from - begin, to - from, scratch + (from - first) * k, err);
+            if (status != HA_OK) {
+                return status;
+            }
+        }
+        begin = end;
+    }
+    d->kernels->linear_pack(d->packed + s->offset, d->format, n, k, first, count, scratch, k);
+    return HA_OK;
+}
+
+static ha_status
+pack_all(const reader *r, int n_threads)
+{
+    const ha_decoder *d = r->decoder;
+    size_t widest = 0;
+    for (size_t i = 0; i < r->n_sources; i++) {
+        widest = r->sources[i].to->k > widest ? r->sources[i].to->k : widest;
+    }
+    const int threads = ha_threads_for(r->n_panels, 8, n_threads);
+    ha_status result = HA_OK;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+    {
+        ha_error err;
+        float *scratch = malloc(HA_PANEL * widest * sizeof(float));
+        ha_status status = scratch != NULL ? HA_OK : ha_fail(&err, HA_ERR_NOMEM, "out of memory while packing weights");
+        size_t s = 0;
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+        for (ptrdiff_t panel = 0; panel < (ptrdiff_t)r->n_panels; panel++) {
+            while (s + 1 < r->n_sources && (size_t)panel >= r->sources[s + 1].first_panel) {
+                s++;
+            }
+            if (status == HA_OK) {
+                status = pack_panel(d, &r->sources[s], (size_t)panel - r->sources[s].first_panel, scratch, &err);
+            }
+        }
+        if (status != HA_OK) {
+#if defined(_OPENMP)
+#pragma omp critical(ha_decoder_pack)
+#endif
+            {
+                result = ha_fail(r->err, status, "%s", err.message);
+            }
+        }
+        free(scratch);
+    }
+    (void)threads;
+    return result;
+}
+
+/* The float32 vectors: norms and biases. */
+static ha_status
+read_vectors(const reader *r)
+{
+    ha_decoder *d = r->decoder;
+    for (size_t i = 0; i < r->n_vectors; i++) {
+        float *out = (float *)(void *)(d->packed + r->vectors[i].offset);
+        ha_status status = ha_tensor_rows_f32(r->vectors[i].tensor, 0, 1, out, r->err);
+        if (status != HA_OK) {
+            return status;
+        }
+        *r->vectors[i].to = out;
+    }
+    for (size_t i = 0; i < r->n_sources; i++) {
+        const source *s = &r->sources[i];
+        s->to->packed = d->packed + s->offset;
+        float *bias = s->bias_offset > 0 ? (float *)(void *)(d->packed + s->bias_offset) : NULL;
+        s->to->bias = bias;
+        for (size_t part = 0, row = 0; bias != NULL && part < s->n_parts; row += s->rows[part++]) {
+            memset(bias + row, 0, s->rows[part] * sizeof(float));
+            if (s->bias[part] == NULL) {
+                continue;
+            }
+            ha_status status = ha_tensor_rows_f32(s->bias[part], 0, 1, bias + row, r->err);
+            if (status != HA_OK) {
+                return status;
+            }
+        }
+    }
+    return HA_OK;
+}
+
+/* A bias of rotary pairs is permuted like its matrix's rows. */
+static ha_status
+permute_biases(const reader *r)
+{
+    const size_t head_dim = r->decoder->config.head_dim, half = head_dim / 2;
+    float *copy = malloc(head_dim * sizeof(float));
+    if (copy == NULL) {
+        return ha_fail(r->err, HA_ERR_NOMEM, "out of memory while reading biases");
+    }
+    for (size_t i = 0; i < r->n_sources; i++) {
+        const source *s = &r->sources[i];
+        float *bias = s->bias_offset > 0 ? (float *)(void *)(r->decoder->packed + s->bias_offset) : NULL;
+        for (size_t part = 0; bias != NULL && part < s->n_parts; bias += s->rows[part++]) {
+            for (size_t first = 0; s->pairs[part] && first < s->rows[part]; first += head_dim) {
+                memcpy(copy, bias + first, head_dim * sizeof(float));
+                for (size_t j = 0; j < head_dim; j++) {
+                    bias[first + j] = copy[2 * (j % half) + j / half];
+                }
+            }
+        }
+    }
+    free(copy);
+    return HA_OK;
+}
+
+/* Inverse frequencies in float32, as transformers computes them (modeling_rope_utils: default, linear, llama3), or with the factors that a
+ * GGUF file stores as rope_freqs.weight. */
+static ha_status
+read_frequencies(reader *r)
+{
+    ha_decoder *d = r->decoder;
+    const ha_decoder_config *c = &d->config;
+    const size_t half = c->head_dim / 2;
+    const ha_tensor *factors = NULL;
+    ha_status status = HA_OK;
+    d->inv_freq = malloc(2 * half * sizeof(float));
+    if (d->inv_freq == NULL) {
+        return ha_fail(r->err, HA_ERR_NOMEM, "out of memory while reading the model");
+    }
+    float *factor = d->inv_freq + half;
+    for (size_t i = 0; i < half; i++) {
+        d->inv_freq[i] = 1.0f / (float)pow(c->rope_theta, (double)((float)(2 * i) / (float)c->head_dim));
+        factor[i] = c->rope_scaling == HA_ROPE_LINEAR ? (float)c->rope_factor : 1.0f;
+        if (c->rope_scaling == HA_ROPE_LLAMA3) {
+            const double wave = 2 * 3.14159265358979323846 / d->inv_freq[i], old = c->rope_original_context;
+            const double smooth = (old / wave - c->rope_low_freq_factor) / (c->rope_high_freq_factor - c->rope_low_freq_factor);
+            const double share = smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;      /* 0: scaled whole, 1: not at all */
+            factor[i] = (float)(1.0 / ((1 - share) / c->rope_factor + share));
+        }
+    }
+    if (c->gguf && ha_tensor_file_find(d->file, "rope_freqs.weight") != NULL) {
+        if ((status = claim(r, "rope_freqs.weight", 1, &half, &factors)) != HA_OK ||
+            (status = ha_tensor_rows_f32(factors, 0, 1, factor, r->err)) != HA_OK) {
+            return status;
+        }
+    }
+    for (size_t i = 0; i < half; i++) {
+        if (!(factor[i] > 0)) {
+            return ha_fail(r->err, HA_ERR_FORMAT, "tensor 'rope_freqs.weight': factor %zu must be > 0", i);
+        }
+        d->inv_freq[i] /= factor[i];
+    }
+    return HA_OK;
+}
+
+ha_status
+ha_decoder_weights_read(ha_decoder *d, int n_threads, ha_error *err)
+{
+    const size_t n_layers = d->config.n_layers;
+    reader r = {.decoder = d, .err = err};
+    ha_status status = HA_OK;
+    d->layers = calloc(n_layers, sizeof(*d->layers));
+    r.sources = calloc(4 * n_layers + 1, sizeof(*r.sources));
+    r.vectors = calloc(2 * n_layers + 1, sizeof(*r.vectors));
+    r.claimed = calloc(16 * n_layers + 4, sizeof(*r.claimed));
+    if (d->layers == NULL || r.sources == NULL || r.vectors == NULL || r.claimed == NULL) {
+        status = ha_fail(err, HA_ERR_NOMEM, "out of memory while reading a model of %zu layers", n_layers);
+        goto done;
+    }
+    if ((status = add_head(&r)) != HA_OK) {
+        goto done;
+    }
+    for (size_t i = 0; i < n_layers; i++) {
+        if ((status = add_layer(&r, i)) != HA_OK) {
+            goto done;
+        }
+    }
+    if ((status = read_frequencies(&r)) != HA_OK || (status = check_unexpected(&r)) != HA_OK) {
+        goto done;
+    }
+    d->packed_bytes = (r.n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    d->packed = aligned_alloc(ALIGNMENT, d->packed_bytes);
+    if (d->packed == NULL) {
+        status = ha_fail(err, HA_ERR_NOMEM, "out of memory: the weights need %zu bytes", d->packed_bytes);
+        goto done;
+    }
+    if ((status = pack_all(&r, n_threads)) != HA_OK || (status = read_vectors(&r)) != HA_OK) {
+        goto done;
+    }
+    status = permute_biases(&r);
+done:
+    free(r.sources);
+    free(r.vectors);
+    free(r.claimed);
+    return status;
+}

@@ -1,0 +1,435 @@
+#include <stdatomic.h>
+
+#include "python/causal_lm.h"
+
+#include <stdlib.h>
+
+#include "generation/loop.h"
+
+typedef struct generation_run_object {
+    PyObject_HEAD
+    ha_run *run;
+    PyObject *lm, *tokenizer;       /* kept alive */
+    atomic_int busy;                /* a call is in flight: a run serves one thread at a time */
+    int failed;
+} generation_run_object;
+
+/* Takes the run for this call; 0, or -1 with RuntimeError set. */
+static int
+take(generation_run_object *self)
+{
+    if (atomic_exchange(&self->busy, 1)) {
+        PyErr_SetString(PyExc_RuntimeError, "a generation run is used by one thread at a time");
+        return -1;
+    }
+    if (self->failed) {
+        atomic_store(&self->busy, 0);
+        PyErr_SetString(PyExc_RuntimeError, "this generation run has failed before");
+        return -1;
+    }
+    return 0;
+}
+
+static void
+give(generation_run_object *self)
+{
+    atomic_store(&self->busy, 0);
+}
+
+/* -- new -- */
+
+/* Token ids from any sequence of ints: malloc'ed, each within int32 and not negative. NULL with an exception set. */
+static int32_t *
+parse_ids(PyObject *obj, const char *what, size_t *n)
+{
+    PyArrayObject *array = py_ids_array(obj, what);
+    if (array == NULL) {
+        return NULL;
+    }
+    *n = (size_t)PyArray_SIZE(array);
+    const int64_t *wide = PyArray_DATA(array);
+    int32_t *ids = malloc((*n + 1) * sizeof(*ids));
+    if (ids == NULL) {
+        PyErr_NoMemory();
+    }
+    for (size_t i = 0; ids != NULL && i < *n; i++) {
+        if (wide[i] < 0 || wide[i] > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s: token %zu: id %lld is no token id", what, i, (long long)wide[i]);
+            free(ids);
+            ids = NULL;
+            break;
+        }
+        ids[i] = (int32_t)wide[i];
+    }
+    Py_DECREF(array);
+    return ids;
+}
+
+/* An "O&" converter: a non-negative int below 2^64; ValueError otherwise, not OverflowError, for it is a range like any other. */
+static int
+as_u64(PyObject *obj, void *out)
+{
+    const unsigned long long value = PyLong_AsUnsignedLongLong(obj);
+    if (PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "seeds, indices and counts must be in 0..2**64 - 1, got %R", obj);
+        }
+        return 0;
+    }
+    *(uint64_t *)out = value;
+    return 1;
+}
+
+static PyObject *
+generation_run_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"lm", "tokenizer", "batch_size", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "stop_ids", "n_threads", NULL};
+    PyObject *lm = NULL, *tokenizer = NULL, *stop_obj = NULL, *module = PyType_GetModule(type);
+    uint64_t batch_size = 32, max_new_tokens = 64, top_k = 0;
+    ha_generation_options options = {.sampling = {.temperature = 1, .top_p = 1}};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O&O&O&dO&ddOi:GenerationRun", names, &lm, &tokenizer, as_u64, &batch_size,
+                                     as_u64, &max_new_tokens, as_u64, &options.seed, &options.sampling.temperature, as_u64, &top_k,
+                                     &options.sampling.top_p, &options.sampling.min_p, &stop_obj, &options.n_threads)) {
+        return NULL;
+    }
+    const causal_lm_object *model = py_causal_lm(module, lm);
+    const ha_tokenizer *tok = NULL;
+    if (model == NULL || (tokenizer != Py_None && (tok = py_tokenizer(module, tokenizer)) == NULL)) {
+        return NULL;
+    }
+    int32_t *stop_ids = NULL;
+    if (stop_obj != NULL && (stop_ids = parse_ids(stop_obj, "stop_ids", &options.n_stop_ids)) == NULL) {
+        return NULL;
+    }
+    options.batch_size = (size_t)batch_size;
+    options.max_new_tokens = (size_t)max_new_tokens;
+    options.sampling.top_k = (size_t)top_k;
+    options.stop_ids = stop_ids;
+    options.n_threads = options.n_threads > 0 ? options.n_threads : model->n_threads;
+    ha_run *run = NULL;
+    ha_error err;
+    ha_status status = ha_run_new(model->decoder, tok, &options, &run, &err);
+    free(stop_ids);
+    if (status != HA_OK) {
+        return py_raise(module, status, &err);
+    }
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    generation_run_object *self = (generation_run_object *)alloc(type, 0);
+    if (self == NULL) {
+        ha_run_free(run);
+        return NULL;
+    }
+    self->run = run;
+    self->lm = Py_NewRef(lm);
+    self->tokenizer = Py_NewRef(tokenizer);
+    return (PyObject *)self;
+}
+
+static void
+generation_run_dealloc(PyObject *obj)
+{
+    PyTypeObject *type = Py_TYPE(obj);
+    generation_run_object *self = (generation_run_object *)obj;
+    ha_run_free(self->run);
+    Py_XDECREF(self->lm);
+    Py_XDECREF(self->tokenizer);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(obj);
+    Py_DECREF(type);
+}
+
+/* -- methods -- */
+
+/* A tuple of bytes as texts that borrow from it: malloc'ed (n + 1,). NULL with an exception set. */
+static ha_text *
+parse_stops(PyObject *stops, size_t *n)
+{
+    *n = 0;
+    const Py_ssize_t count = stops != NULL ? PyTuple_Size(stops) : 0;
+    if (count < 0) {
+        return NULL;
+    }
+    ha_text *texts = calloc((size_t)count + 1, sizeof(*texts));
+    if (texts == NULL) {
+        PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; texts != NULL && i < count; i++) {
+        char *data = NULL;
+        Py_ssize_t length = 0;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(stops, i), &data, &length) < 0) {
+            free(texts);
+            return NULL;
+        }
+        texts[i] = (ha_text){data, (size_t)length};
+    }
+    *n = (size_t)count;
+    return texts;
+}
+
+static PyObject *
+generation_run_add(PyObject *obj, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "n", "first_index", "stops", "stop_after_text", NULL};
+    generation_run_object *self = (generation_run_object *)obj;
+    PyObject *ids_obj = NULL, *stops_obj = NULL;
+    uint64_t n = 1;
+    ha_request request = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O&O&O!p:add", names, &ids_obj, as_u64, &n, as_u64, &request.first_index,
+                                     &PyTuple_Type, &stops_obj, &request.stop_after_text)) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    ha_text *stops = NULL;
+    int32_t *ids = parse_ids(ids_obj, "prompt", &request.n_ids);
+    if (ids == NULL || (stops = parse_stops(stops_obj, &request.n_stops)) == NULL || take(self) < 0) {
+        goto done;
+    }
+    request.ids = ids;
+    request.n_samples = (size_t)n;
+    request.stops = stops;
+    ha_error err;
+    ha_status status = ha_run_add(self->run, &request, &err);
+    give(self);
+    result = status == HA_OK ? Py_NewRef(Py_None) : py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);
+done:
+    free(ids);
+    free(stops);
+    return result;
+}
+
+static PyObject *
+generation_run_step(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    generation_run_object *self = (generation_run_object *)obj;
+    if (take(self) < 0) {
+        return NULL;
+    }
+    ha_error err;
+    ha_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = ha_run_step(self->run, &err);
+    Py_END_ALLOW_THREADS
+    self->failed = status != HA_OK;
+    give(self);
+    if (status != HA_OK) {
+        return py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+generated_tuple(const ha_generated *g)
+{
+    static const char *const reasons[] = {[HA_STOP_EOS] = "eos", [HA_STOP_STRING] = "stop", [HA_STOP_LENGTH] = "length"};
+    PyObject *ids = PyTuple_New((Py_ssize_t)g->n_ids);
+    for (size_t i = 0; ids != NULL && i < g->n_ids; i++) {
+        PyObject *id = PyLong_FromLong(g->ids[i]);
+        if (id == NULL || PyTuple_SetItem(ids, (Py_ssize_t)i, id) < 0) {
+            Py_CLEAR(ids);
+        }
+    }
+    PyObject *text = ids != NULL ? PyUnicode_DecodeUTF8((const char *)g->text, (Py_ssize_t)g->text_length, "replace") : NULL;
+    if (text == NULL) {
+        Py_XDECREF(ids);
+        return NULL;
+    }
+    return Py_BuildValue("(KKNNds)", (unsigned long long)g->request, (unsigned long long)g->sample, text, ids, g->logprob, reasons[g->reason]);
+}
+
+static PyObject *
+generation_run_take(PyObject *obj, PyObject *unused)
+{
+    (void)unused;
+    generation_run_object *self = (generation_run_object *)obj;
+    PyObject *list = PyList_New(0);
+    if (list == NULL || take(self) < 0) {
+        Py_XDECREF(list);
+        return NULL;
+    }
+    ha_generated generated;
+    while (list != NULL && ha_run_next(self->run, &generated)) {
+        PyObject *item = generated_tuple(&generated);
+        if (item == NULL || PyList_Append(list, item) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(item);
+    }
+    give(self);
+    return list;
+}
+
+static PyObject *
+generation_run_waiting(PyObject *obj, void *unused)
+{
+    (void)unused;
+    generation_run_object *self = (generation_run_object *)obj;
+    if (take(self) < 0) {
+        return NULL;
+    }
+    const size_t n = ha_run_waiting(self->run);
+    give(self);
+    return PyLong_FromSize_t(n);
+}
+
+static PyObject *
+generation_run_idle(PyObject *obj, void *unused)
+{
+    (void)unused;
+    generation_run_object *self = (generation_run_object *)obj;
+    if (take(self) < 0) {
+        return NULL;
+    }
+    const int idle = ha_run_idle(self->run);
+    give(self);
+    return PyBool_FromLong(idle);
+}
+
+static PyObject *
+generation_run_totals(PyObject *obj, void *unused)
+{
+    (void)unused;
+    generation_run_object *self = (generation_run_object *)obj;
+    ha_run_totals t;
+    if (take(self) < 0) {
+        return NULL;
+    }
+    ha_run_totals_get(self->run, &t);
+    give(self);
+    return Py_BuildValue("{s:K,s:K,s:K,s:K}", "prompt_tokens", (unsigned long long)t.prompt_tokens,
+                         "prompt_tokens_computed", (unsigned long long)t.prompt_tokens_computed,
+                         "new_tokens", (unsigned long long)t.new_tokens, "steps", (unsigned long long)t.steps);
+}
+
+static PyMethodDef generation_run_methods[] = {
+    {"add", (PyCFunction)(void (*)(void))generation_run_add, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("add(ids, *, n=1, first_index=0, stops=(), stop_after_text=False)\n--\n\nn samples behind a prompt; stops is a tuple of bytes.")},
+    {"step", generation_run_step, METH_NOARGS, PyDoc_STR("step()\n--\n\nOne forward pass; one token for each live sample.")},
+    {"take", generation_run_take, METH_NOARGS,
+     PyDoc_STR("take()\n--\n\nFinished samples in (request, sample) order, as far as that order is complete:\n"
+               "(request, sample, text, ids, logprob, stop_reason).")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef generation_run_getters[] = {
+    {"waiting", generation_run_waiting, NULL, PyDoc_STR("Samples added and not begun."), NULL},
+    {"idle", generation_run_idle, NULL, PyDoc_STR("No sample is live or waiting."), NULL},
+    {"totals", generation_run_totals, NULL, PyDoc_STR("prompt_tokens, prompt_tokens_computed, new_tokens, steps."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(generation_run_doc,
+"GenerationRun(lm, tokenizer, *, batch_size=32, max_new_tokens=64, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_ids=(), n_threads=0)\n"
+"--\n\n"
+"Many samples behind many prompts, decoded together (see csrc/generation/loop.h).\n\n"
+"Parameters\n"
+"----------\n"
+"lm : CausalLM\n"
+"tokenizer : Tokenizer or None\n"
+"    None: samples have ids only, and stop strings are refused.\n");
+
+static PyType_Slot generation_run_slots[] = {
+    {Py_tp_new, generation_run_new},
+    {Py_tp_dealloc, generation_run_dealloc},
+    {Py_tp_methods, generation_run_methods},
+    {Py_tp_getset, generation_run_getters},
+    {Py_tp_doc, (void *)generation_run_doc},
+    {0, NULL},
+};
+
+static PyType_Spec generation_run_spec = {
+    .name = "harmaug._C.GenerationRun",
+    .basicsize = sizeof(generation_run_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = generation_run_slots,
+};
+
+/* -- the sampler alone, for whoever wants to know what it keeps -- */
+
+static PyObject *
+sampler_probabilities(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"logits", "temperature", "top_k", "top_p", "min_p", NULL};
+    PyObject *logits_obj = NULL;
+    uint64_t top_k = 0;
+    ha_sampling sampling = {.temperature = 1, .top_p = 1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dO&dd:sampler_probabilities", names, &logits_obj, &sampling.temperature, as_u64, &top_k,
+                                     &sampling.top_p, &sampling.min_p)) {
+        return NULL;
+    }
+    sampling.top_k = (size_t)top_k;
+    ha_error err;
+    ha_status status = ha_sampling_check(&sampling, &err);
+    ha_sampler *sampler = NULL;
+    PyArrayObject *out = NULL;
+    PyArrayObject *logits = (PyArrayObject *)PyArray_FROM_OTF(logits_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (logits == NULL) {
+        return NULL;
+    }
+    if (status == HA_OK && (PyArray_NDIM(logits) != 1 || PyArray_SIZE(logits) == 0)) {
+        status = ha_fail(&err, HA_ERR_VALUE, "sampler_probabilities: logits must be one row of at least one");
+    }
+    if (status == HA_OK && (status = ha_sampler_new((size_t)PyArray_SIZE(logits), &sampler, &err)) == HA_OK &&
+        (out = (PyArrayObject *)PyArray_SimpleNew(1, PyArray_DIMS(logits), NPY_FLOAT32)) != NULL) {
+        status = ha_sampler_probabilities(sampler, ha_kernels_get(), &sampling, PyArray_DATA(logits), PyArray_DATA(out), &err);
+    }
+    ha_sampler_free(sampler);
+    Py_DECREF(logits);
+    if (status != HA_OK) {
+        Py_XDECREF(out);
+        return py_raise(module, status, &err);
+    }
+    return (PyObject *)out;
+}
+
+static PyObject *
+sampler_draw(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"logits", "uniform", "temperature", "top_k", "top_p", "min_p", NULL};
+    PyObject *logits_obj = NULL;
+    double uniform = 0, logprob = 0;
+    int32_t token = 0;
+    uint64_t top_k = 0;
+    ha_sampling sampling = {.temperature = 1, .top_p = 1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Od|$dO&dd:sampler_draw", names, &logits_obj, &uniform, &sampling.temperature, as_u64, &top_k,
+                                     &sampling.top_p, &sampling.min_p)) {
+        return NULL;
+    }
+    sampling.top_k = (size_t)top_k;
+    ha_error err;
+    ha_status status = ha_sampling_check(&sampling, &err);
+    ha_sampler *sampler = NULL;
+    PyArrayObject *logits = (PyArrayObject *)PyArray_FROM_OTF(logits_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (logits == NULL) {
+        return NULL;
+    }
+    if (status == HA_OK && (PyArray_NDIM(logits) != 1 || PyArray_SIZE(logits) == 0 || !(uniform >= 0 && uniform < 1))) {
+        status = ha_fail(&err, HA_ERR_VALUE, "sampler_draw: logits must be one row of at least one, uniform in [0, 1)");
+    }
+    if (status == HA_OK && (status = ha_sampler_new((size_t)PyArray_SIZE(logits), &sampler, &err)) == HA_OK) {
+        status = ha_sampler_draw(sampler, ha_kernels_get(), &sampling, PyArray_DATA(logits), uniform, &token, &logprob, &err);
+    }
+    ha_sampler_free(sampler);
+    Py_DECREF(logits);
+    return status == HA_OK ? Py_BuildValue("(id)", (int)token, logprob) : py_raise(module, status, &err);
+}
+
+static PyMethodDef sampler_functions[] = {
+    {"sampler_probabilities", (PyCFunction)(void (*)(void))sampler_probabilities, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("sampler_probabilities(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)\n--\n\n"
+               "What the sampler draws from: float32 (vocab_size,), zeros outside the kept set.")},
+    {"sampler_draw", (PyCFunction)(void (*)(void))sampler_draw, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("sampler_draw(logits, uniform, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)\n--\n\n"
+               "(token, its log-probability unfiltered) for one uniform number in [0, 1).")},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+py_add_generation_run(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &generation_run_spec, NULL);
+    const int result = type != NULL ? PyModule_AddObjectRef(module, "GenerationRun", type) : -1;
+    Py_XDECREF(type);
+    return result < 0 ? -1 : PyModule_AddFunctions(module, sampler_functions);
+}

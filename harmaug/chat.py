@@ -1,0 +1,166 @@
+"""Chat templates: messages to the text that a model was trained to continue."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from harmaug import _C
+from harmaug._C import FormatError
+
+
+class ChatPrompt(str):
+    """A rendered prompt: text, whose end can be looked at by itself.
+
+    Attributes
+    ----------
+    tail : str
+        What follows the last message: the opened turn of the assistant, and the prefix it is begun with. A model goes on from its last
+        character, so a space too many or a turn that the template closed is seen here.
+    """
+
+    tail: str
+
+    def __new__(cls, text: str, tail: str = "") -> ChatPrompt:
+        self = super().__new__(cls, text)
+        self.tail = tail
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:    # type: ignore[override]
+        return str(self), self.tail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate:
+    """A model's chat template, rendered in jinja2's sandbox as transformers does.
+
+    Parameters
+    ----------
+    source : str
+        The template's text.
+    name : str, default "chat template"
+        The file it is from: errors begin with it.
+    bos_token, eos_token : str, default ""
+        What the template's variables of these names hold.
+    """
+
+    source: str
+    name: str = "chat template"
+    bos_token: str = ""
+    eos_token: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> ChatTemplate | None:
+        """The template of a .gguf, or of a folder (chat_template.jinja, tokenizer_config.json); None where there is none.
+
+        Raises
+        ------
+        FormatError
+            If a file breaks its format.
+        """
+        if path.is_file() or not (path / "config.json").exists():
+            return cls._of_gguf(_C.TensorFile(path).metadata, path.name)
+        tokens: dict[str, str] = {}
+        source: str | None = None
+        config_path = path / "tokenizer_config.json"
+        if config_path.exists():
+            config = _C.json_loads(config_path.read_bytes(), name=str(config_path))
+            if not isinstance(config, dict):
+                raise FormatError(f"{config_path}: an object is wanted")
+            tokens = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token")}
+            source = _named_template(config.get("chat_template"), config_path)
+        jinja = path / "chat_template.jinja"
+        if jinja.exists():
+            source = jinja.read_text(encoding="utf-8")
+        return None if source is None else cls(source=source, name=path.name, **tokens)
+
+    @classmethod
+    def _of_gguf(cls, metadata: Mapping[str, Any], name: str) -> ChatTemplate | None:
+        source = metadata.get("tokenizer.chat_template")
+        if not isinstance(source, str):
+            return None
+        texts = metadata.get("tokenizer.ggml.tokens", [])
+
+        def token(key: str) -> str:
+            i = metadata.get(f"tokenizer.ggml.{key}_token_id")
+            return str(texts[i]) if isinstance(i, int) and 0 <= i < len(texts) else ""
+
+        return cls(source=source, name=name, bos_token=token("bos"), eos_token=token("eos"))
+
+    def render(self, messages: Sequence[Mapping[str, str]], prefix: str = "") -> ChatPrompt:
+        """Return the messages with the assistant's turn opened and begun with `prefix`.
+
+        Parameters
+        ----------
+        messages : sequence of {"role": ..., "content": ...}
+            Roles as the template knows them: "system", "user", "assistant".
+        prefix : str, default ""
+            Put behind the rendered text as it is: nothing is stripped, and the turn stays open.
+
+        Raises
+        ------
+        ValueError
+            If the template is wrong, or refuses these messages.
+        """
+        env = _environment()
+        values = {"messages": [dict(message) for message in messages], "bos_token": self.bos_token, "eos_token": self.eos_token,
+                  "tools": None, "documents": None}
+        try:
+            template = env.from_string(self.source)
+            closed = template.render(**values, add_generation_prompt=False)
+            opened = template.render(**values, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            raise ValueError(f"{self.name}: chat template: {error}") from None
+        tail = opened[len(closed):] if opened.startswith(closed) else opened
+        return ChatPrompt(opened + prefix, tail + prefix)
+
+
+def _token_text(value: Any) -> str:
+    """tokenizer_config.json holds a special token as its text, or as an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _named_template(value: Any, path: Path) -> str | None:
+    """A template, or a list of named ones, of which "default" is taken."""
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise FormatError(f"{path}: chat_template must be text, got {type(value).__name__}")
+    return value
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks the assistant's text for training; for rendering it is its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.Environment:
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+               sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    env.filters["tojson"] = tojson
+    env.globals["raise_exception"] = raise_exception
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return env
