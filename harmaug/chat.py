@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
@@ -30,7 +30,7 @@ class ChatPrompt(str):
 
     tail: str
 
-    def __new__(cls, text: str, tail: str = "") -> ChatPrompt:
+    def __new__(cls, text: str, tail: str = "") -> ChatPrompt:     # noqa: PYI034 (Self needs Python 3.11)
         self = super().__new__(cls, text)
         self.tail = tail
         return self
@@ -120,8 +120,7 @@ class ChatTemplate:
             opened = template.render(**values, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             raise ValueError(f"{self.name}: chat template: {error}") from None
-        tail = opened[len(closed):] if opened.startswith(closed) else opened
-        return ChatPrompt(opened + prefix, tail + prefix)
+        return ChatPrompt(opened + prefix, opened.removeprefix(closed) + prefix)
 
 
 def _token_text(value: Any) -> str:
@@ -144,7 +143,7 @@ def _named_template(value: Any, path: Path) -> str | None:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}`` marks the assistant's text for training; for rendering it is its body."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

@@ -6,8 +6,9 @@ import struct
 import gguf
 import numpy as np
 import pytest
-from harmaug import FormatError, _C
 from tiny_llama import Tiny, forward, weights, write_folder, write_gguf
+
+from harmaug import _C, FormatError
 
 Q = gguf.GGMLQuantizationType
 IDS = np.random.default_rng(5).integers(0, Tiny().vocab, 70).tolist()      # over two attention tiles
@@ -114,26 +115,26 @@ def test_sliding_window_bounds_the_context(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(model_type="gpt_neox"), "model_type 'gpt_neox' is not supported"),
-    (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
-    (dict(rope_scaling={"type": "yarn", "factor": 4.0}), "rotary scaling 'yarn' is not supported"),
-    (dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "rotary scaling 'dynamic'"),
-    (dict(rope_scaling={"rope_type": "llama3", "factor": 2.0}), "llama3 rotary scaling needs"),
-    (dict(rope_scaling={"rope_type": "linear", "factor": -1.0}), "scaling factor must be >= 1"),
-    (dict(partial_rotary_factor=0.5), "'partial_rotary_factor' is not supported"),
-    (dict(quantization_config={"bits": 4}), "'quantization_config' is not supported"),
-    (dict(num_key_value_heads=3), "4 attention heads are no multiple of 3"),
-    (dict(head_dim=15), "head size 15 is odd"),
-    (dict(hidden_size=0), "hidden_size"),
-    (dict(hidden_size=1 << 40), "hidden_size"),
-    (dict(num_hidden_layers=4), "'model.layers.3.input_layernorm.weight' is missing"),
-    (dict(num_hidden_layers=2), "'model.layers.2.*' is unexpected"),
-    (dict(intermediate_size=97), "mlp.gate_proj.weight' has shape"),
-    (dict(attention_bias=True), "self_attn.q_proj.bias' is missing"),
-    (dict(rms_norm_eps=0.0), "epsilon must be in"),
-    (dict(rope_theta=1.0), "rotary base must be > 1"),
-    (dict(eos_token_id=9999), "eos_token_id must hold ids below"),
-    (dict(eos_token_id="x"), "eos_token_id must hold ids below"),
+    ({"model_type": "gpt_neox"}, "model_type 'gpt_neox' is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not supported"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rotary scaling 'dynamic'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "llama3 rotary scaling needs"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, "scaling factor must be >= 1"),
+    ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is not supported"),
+    ({"quantization_config": {"bits": 4}}, "'quantization_config' is not supported"),
+    ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3"),
+    ({"head_dim": 15}, "head size 15 is odd"),
+    ({"hidden_size": 0}, "hidden_size"),
+    ({"hidden_size": 1 << 40}, "hidden_size"),
+    ({"num_hidden_layers": 4}, "'model.layers.3.input_layernorm.weight' is missing"),
+    ({"num_hidden_layers": 2}, "'model.layers.2.*' is unexpected"),
+    ({"intermediate_size": 97}, "mlp.gate_proj.weight' has shape"),
+    ({"attention_bias": True}, "self_attn.q_proj.bias' is missing"),
+    ({"rms_norm_eps": 0.0}, "epsilon must be in"),
+    ({"rope_theta": 1.0}, "rotary base must be > 1"),
+    ({"eos_token_id": 9999}, "eos_token_id must hold ids below"),
+    ({"eos_token_id": "x"}, "eos_token_id must hold ids below"),
 ])
 def test_refuses_by_name(tmp_path, changes, message):
     folder = write_folder(tmp_path, Tiny(), weights(Tiny()), **changes)

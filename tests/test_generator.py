@@ -3,10 +3,11 @@ import math
 
 import numpy as np
 import pytest
+from tiny_llama import TEMPLATE, TOKENS, Tiny, forward, weights, write_folder, write_gguf
+
 from harmaug import _C
 from harmaug.chat import ChatTemplate
 from harmaug.generator import CausalLM, Generation, Request, SamplerConfig
-from tiny_llama import TEMPLATE, TOKENS, Tiny, forward, weights, write_folder, write_gguf
 
 C = Tiny()
 TEXT = "the rain in the thin air, then"
@@ -53,7 +54,7 @@ def prompts_of_many_kinds():
 def test_nothing_but_prompt_and_index_matters(path, isa, dtype):
     """Batch sizes, thread counts, the order of prompts, shared prefixes and refills: not a bit of ids or log-probabilities changes."""
     prompts = prompts_of_many_kinds()
-    options = dict(seed=3, temperature=1.3, top_p=0.97)
+    options = {"seed": 3, "temperature": 1.3, "top_p": 0.97}
     want = collect(native(path, dtype), prompts, **options)
     assert len({reason for _, _, reason in want.values()}) > 1 and len({len(ids) for ids, _, _ in want.values()}) > 4     # there were refills
     for batch_size in (1, 2, 5, 32):
@@ -220,8 +221,10 @@ def test_stop_strings(tmp_path, stops, after_text):
 
 def test_folder_with_tokenizer_json(tmp_path, lm):
     import json
-    from tokenizers import Tokenizer as HF, decoders, models, pre_tokenizers
+
     from tiny_llama import MERGES, SPECIAL
+    from tokenizers import Tokenizer as HF
+    from tokenizers import decoders, models, pre_tokenizers
     hf = HF(models.BPE({token: i for i, token in enumerate(TOKENS)}, [tuple(m.split(" ")) for m in MERGES]))
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     hf.decoder = decoders.ByteLevel()
@@ -271,14 +274,14 @@ def test_templates_render_as_in_a_sandbox():
     ([], {}, "the prompt is empty"),
     ([0, 99999], {}, "token 1: id 99999 lies outside the vocabulary"),
     ([-1], {}, "id -1 is no token id"),
-    ([1] * 100, dict(max_new_tokens=61), "a prompt of 100 tokens and max_new_tokens = 61 exceed the model's context of 160"),
-    ("a", dict(max_new_tokens=160), "max_new_tokens must be in 1..159"),
-    ("a", dict(temperature=-1), "temperature must be >= 0"),
-    ("a", dict(top_p=0), "top_p"),
-    ("a", dict(seed=-1), "seeds, indices and counts"),
-    ("a", dict(first_index=-1), "seeds, indices and counts"),
-    ("a", dict(batch_size=0), "batch_size must be in 1..65536"),
-    ("a", dict(stop=""), "a stop string must have 1..4096 bytes"),
+    ([1] * 100, {"max_new_tokens": 61}, "a prompt of 100 tokens and max_new_tokens = 61 exceed the model's context of 160"),
+    ("a", {"max_new_tokens": 160}, "max_new_tokens must be in 1..159"),
+    ("a", {"temperature": -1}, "temperature must be >= 0"),
+    ("a", {"top_p": 0}, "top_p"),
+    ("a", {"seed": -1}, "seeds, indices and counts"),
+    ("a", {"first_index": -1}, "seeds, indices and counts"),
+    ("a", {"batch_size": 0}, "batch_size must be in 1..65536"),
+    ("a", {"stop": ""}, "a stop string must have 1..4096 bytes"),
 ])
 def test_errors(lm, prompt, options, message):
     with pytest.raises(ValueError, match=message):
@@ -301,7 +304,7 @@ def test_models_without_template(tmp_path):
     import gguf
     write_gguf(tmp_path / "m.gguf", C, weights(C), vocabulary=False, extra=lambda out: (
         out.add_tokenizer_model("gpt2"), out.add_tokenizer_pre("smollm"), out.add_token_list(TOKENS),
-        out.add_token_types([gguf.TokenType.NORMAL] * len(TOKENS)), out.add_token_merges([])))
+        out.add_token_types([gguf.TokenType.NORMAL] * len(TOKENS)), out.add_token_merges(["t h"])))
     lm = CausalLM.from_pretrained(tmp_path)     # a folder that holds one .gguf
     with pytest.raises(ValueError, match="has no chat template"):
         lm.chat_prompt([{"role": "user", "content": "a"}])
@@ -309,9 +312,9 @@ def test_models_without_template(tmp_path):
 
 
 def test_failed_runs_and_misuse(path):
-    with pytest.raises(TypeError, match="a CausalLM is wanted"):
+    with pytest.raises(TypeError, match="lm must be a harmaug._C.CausalLM"):
         _C.GenerationRun(object(), None)
-    with pytest.raises(TypeError, match="Tokenizer"):
+    with pytest.raises(TypeError, match="tokenizer must be a harmaug._C.Tokenizer"):
         _C.GenerationRun(native(path), object())
     run = _C.GenerationRun(native(path), None)
     with pytest.raises(ValueError, match="stop strings need a tokenizer"):

@@ -1,6 +1,7 @@
 """The sampler against its definition in float64: kept sets, distributions, ties, and the random numbers behind them."""
 import numpy as np
 import pytest
+
 from harmaug import _C
 
 RNG = np.random.default_rng(11)
@@ -13,8 +14,8 @@ LOGITS = {
     "spike": np.r_[np.full(1000, -5.0) + RNG.normal(0, 1e-3, 1000), 20.0, np.full(500, -6.0) + RNG.normal(0, 1e-3, 500)],
 }
 FILTERS = [
-    dict(), dict(top_k=1), dict(top_k=7), dict(top_k=400), dict(top_k=10**6), dict(top_p=0.95), dict(top_p=0.1), dict(top_p=1e-9), dict(top_p=0.999999),
-    dict(min_p=0.05), dict(min_p=1.0), dict(top_k=50, top_p=0.9), dict(top_k=50, min_p=0.1), dict(top_p=0.8, min_p=0.02), dict(top_k=20, top_p=0.7, min_p=0.3),
+    {}, {"top_k": 1}, {"top_k": 7}, {"top_k": 400}, {"top_k": 10**6}, {"top_p": 0.95}, {"top_p": 0.1}, {"top_p": 1e-9}, {"top_p": 0.999999},
+    {"min_p": 0.05}, {"min_p": 1.0}, {"top_k": 50, "top_p": 0.9}, {"top_k": 50, "min_p": 0.1}, {"top_p": 0.8, "min_p": 0.02}, {"top_k": 20, "top_p": 0.7, "min_p": 0.3},
 ]
 
 
@@ -63,7 +64,7 @@ def test_ties_go_to_the_lower_id(isa):
     assert _C.sampler_draw(x, 0.999, temperature=0.0)[0] == 5
 
 
-@pytest.mark.parametrize("options", [dict(), dict(temperature=0.6), dict(top_k=8), dict(top_p=0.9), dict(min_p=0.1), dict(temperature=1.4, top_k=12, top_p=0.8)],
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_k": 8}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1.4, "top_k": 12, "top_p": 0.8}],
                          ids=str)
 def test_draws_are_the_inverse_of_the_distribution_function(options):
     """Token i takes the uniform numbers between the sums of probabilities before and after it, in id order."""
@@ -90,7 +91,7 @@ def test_frequencies_follow_the_probabilities():
 def test_logprob_is_of_the_unfiltered_model(isa):
     x = np.random.default_rng(6).normal(0, 3, 1000).astype(np.float32)
     want = x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum())
-    for options in (dict(), dict(top_k=3), dict(temperature=0.0), dict(temperature=3.0, top_p=0.5)):
+    for options in ({}, {"top_k": 3}, {"temperature": 0.0}, {"temperature": 3.0, "top_p": 0.5}):
         token, logprob = _C.sampler_draw(x, 0.4, **options)
         assert abs(logprob - want[token]) < 1e-5
 
@@ -111,8 +112,8 @@ def test_logits_that_are_no_numbers_are_an_error(isa, bad):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(temperature=-1.0), "temperature must be >= 0, got -1"), (dict(temperature=float("nan")), "temperature"), (dict(top_p=0.0), r"top_p must be in \(0, 1\]"),
-    (dict(top_p=1.5), "top_p"), (dict(min_p=-0.1), r"min_p must be in \[0, 1\]"), (dict(top_k=-1), "must be in 0..2"),
+    ({"temperature": -1.0}, "temperature must be >= 0, got -1"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
+    ({"top_p": 1.5}, "top_p"), ({"min_p": -0.1}, r"min_p must be in \[0, 1\]"), ({"top_k": -1}, "must be in 0..2"),
 ])
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):

@@ -26,13 +26,12 @@ py_ids_array(PyObject *obj, const char *what)
 const causal_lm_object *
 py_causal_lm(PyObject *module, PyObject *obj)
 {
-    PyObject *type = PyObject_GetAttrString(module, "CausalLM");
-    const int is = type != NULL ? PyObject_IsInstance(obj, type) : -1;
-    Py_XDECREF(type);
-    if (is == 0) {
-        PyErr_Format(PyExc_TypeError, "a CausalLM is wanted, got %R", (PyObject *)Py_TYPE(obj));
+    const module_state *state = (module_state *)PyModule_GetState(module);
+    if (!PyObject_TypeCheck(obj, (PyTypeObject *)state->CausalLM)) {
+        PyErr_Format(PyExc_TypeError, "lm must be a harmaug._C.CausalLM, got %R", (PyObject *)Py_TYPE(obj));
+        return NULL;
     }
-    return is == 1 ? (const causal_lm_object *)obj : NULL;
+    return (const causal_lm_object *)obj;
 }
 
 /* -- new -- */
@@ -289,8 +288,7 @@ static PyType_Spec causal_lm_spec = {
 int
 py_add_causal_lm(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &causal_lm_spec, NULL);
-    const int result = type != NULL ? PyModule_AddObjectRef(module, "CausalLM", type) : -1;
-    Py_XDECREF(type);
-    return result;
+    module_state *state = (module_state *)PyModule_GetState(module);
+    state->CausalLM = PyType_FromModuleAndSpec(module, &causal_lm_spec, NULL);
+    return state->CausalLM != NULL ? PyModule_AddType(module, (PyTypeObject *)state->CausalLM) : -1;
 }

@@ -429,7 +429,7 @@ int
 py_add_generation_run(PyObject *module)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, &generation_run_spec, NULL);
-    const int result = type != NULL ? PyModule_AddObjectRef(module, "GenerationRun", type) : -1;
+    const int result = type != NULL ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
     Py_XDECREF(type);
     return result < 0 ? -1 : PyModule_AddFunctions(module, sampler_functions);
 }

@@ -409,11 +409,18 @@ static PyType_Spec tokenizer_spec = {
 int
 py_add_tokenizer(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &tokenizer_spec, NULL);
-    if (type == NULL) {
-        return -1;
+    module_state *state = (module_state *)PyModule_GetState(module);
+    state->Tokenizer = PyType_FromModuleAndSpec(module, &tokenizer_spec, NULL);
+    return state->Tokenizer != NULL ? PyModule_AddType(module, (PyTypeObject *)state->Tokenizer) : -1;
+}
+
+const struct ha_tokenizer *
+py_tokenizer(PyObject *module, PyObject *obj)
+{
+    const module_state *state = (module_state *)PyModule_GetState(module);
+    if (!PyObject_TypeCheck(obj, (PyTypeObject *)state->Tokenizer)) {
+        PyErr_Format(PyExc_TypeError, "tokenizer must be a harmaug._C.Tokenizer, got %R", (PyObject *)Py_TYPE(obj));
+        return NULL;
     }
-    const int result = PyModule_AddObjectRef(module, "Tokenizer", type);
-    Py_DECREF(type);
-    return result;
+    return handle(obj);
 }
