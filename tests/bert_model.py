@@ -1,12 +1,13 @@
 """BERT for sequence classification written from its equations in float64, and folders of random weights for it."""
+import itertools
 import json
 import math
 
 import numpy as np
 from safetensors.numpy import save_file
 
-SHAPE = dict(vocab_size=60, hidden_size=33, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50, max_position_embeddings=80,
-             type_vocab_size=2, num_labels=2)
+SHAPE = {"vocab_size": 60, "hidden_size": 33, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 50, "max_position_embeddings": 80,
+             "type_vocab_size": 2, "num_labels": 2}
 
 
 def config(**changes):
@@ -103,7 +104,7 @@ def row_logits(c, w, ids, types, drop=lambda x, place, row: x, first=0, index=0)
 
 def logits(c, w, ids, offsets, types, drop=lambda x, place, row: x):
     w = {name: value.astype(np.float64) for name, value in w.items()}
-    return np.stack([row_logits(c, w, ids[a:b], types[a:b], drop, a, i) for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))])
+    return np.stack([row_logits(c, w, ids[a:b], types[a:b], drop, a, i) for i, (a, b) in enumerate(itertools.pairwise(offsets))])
 
 
 # -- dropout masks: Philox4x32-10 (Salmon et al. 2011), 16 bits an element --

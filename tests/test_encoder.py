@@ -1,4 +1,5 @@
 """The BERT encoder against its equations in float64 and against recorded outputs of transformers; loading, saving, gradients."""
+import itertools
 import json
 import sys
 import threading
@@ -7,12 +8,13 @@ from pathlib import Path
 import bert_model
 import numpy as np
 import pytest
-from harmaug import FormatError, _C
 from safetensors.numpy import load_file, save_file
 
+from harmaug import _C, FormatError
+
 LENGTHS = [1, 2, 3, 17, 64, 65, 80]
-ODD = [dict(num_hidden_layers=1, num_labels=1), dict(), dict(hidden_size=48, num_attention_heads=4, intermediate_size=129, num_hidden_layers=3, num_labels=5),
-       dict(hidden_size=7, num_attention_heads=7, intermediate_size=1, num_labels=3), dict(type_vocab_size=1, num_attention_heads=1)]
+ODD = [{"num_hidden_layers": 1, "num_labels": 1}, {}, {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 129, "num_hidden_layers": 3, "num_labels": 5},
+       {"hidden_size": 7, "num_attention_heads": 7, "intermediate_size": 1, "num_labels": 3}, {"type_vocab_size": 1, "num_attention_heads": 1}]
 DATA = Path(__file__).resolve().parent / "data"
 
 
@@ -64,7 +66,7 @@ def test_a_row_does_not_depend_on_the_others(isa, dtype, tmp_path):
     np.testing.assert_array_equal(encoder.logits(ids, offsets, types, n_threads=2), together)
     np.testing.assert_array_equal(encoder.logits(ids, offsets, types, n_threads=1), together)
     np.testing.assert_array_equal(encoder.logits(ids, offsets, types, n_threads=7), together)
-    parts = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    parts = [slice(a, b) for a, b in itertools.pairwise(offsets)]
     alone = np.concatenate([encoder.logits(ids[p], [0, p.stop - p.start], types[p]) for p in parts])
     np.testing.assert_array_equal(alone, together)
     order = np.random.default_rng(1).permutation(60)
@@ -136,7 +138,7 @@ def test_serves_many_threads(model):
 
 
 def test_references_are_returned(model):
-    folder, c, w = model
+    folder, c, _w = model
     encoder, params = _C.Encoder(folder), _C.EncoderParams.read(folder)
     ids, offsets, types = bert_model.batch(c, [3, 4])
     dlogits = np.ones((2, 2), dtype=np.float32)
@@ -169,7 +171,7 @@ def test_names_without_prefix_and_old_names(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_half_precision_files(model, tmp_path, dtype):
-    folder, c, w = model
+    _folder, c, w = model
     half = tmp_path / "half"
     bert_model.write(half, c, w)
     _C.write_safetensors(half / "model.safetensors", w, dtype=dtype)
@@ -192,25 +194,25 @@ def test_num_labels_and_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("changes, match", [
-    (dict(model_type="roberta"), "model_type 'roberta' is not supported"),
-    (dict(model_type=None), "model_type is missing"),
-    (dict(hidden_act="relu"), "hidden_act 'relu'"),
-    (dict(hidden_act="gelu_new"), "hidden_act 'gelu_new'"),
-    (dict(position_embedding_type="relative_key"), "position_embedding_type 'relative_key'"),
-    (dict(is_decoder=True), "is_decoder = true"),
-    (dict(num_attention_heads=5), "hidden_size 33 is not a multiple of num_attention_heads 5"),
-    (dict(num_attention_heads=0), "num_attention_heads"),
-    (dict(hidden_size=2**40), "hidden_size"),
-    (dict(num_hidden_layers=-1), "num_hidden_layers"),
-    (dict(num_hidden_layers=0), "num_hidden_layers"),
-    (dict(vocab_size="many"), "vocab_size"),
-    (dict(layer_norm_eps=0), "layer_norm_eps must be in"),
-    (dict(id2label={}), "id2label"),
-    (dict(id2label=["safe", "unsafe"]), "id2label"),
-    (dict(num_hidden_layers=3), "'bert.encoder.layer.2.attention.self.query.weight' is missing"),
-    (dict(num_hidden_layers=1), "'bert.encoder.layer.1.*' is unexpected in a BERT of 1 layers"),
-    (dict(intermediate_size=51), r"'bert.encoder.layer.0.intermediate.dense.weight' has shape \(50, 33\), expected \(51, 33\)"),
-    (dict(max_position_embeddings=2**18), "position_embeddings.weight' has shape"),
+    ({"model_type": "roberta"}, "model_type 'roberta' is not supported"),
+    ({"model_type": None}, "model_type is missing"),
+    ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+    ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+    ({"is_decoder": True}, "is_decoder = true"),
+    ({"num_attention_heads": 5}, "hidden_size 33 is not a multiple of num_attention_heads 5"),
+    ({"num_attention_heads": 0}, "num_attention_heads"),
+    ({"hidden_size": 2**40}, "hidden_size"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers"),
+    ({"vocab_size": "many"}, "vocab_size"),
+    ({"layer_norm_eps": 0}, "layer_norm_eps must be in"),
+    ({"id2label": {}}, "id2label"),
+    ({"id2label": ["safe", "unsafe"]}, "id2label"),
+    ({"num_hidden_layers": 3}, "'bert.encoder.layer.2.attention.self.query.weight' is missing"),
+    ({"num_hidden_layers": 1}, "'bert.encoder.layer.1.*' is unexpected in a BERT of 1 layers"),
+    ({"intermediate_size": 51}, r"'bert.encoder.layer.0.intermediate.dense.weight' has shape \(50, 33\), expected \(51, 33\)"),
+    ({"max_position_embeddings": 2**18}, "position_embeddings.weight' has shape"),
 ])
 def test_rejects_configurations(model, changes, match):
     folder, c, _ = model
@@ -233,7 +235,7 @@ def test_rejects_configurations(model, changes, match):
     (lambda w: w.update({"bert.embeddings.word_embeddings.weight": np.zeros((60, 33), dtype=np.int8)}), "I8"),
 ])
 def test_rejects_tensors(model, change, match):
-    folder, c, w = model
+    folder, _c, w = model
     change(w)
     save_file(w, str(folder / "model.safetensors"))
     for read in (_C.Encoder, _C.EncoderParams.read):
@@ -262,7 +264,7 @@ def test_rejects_files(model, tmp_path):
 
 
 def test_damaged_files_are_errors(model):
-    folder, c, _ = model
+    folder, _c, _ = model
     text = (folder / "config.json").read_bytes()
     for n in range(len(text)):
         (folder / "config.json").write_bytes(text[:n])
@@ -331,7 +333,7 @@ def test_low_rank_update(model):
 
 
 def test_written_files_are_read_back(model, tmp_path):
-    folder, c, w = model
+    folder, _c, w = model
     params = _C.EncoderParams.read(folder)
     params.write(tmp_path / "all.safetensors")
     back = load_file(str(tmp_path / "all.safetensors"))
@@ -349,7 +351,7 @@ def test_written_files_are_read_back(model, tmp_path):
 
 
 def test_layers_are_selected(model, tmp_path):
-    folder, c, w = model
+    folder, _c, w = model
     params = _C.EncoderParams.read(folder, layers=[1, 1, 0])
     assert params.config["num_hidden_layers"] == 3
     for new, old in enumerate([1, 1, 0]):
@@ -364,7 +366,7 @@ def test_layers_are_selected(model, tmp_path):
 
 
 def test_new_head(model):
-    folder, c, w = model
+    folder, _c, w = model
     a, b = (_C.EncoderParams.read(folder, new_head=3, seed=5, layers=layers) for layers in (None, [1]))
     assert a.shape("classifier.weight") == (3, 33)
     np.testing.assert_array_equal(a.get("classifier.weight"), b.get("classifier.weight"))     # of the seed alone
@@ -390,7 +392,7 @@ def gradients(c, params, rows, dlogits, **options):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("odd", [dict(), dict(num_hidden_layers=1, num_labels=3), dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=3)])
+@pytest.mark.parametrize("odd", [{}, {"num_hidden_layers": 1, "num_labels": 3}, {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}])
 def test_gradients_of_finite_differences(odd, dropout):
     """In each parameter's own direction: (L(w + e d) - L(w - e d)) / 2 e = <gradient, d>, L in float64."""
     c = bert_model.config(vocab_size=12, max_position_embeddings=9, **odd)

@@ -9,9 +9,11 @@ import transformers
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import bert_model  # noqa: E402
+import itertools
 
-MODELS = {"one": dict(num_hidden_layers=1, num_labels=1), "odd": dict(), "wide": dict(hidden_size=48, num_attention_heads=4, intermediate_size=129, num_labels=5)}
+import bert_model
+
+MODELS = {"one": {"num_hidden_layers": 1, "num_labels": 1}, "odd": {}, "wide": {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 129, "num_labels": 5}}
 LENGTHS = [1, 2, 9, 33, 64, 80]
 
 out = {}
@@ -21,7 +23,7 @@ for name, changes in MODELS.items():
     missing, unexpected = model.load_state_dict({k: torch.tensor(v) for k, v in bert_model.weights(c, seed=1).items()}, strict=False)
     assert not unexpected and all("position_ids" in m for m in missing)
     ids, offsets, types = bert_model.batch(c, LENGTHS, seed=1)
-    rows = [slice(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    rows = [slice(a, b) for a, b in itertools.pairwise(offsets)]
     with torch.no_grad():
         logits = [model(torch.tensor(ids[r], dtype=torch.long)[None], token_type_ids=torch.tensor(types[r], dtype=torch.long)[None]).logits[0].numpy() for r in rows]
     out |= {f"{name}.config": json.dumps(changes), f"{name}.lengths": np.array(LENGTHS), f"{name}.logits": np.stack(logits),
