@@ -7,10 +7,14 @@ import pytest
 import tiny_bert
 import torch
 import torch_training
+from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from harmaug import _C
+from harmaug.data import Row
+from harmaug.distill import DistillConfig, Distiller
+from harmaug.guard import Guard
 
 OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": torch_training.TARGETS}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
 
@@ -73,3 +77,18 @@ def test_five_steps_of_minilm_track_torch():
         if "key.bias" not in name:
             # where a gradient is near 0, Adam's normalised update is rounding; over a whole tensor that stays a few thousandths
             assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want - before[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")     # transformers warns of itself when peft wraps a model
+def test_adapter_opens_in_peft(tmp_path):
+    base = tiny_bert.write(tmp_path / "bert")
+    rows = [Row(prompt=f"w{i % 20} w{i % 7}", label=int(i % 20 < 10)) for i in range(140)]
+    config = DistillConfig(student=str(base), lora_rank=4, lora_alpha=8.0, freeze=("bert.embeddings.word*",), lr=3e-3, warmup_steps=0, batch_size=16, max_length=24)
+    Distiller(config).fit(rows, out=tmp_path / "adapter", progress=False)
+    model = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path / "adapter").eval()
+    ids, offsets, types, _, _ = tiny_bert.batch(0)
+    with torch.no_grad():
+        want = model(**torch_training.padded(ids, offsets, types)).logits.numpy()
+    got = Guard.from_pretrained(tmp_path / "adapter").encoder.logits(ids, offsets, types)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(got - _C.Encoder(base).logits(ids, offsets, types)).max() > 0.05

@@ -1,0 +1,649 @@
+"""Distillation: rows with labels and a teacher's scores in, a small guard out.
+
+The loss of a row is ``ce_weight * CE(hard label) + kl_weight * T^2 * KL(soft label || student)`` (Lee et al. 2025, arXiv 2410.01524). All arithmetic is in C; this
+module decides which row is learnt when, and keeps a run that can be killed at any moment.
+"""
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from harmaug import _C, data, evaluate, models, runs
+from harmaug.data import Row
+from harmaug.guard import UNSAFE_NAMES, Guard
+from harmaug.tokenizer import Tokenizer
+
+__all__ = ["DistillConfig", "Distiller", "merge_duplicates", "split_validation"]
+
+_log = logging.getLogger(__name__)
+
+LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense")
+_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "examples_per_second", "validation_loss", "validation_auprc")
+_KEEPS = ("n_threads", "checkpoint_every")      # of the configuration: changes no weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How a student is trained; the defaults are the paper's.
+
+    Parameters
+    ----------
+    student : str
+        Folder or fetched name of the model to start from.
+    layers : tuple of int, optional
+        Encoder layers of it to keep, such as (0, 2, 4). None: all.
+    new_head : bool, optional
+        Start from a new two-label head. None: where the model has none.
+    ce_weight, kl_weight : float
+        Weights of the hard and the soft term. A row without a soft label gives the hard term the weight of both.
+    temperature : float
+        Softens both sides of the soft term, which is then scaled by its square.
+    lr : float
+        Highest learning rate.
+    schedule : {"linear", "cosine", "constant"}
+        After the warm-up.
+    warmup_steps : int
+        Steps over which the learning rate rises from 0.
+    weight_decay : float
+        Of matrices; biases and LayerNorm have none.
+    clip_norm : float
+        Largest global gradient norm; 0: no clipping.
+    dropout : float
+        Of hidden states and attention.
+    batch_size : int
+        Rows a step, at most as many as there are.
+    micro_tokens : int
+        A step is worked on in groups of rows of about so many tokens: bounds memory, changes no result but by rounding.
+    epochs : float
+        Passes over the rows; an epoch is as many draws as there are rows.
+    max_steps : int, optional
+        Instead of epochs.
+    max_length : int
+        Tokens of a row, at most the model's. Longer rows are cut, and counted.
+    balanced : bool
+        Draw safe and unsafe rows in turn, each class by itself without repetition until it is used up.
+    validation_fraction : float
+        Share of the rows that is held out, stratified by label and grouped by prompt; 0: none, and the last step is kept.
+    eval_every : int, optional
+        Steps between validations. None: once an epoch.
+    patience : int, optional
+        Stop after so many validations in a row without a better one. None: never.
+    checkpoint_every : int
+        Steps between checkpoints, beside one at each validation.
+    lora_rank : int
+        0: train all weights. Otherwise train factors of that rank in place of the matrices that lora_targets names.
+    lora_alpha : float
+        The factors' product is scaled by lora_alpha / lora_rank.
+    lora_targets : tuple of str
+        Ends of module names, as PEFT's target_modules.
+    freeze : tuple of str
+        Patterns of parameter names that are not trained; "*" stands for any text ("bert.embeddings.*").
+    seed : int
+        Of split, drawing order, dropout, new weights.
+    n_threads : int
+        0: the library default. Changes no result.
+    """
+
+    student: str = "minilm"
+    layers: tuple[int, ...] | None = None
+    new_head: bool | None = None
+    ce_weight: float = 0.5
+    kl_weight: float = 0.5
+    temperature: float = 1.0
+    lr: float = 3e-5
+    schedule: str = "linear"
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    dropout: float = 0.1
+    batch_size: int = 256
+    micro_tokens: int = 4096
+    epochs: float = 3.0
+    max_steps: int | None = None
+    max_length: int = 1024
+    balanced: bool = True
+    validation_fraction: float = 0.1
+    eval_every: int | None = None
+    patience: int | None = None
+    checkpoint_every: int = 500
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    freeze: tuple[str, ...] = ()
+    seed: int = 42
+    n_threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "lora_targets", "freeze"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        rules: dict[str, tuple[float, float]] = {
+            "ce_weight": (0, 1e6), "kl_weight": (0, 1e6), "temperature": (1e-3, 1e3), "lr": (0, 10), "warmup_steps": (0, 1e12), "weight_decay": (0, 1e3),
+            "clip_norm": (0, 1e12), "dropout": (0, 0.99), "batch_size": (1, 1e7), "micro_tokens": (0, 1e9), "epochs": (1e-9, 1e9), "max_steps": (1, 1e12),
+            "max_length": (3, 1e6), "validation_fraction": (0, 0.9), "eval_every": (1, 1e12), "patience": (1, 1e9), "checkpoint_every": (1, 1e12),
+            "lora_rank": (0, 1e5), "lora_alpha": (1e-6, 1e6), "seed": (0, 2**63 - 1), "n_threads": (0, 4096),
+        }
+        for name, (low, high) in rules.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+        if self.ce_weight + self.kl_weight == 0:
+            raise ValueError("ce_weight and kl_weight must not both be 0")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f"schedule must be linear, cosine or constant, got {self.schedule!r}")
+
+
+class _Set:
+    """Tokenized rows: ragged arrays, and what is to be learnt."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> None:
+        encoding = tokenizer.encode_batch([r.prompt for r in rows], [r.response or None for r in rows], max_length=max_length)
+        self.ids: NDArray[np.int32] = encoding.ids
+        self.offsets: NDArray[np.int64] = encoding.offsets
+        self.types: NDArray[np.uint8] = encoding.type_ids
+        self.n_cut = int(np.count_nonzero(encoding.truncated))
+        self.hard = np.array([-1 if r.hard_label is None else r.hard_label for r in rows], np.int8)
+        self.soft = np.array([math.nan if r.target is None else r.target for r in rows], np.float32)
+        self.weights = np.ones(len(rows), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.hard)
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]:
+        """Ids, offsets and type ids of some rows."""
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+        where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+        return self.ids[where], offsets, self.types[where]
+
+    def digest(self) -> str:
+        """Hash of all that training reads."""
+        total = hashlib.sha256()
+        for array in (self.ids, self.offsets, self.types, self.hard, self.soft, self.weights):
+            total.update(np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
+
+
+class _Order:
+    """Which row each draw takes: a function of (seed, draw) alone.
+
+    A class is gone through in one random order after another, so that a row comes again only when all of its class have come.
+    """
+
+    def __init__(self, hard: NDArray[np.int8], balanced: bool, seed: int) -> None:
+        self._groups = [np.flatnonzero(hard == c) for c in (0, 1)] if balanced else [np.arange(len(hard))]
+        self._seed = seed
+        self._kept: dict[int, tuple[int, NDArray[np.int64]]] = {}
+
+    def rows(self, first: int, count: int) -> NDArray[np.int64]:
+        """Rows of the draws [first, first + count)."""
+        return np.array([self._row(k) for k in range(first, first + count)], np.int64)
+
+    def _row(self, draw: int) -> int:
+        turn, g = divmod(draw, len(self._groups))
+        group = self._groups[g]
+        cycle, place = divmod(turn, len(group))
+        if g not in self._kept or self._kept[g][0] != cycle:
+            # a key of its own for each order: (seed, class, cycle)
+            generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, (g << 48) + cycle], np.uint64)))
+            self._kept[g] = cycle, group[generator.permutation(len(group))]
+        return int(self._kept[g][1][place])
+
+
+class _State(msgspec.Struct):
+    """What stands in checkpoint/state.json beside the tensors that it names."""
+
+    step: int
+    of: dict[str, Any]
+    trainer: str
+    best_step: int | None = None
+    best_value: float | None = None
+    best: str | None = None
+    stale: int = 0
+
+
+def merge_duplicates(rows: Iterable[Row]) -> list[Row]:
+    """Merge rows with the same prompt and response, letter case and spacing aside.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+
+    Returns
+    -------
+    list of Row
+        In order of first appearance. Of merged rows the soft target is the mean, the label that of the majority (unsafe on a tie).
+    """
+    rows = list(rows)
+    merged = []
+    for group in ([rows[i] for i in numbers] for numbers in _duplicates(rows)):
+        row = group[0]
+        if len(group) > 1:
+            soft = [r.target for r in group if r.target is not None]
+            hard = [r.hard_label for r in group if r.hard_label is not None]
+            row = msgspec.structs.replace(row, soft_label=sum(soft) / len(soft) if soft else None,
+                                          label=int(2 * sum(hard) >= len(hard)) if hard else None)
+        merged.append(row)
+    return merged
+
+
+def _duplicates(rows: Iterable[Row]) -> list[list[int]]:
+    """Row numbers of each set of equal rows, in order of first appearance."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault((data.normalise(row.prompt), data.normalise(row.response or "")), []).append(i)
+    return list(groups.values())
+
+
+def split_validation(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split rows so that no prompt stands on both sides and both sides have about the same share of unsafe rows.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+    fraction : float
+        Share of the rows to hold out.
+    seed : int
+        Chooses among equal splits.
+
+    Returns
+    -------
+    train, validation : list of int
+        Row numbers, ascending.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(data.normalise(row.prompt), []).append(i)
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 1 << 63], np.uint64)))
+    names = list(groups)
+    wanted = np.array([sum(r.hard_label == c for r in rows) * fraction for c in (0, 1)])
+    held: list[int] = []
+    got = np.zeros(2)
+    for name in (names[i] for i in generator.permutation(len(names))):
+        counts = np.array([sum(rows[i].hard_label == c for i in groups[name]) for c in (0, 1)])
+        if np.abs(got + counts - wanted).sum() < np.abs(got - wanted).sum():
+            held += groups[name]
+            got += counts
+    chosen = set(held)
+    return [i for i in range(len(rows)) if i not in chosen], sorted(held)
+
+
+class Distiller:
+    """Train a student guard on rows.
+
+    Parameters
+    ----------
+    config : DistillConfig, optional
+
+    Attributes
+    ----------
+    guard_ : Guard
+        The student at its best step.
+    best_step_ : int
+        Step after which it stood.
+    selected_by_ : str
+        What chose it: "auprc" (on the validation rows), "loss" (they have one class only) or "last step" (there are none).
+    n_steps_ : int
+        Steps made.
+    history_ : list of dict
+        For each step the loss, learning rate, gradient norm and rows a second; after validations also validation_loss and validation_auprc.
+    counts_ : dict
+        Rows given, merged, trained on, validated on, cut to max_length.
+    validation_labels_, validation_scores_ : ndarray
+        Hard labels of the validation rows and the best student's P(unsafe) for them; empty without validation rows.
+    """
+
+    guard_: Guard
+    best_step_: int
+    selected_by_: str
+    n_steps_: int
+    history_: list[dict[str, Any]]
+    counts_: dict[str, int]
+    validation_labels_: NDArray[np.int8]
+    validation_scores_: NDArray[np.float64]
+
+    def __init__(self, config: DistillConfig | None = None) -> None:
+        self.config = config if config is not None else DistillConfig()
+
+    def fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None = None, out: str | os.PathLike[str] | None = None,
+            progress: bool | None = None, sample_weight: Sequence[float] | None = None) -> Distiller:
+        """Train on rows.
+
+        Parameters
+        ----------
+        rows : iterable of Row
+            Each with a label or a score. Exact duplicates are merged.
+        validation_rows : iterable of Row, optional
+            Choose the best step. None: validation_fraction of the rows.
+        out : path, optional
+            Folder for the guard (with LoRA, a PEFT adapter, unless `layers` leaves it no base), log.csv, and checkpoints while it runs: the same call after a crash goes on
+            from the last one and ends with the same weights.
+        progress : bool, optional
+            Show a progress bar. None: on a terminal or in a notebook.
+        sample_weight : sequence of float, optional
+            How much each row counts in the loss, 1 by default; of merged rows the largest. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        Distiller
+            Itself.
+
+        Raises
+        ------
+        DataError
+            If a row has no label, there are no rows, or all of one class.
+        ValueError
+            If the loss is not finite (the last checkpoint stays), or out holds the checkpoint of another run.
+        """
+        if out is not None:
+            return self._fit(rows, validation_rows, Path(out), True, progress, sample_weight)
+        with tempfile.TemporaryDirectory(prefix="harmaug-") as folder:
+            return self._fit(rows, validation_rows, Path(folder), False, progress, sample_weight)
+
+    def _fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None, out: Path, keep: bool, progress: bool | None,
+             sample_weight: Sequence[float] | None) -> Distiller:
+        run = _Run(self.config, list(rows), None if validation_rows is None else list(validation_rows), out, keep, sample_weight)
+        run.train(_shows_progress() if progress is None else progress)
+        self.counts_, self.history_ = run.counts, run.log.rows
+        self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
+        self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
+        self.guard_ = run.guard()
+        if keep:
+            run.save(self.guard_)
+        return self
+
+
+class _Log:
+    """log.csv: one line a step. Opening it cuts the lines of steps after the checkpoint away."""
+
+    def __init__(self, path: Path | None, step: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._file = None
+        if path is None:
+            return
+        if step > 0 and path.exists():
+            with open(path, newline="") as old:
+                lines = [line for line in csv.DictReader(old) if (line.get("step") or "").isdigit() and int(line["step"]) <= step]
+            self.rows = [{k: int(v) if k == "step" else float(v) for k, v in line.items() if k in _COLUMNS and v} for line in lines]
+        with data.atomic_file(path) as new:
+            new.write((",".join(_COLUMNS) + "\n" + "".join(map(self._line, self.rows))).encode())
+        self._file = open(path, "a")    # noqa: SIM115 -- lives as long as the run
+
+    @staticmethod
+    def _line(row: dict[str, Any]) -> str:
+        return ",".join("" if row.get(c) is None else format(row[c], "" if c == "step" else ".7g") for c in _COLUMNS) + "\n"
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self._file is not None:
+            self._file.write(self._line(row))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Interrupt:
+    """Holds the first Ctrl-C back until the step is whole; the second breaks in at once."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        self._ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._catch)
+
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.caught:
+            raise KeyboardInterrupt
+        self.caught = True
+
+    def release(self) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Run:
+    """One call of fit."""
+
+    def __init__(self, config: DistillConfig, rows: list[Row], validation_rows: list[Row] | None, out: Path, keep: bool,
+                 sample_weight: Sequence[float] | None) -> None:
+        self.config, self.out, self.keep = config, out, keep
+        data.require_labels(rows, "training rows")
+        if sample_weight is not None and len(sample_weight) != len(rows):
+            raise ValueError(f"sample_weight must have one number for each of {len(rows)} rows, got {len(sample_weight)}")
+        merged = merge_duplicates(rows)
+        weights = np.array([1.0 if sample_weight is None else max(sample_weight[i] for i in same) for same in _duplicates(rows)], np.float32)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError("sample_weight must be finite and >= 0")
+        merged, weights = [row for row, weight in zip(merged, weights) if weight > 0], weights[weights > 0]
+        kept: Sequence[int] = range(len(merged))
+        if validation_rows is not None:
+            train, validation = merged, merge_duplicates(validation_rows)
+        else:
+            kept, held = split_validation(merged, config.validation_fraction, config.seed)
+            train, validation = [merged[i] for i in kept], [merged[i] for i in held]
+        data.require_labels(train, "training rows without those held out for validation")
+        self.folder = models.resolve(config.student)
+        self.tokenizer = Tokenizer.from_pretrained(self.folder)
+        self.params = _read_student(self.folder, config)
+        max_length = min(config.max_length, self.params.config["max_position_embeddings"])
+        self.train_set, self.validation = _Set(train, self.tokenizer, max_length), _Set(validation, self.tokenizer, max_length)
+        self.train_set.weights = weights[list(kept)]
+        self.counts = {"rows": len(rows), "merged": len(rows) - len(_duplicates(rows)), "train": len(train), "validation": len(validation),
+                       "cut": self.train_set.n_cut + self.validation.n_cut}
+        if self.counts["cut"]:
+            _log.warning("%d rows are longer than max_length %d and were cut", self.counts["cut"], max_length)
+        self.selected_by = self._selection()
+        self.batch_size = min(config.batch_size, len(train))
+        self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.batch_size)
+        self.eval_every = config.eval_every or math.ceil(len(train) / self.batch_size)
+        self.order = _Order(self.train_set.hard, config.balanced, config.seed)
+        self.trainer = _C.Trainer(
+            self.params, ce_weight=config.ce_weight, kl_weight=config.kl_weight, temperature=config.temperature,
+            weight_decay=config.weight_decay, clip_norm=config.clip_norm, dropout=config.dropout, seed=config.seed, micro_tokens=config.micro_tokens,
+            n_threads=config.n_threads, frozen=config.freeze, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
+            lora_targets=config.lora_targets if config.lora_rank else ())
+        self.work = out / "checkpoint"
+        self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.state = self._resume()
+        self.log = _Log(out / "log.csv" if keep else None, self.state.step)
+        self.best_scores: NDArray[np.float64] | None = None
+
+    def _selection(self) -> str:
+        n = len(self.validation)
+        if n == 0:
+            _log.warning("no validation rows: the last step is kept")
+            return "last step"
+        if len(set(self.validation.hard.tolist())) == 1:
+            _log.warning("the %d validation rows have one class only: the step of the lowest loss is kept, not of the highest AUPRC", n)
+            return "loss"
+        return "auprc"
+
+    def train(self, progress: bool) -> None:
+        """Make the steps that are left."""
+        config, state, total = self.config, self.state, self.total
+        bar = tqdm(total=total, initial=min(state.step, total), unit="step", desc="distil", disable=not progress)
+        said = started = time.monotonic()
+        drawn = 0
+        interrupt = _Interrupt()
+        try:
+            while state.step < total and not (config.patience and state.stale >= config.patience):
+                if interrupt.caught:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+                row = self._step()
+                drawn += self.batch_size
+                row["examples_per_second"] = drawn / max(time.monotonic() - started, 1e-9)
+                if state.step % self.eval_every == 0 or state.step == total:
+                    row |= self._validate()
+                self.log.add(row)
+                bar.update()
+                bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", examples_s=f"{row['examples_per_second']:.0f}")
+                if not progress and (time.monotonic() - said > 30 or "validation_loss" in row):
+                    said = time.monotonic()
+                    _log.info("step %d of %d: %s", state.step, total, ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step" and v is not None))
+                if state.step < total and ("validation_loss" in row or state.step % config.checkpoint_every == 0):
+                    self._checkpoint()
+        finally:
+            interrupt.release()
+            bar.close()
+            self.log.close()
+
+    def _step(self) -> dict[str, Any]:
+        config, state = self.config, self.state
+        rows = self.order.rows(state.step * self.batch_size, self.batch_size)
+        ids, offsets, types = self.train_set.take(rows)
+        lr = config.lr * _C.schedule_factor(config.schedule, state.step, config.warmup_steps, self.total)
+        try:
+            train = self.train_set
+            done = self.trainer.step(ids, offsets, train.hard[rows], train.soft[rows], train.weights[rows], lr=lr, type_ids=types)
+        except ValueError as exc:
+            raise self._stopped(str(exc)) from None
+        state.step += 1
+        return {"step": state.step, "epoch": state.step * self.batch_size / len(self.train_set), "loss": done["loss"], "lr": lr,
+                "grad_norm": done["grad_norm"]}
+
+    def _stopped(self, why: str) -> ValueError:
+        where = f"; the last checkpoint is {self.work / self.state.trainer}" if self.keep and self.state.trainer else ""
+        return ValueError(f"distil: {why}{where}")
+
+    def _validate(self) -> dict[str, Any]:
+        if not len(self.validation):
+            self.state.best_step = self.state.step
+            return {}
+        state = self.state
+        logits = self._logits()
+        if not np.isfinite(logits).all():
+            raise self._stopped(f"step {state.step}: the model's scores are not finite any more; a lower learning rate may help")
+        scores = _unsafe(logits)
+        loss, _ = _C.distill_loss(logits, self.validation.hard, self.validation.soft, ce_weight=self.config.ce_weight,
+                                  kl_weight=self.config.kl_weight, temperature=self.config.temperature)
+        auprc = evaluate.metrics(self.validation.hard, scores)["auprc"]
+        value = auprc if self.selected_by == "auprc" else -loss
+        state.stale += 1
+        if state.best_value is None or value > state.best_value:
+            state.best_step, state.best_value, state.stale, self.best_scores = state.step, value, 0, scores
+            if state.step < self.total:     # else the weights stand in memory
+                state.best = f"best-{state.step}.safetensors"
+                self.trainer.save(self.work / state.best, False)
+        return {"validation_loss": loss, "validation_auprc": auprc}
+
+    def _logits(self) -> NDArray[np.float32]:
+        encoder = _C.Encoder.from_params(self.params)
+        v = self.validation
+        return encoder.logits(v.ids, v.offsets, v.types, n_threads=self.config.n_threads)
+
+    def _of(self) -> dict[str, Any]:
+        """What a checkpoint belongs to: everything that the weights depend on."""
+        config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in (*_KEEPS, "student")}
+        here = runs.machine()
+        of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(), "student": runs.sha256(self.folder),
+              "instruction set": here["cpu_isa"], "version": here["harmaug"]}
+        return msgspec.json.decode(msgspec.json.encode(of))  # type: ignore[no-any-return]
+
+    def _resume(self) -> _State:
+        of = self._of() if self.keep else {}
+        path = self.work / "state.json"
+        if not self.keep or not path.exists():
+            return _State(step=0, of=of, trainer="")
+        try:
+            state = msgspec.json.decode(path.read_bytes(), type=_State)
+        except msgspec.DecodeError as exc:
+            raise ValueError(f"{path}: damaged checkpoint ({exc}); remove {self.work} to start again") from None
+        differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
+        if differing:
+            raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); remove it, or choose another folder")
+        self.trainer.load(self.work / state.trainer, state.step)
+        _log.info("going on from the checkpoint of step %d in %s", state.step, self.work)
+        return state
+
+    def _checkpoint(self) -> None:
+        if not self.keep or self.state.step == 0:
+            return
+        self.state.trainer = f"trainer-{self.state.step}.safetensors"
+        self.trainer.save(self.work / self.state.trainer)
+        with data.atomic_file(self.work / "state.json") as file:     # from here on the new files are the checkpoint
+            file.write(msgspec.json.encode(self.state))
+        for path in self.work.iterdir():
+            if path.name not in ("state.json", self.state.trainer, self.state.best):
+                path.unlink()
+
+    def finish(self) -> int:
+        """Go back to the best step and return it."""
+        state = self.state
+        if state.best_step is None or not len(self.validation):
+            return state.step
+        if state.best_step != state.step and state.best is not None:
+            self.trainer.load(self.work / state.best, state.step, False)
+        return state.best_step
+
+    def scores(self) -> NDArray[np.float64]:
+        """P(unsafe) of the validation rows at the best step."""
+        if self.best_scores is None:
+            self.best_scores = _unsafe(self._logits()) if len(self.validation) else np.zeros(0)
+        return self.best_scores
+
+    def guard(self) -> Guard:
+        """Return the trained student as a Guard."""
+        return Guard.from_params(self.params, self.folder)
+
+    def save(self, guard: Guard) -> None:
+        """Write the guard, or the adapter, and then drop the checkpoint."""
+        if self.config.lora_rank and self.config.layers is None:
+            self.trainer.save_adapter(self.out / "adapter_model.safetensors", "float16")
+            with data.atomic_file(self.out / "adapter_config.json") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(self._adapter_config()), indent=2) + b"\n")
+        else:
+            guard.save_pretrained(self.out)
+        shutil.rmtree(self.work)
+
+    def _adapter_config(self) -> dict[str, Any]:
+        """What PEFT reads; the biases that are trained stand in the adapter's file, and whole modules are named in modules_to_save."""
+        config = self.config
+        student = os.path.abspath(config.student) if os.path.exists(config.student) else config.student
+        return {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": student, "r": config.lora_rank, "lora_alpha": config.lora_alpha,
+                "lora_dropout": 0.0, "target_modules": list(config.lora_targets), "modules_to_save": ["classifier", "LayerNorm"], "bias": "all",
+                "fan_in_fan_out": False, "inference_mode": True}
+
+
+def _unsafe(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """P(unsafe) of one or two logits."""
+    margin = logits[:, -1].astype(np.float64) - (logits[:, 0] if logits.shape[1] == 2 else 0.0)
+    return np.asarray(np.exp(-np.logaddexp(0.0, -margin)))
+
+
+def _shows_progress() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
+    """Weights to start from: with the head of the folder, or a new one of two labels."""
+    settings = data.decode_json((folder / "config.json").read_text(), str(folder / "config.json"))
+    new_head = config.new_head
+    if new_head is None:
+        new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
+    params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
+    labels = settings.get("id2label")
+    if not new_head and params.config["num_labels"] == 2 and isinstance(labels, dict) and str(labels.get("0")).lower() in UNSAFE_NAMES:
+        for name in ("classifier.weight", "classifier.bias"):       # from here on, as in every guard that is written, 1 is unsafe
+            params.set(name, params.get(name)[::-1])
+    return params

@@ -1,0 +1,234 @@
+"""Distiller: order and split of rows, best step, resume after kill -9, what it says when it can't."""
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_bert
+from safetensors.numpy import load_file
+
+from harmaug import distill
+from harmaug.data import DataError, Row
+from harmaug.distill import DistillConfig, Distiller, merge_duplicates, split_validation
+from harmaug.guard import Guard
+
+SMALL = {"lr": 3e-3, "warmup_steps": 5, "batch_size": 8, "epochs": 6.0, "dropout": 0.1, "max_length": 24, "n_threads": 1, "weight_decay": 0.01}
+
+
+def rows_of(n, seed=0, soft=True):
+    """Rows whose label is told by their words: w0..w9 unsafe, w10..w19 safe, the others say nothing."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        label = int(rng.random() < 0.3)
+        words = [f"w{rng.integers(0, 10) + (0 if label else 10)}" for _ in range(2)] + [f"w{k}" for k in rng.integers(20, 40, rng.integers(1, 8))]
+        rng.shuffle(words)
+        rows.append(Row(prompt=f"w{40 + i % 15} " + " ".join(words), response=" ".join(words[:2]) if i % 3 == 0 else None, label=label,
+                        unsafe_score=float(np.clip(label + rng.normal(0, 0.2), 0, 1)) if soft else None))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory):
+    return str(tiny_bert.write(tmp_path_factory.mktemp("student") / "bert"))
+
+
+def config(student, **changes):
+    return DistillConfig(student=student, **{**SMALL, **changes})
+
+
+# -- rows --
+
+def test_duplicates_are_merged():
+    merged = merge_duplicates([Row(prompt="Make  a Bomb", label=1, unsafe_score=0.8), Row(prompt="other", label=0), Row(prompt="make a bomb", label=0, unsafe_score=0.4),
+                               Row(prompt="make a bomb", response="no", label=0), Row(prompt="make a bomb", response="", label=1, soft_label=0.9)])
+    assert [(r.prompt, r.response, r.hard_label) for r in merged] == [("Make  a Bomb", None, 1), ("other", None, 0), ("make a bomb", "no", 0)]
+    assert merged[0].target == pytest.approx(0.7)
+    assert merge_duplicates([Row(prompt="a", label=1), Row(prompt="a", label=0)])[0].hard_label == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_is_grouped_by_prompt_and_stratified(seed):
+    rng = np.random.default_rng(seed)
+    rows = [Row(prompt=f"p{k}", response=f"r{j}", label=int(rng.random() < 0.2)) for k in range(400) for j in range(1 if k < 390 else 40)]
+    train, held = split_validation(rows, 0.1, seed)
+    assert sorted(train + held) == list(range(len(rows)))
+    assert not {rows[i].prompt for i in train} & {rows[i].prompt for i in held}
+    assert abs(len(held) - 0.1 * len(rows)) <= 20
+    share = np.mean([r.label for r in rows])
+    assert abs(sum(rows[i].label for i in held) - share * len(held)) <= 8
+    assert (train, held) == split_validation(rows, 0.1, seed) != split_validation(rows, 0.1, seed + 1)
+    assert split_validation(rows, 0.0, seed)[1] == []
+
+
+def test_order_is_balanced_and_takes_every_row_before_it_repeats_one():
+    hard = np.array([1] * 7 + [0] * 40, np.int8)
+    order = distill._Order(hard, True, 3)
+    draws = order.rows(0, 160)
+    assert (hard[draws[0::2]] == 0).all() and (hard[draws[1::2]] == 1).all()
+    assert sorted(draws[0:80:2]) == list(range(7, 47)) and sorted(draws[1:15:2]) == list(range(7))
+    assert list(draws[1:15:2]) != list(draws[15:29:2])
+    again = distill._Order(hard, True, 3)
+    assert np.array_equal(again.rows(100, 60), draws[100:160])      # a draw does not depend on those before it
+    assert not np.array_equal(distill._Order(hard, True, 4).rows(0, 160), draws)
+    assert sorted(distill._Order(hard, False, 3).rows(0, 47)) == list(range(47))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"lr": -1}, "lr must be in"), ({"temperature": 0}, "temperature must be in"), ({"batch_size": 0}, "batch_size must be in"),
+    ({"ce_weight": 0, "kl_weight": 0}, "must not both be 0"), ({"schedule": "steps"}, "schedule must be"), ({"validation_fraction": 1.0}, "validation_fraction"),
+])
+def test_config_checks_itself(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**changes)
+
+
+# -- fit --
+
+def test_fit_learns_and_saves_a_guard(student, tmp_path):
+    rows = rows_of(200)
+    fitted = Distiller(config(student)).fit(rows, out=tmp_path / "guard", progress=False)
+    assert fitted.counts_["rows"] == 200 and fitted.counts_["train"] + fitted.counts_["validation"] == 200 - fitted.counts_["merged"]
+    assert fitted.n_steps_ == len(fitted.history_) == np.ceil(6 * fitted.counts_["train"] / 8)
+    assert fitted.selected_by_ == "auprc" and 0 < fitted.best_step_ <= fitted.n_steps_
+    validations = [h for h in fitted.history_ if "validation_auprc" in h]
+    assert max(validations, key=lambda h: h["validation_auprc"])["step"] == fitted.best_step_
+    test = rows_of(100, seed=1)
+    scores = fitted.guard_.score([r.prompt for r in test], [r.response for r in test])
+    assert np.mean((scores > 0.5) == [r.label == 1 for r in test]) > 0.9
+    opened = Guard.from_pretrained(tmp_path / "guard")
+    assert np.array_equal(opened.score([r.prompt for r in test], [r.response for r in test]), scores)
+    assert not (tmp_path / "guard" / "checkpoint").exists()
+    log = list(csv.DictReader((tmp_path / "guard" / "log.csv").read_text().splitlines()))
+    assert [int(line["step"]) for line in log] == list(range(1, fitted.n_steps_ + 1))
+    assert "w1" not in (tmp_path / "guard" / "log.csv").read_text()
+    again = Distiller(config(student)).fit(rows, progress=False)
+    assert np.array_equal(again.guard_.score([r.prompt for r in test]), opened.score([r.prompt for r in test]))
+
+
+def test_layers_and_new_head(student, tmp_path):
+    fitted = Distiller(config(student, layers=(1,), new_head=True, max_steps=2)).fit(rows_of(60), out=tmp_path / "g", progress=False)
+    saved = load_file(tmp_path / "g" / "model.safetensors")
+    assert sum(".layer." in n for n in saved) == 16 and not any(".layer.1." in n for n in saved)
+    assert json.loads((tmp_path / "g" / "config.json").read_text())["num_hidden_layers"] == 1
+    bare = tiny_bert.write(tmp_path / "bare", head=False)
+    assert Distiller(config(str(bare), max_steps=2)).fit(rows_of(60), progress=False).guard_.logits(["w1 w2"]).shape == (1, 2)
+    assert fitted.n_steps_ == 2
+
+
+def test_lora_adapter_is_a_guard(student, tmp_path):
+    rows = rows_of(120)
+    fitted = Distiller(config(student, lora_rank=4, freeze=("bert.embeddings.*",), epochs=3)).fit(rows, out=tmp_path / "adapter", progress=False)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["r"] == 4 and settings["peft_type"] == "LORA" and settings["base_model_name_or_path"] == student
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    prompts = [r.prompt for r in rows]
+    np.testing.assert_allclose(Guard.from_pretrained(tmp_path / "adapter").logits(prompts), fitted.guard_.logits(prompts), atol=2e-2)   # stored as float16
+
+
+def test_rows_of_weight_0_teach_nothing(student):
+    rows = rows_of(160)
+    wrong = [Row(prompt=f"w50 {r.prompt}", label=1 - r.label) for r in rows]
+    weights = [1.0] * len(rows) + [0.0] * len(wrong)
+    test = rows_of(60, seed=1)
+    options = config(student, validation_fraction=0, epochs=20, balanced=False)
+    scores = [Distiller(options).fit(rows + wrong, progress=False, sample_weight=w).guard_.score([r.prompt for r in test], [r.response for r in test])
+              for w in (weights, None)]
+    right = [np.mean((s > 0.5) == [r.label == 1 for r in test]) for s in scores]
+    assert right[0] > 0.9 > right[1]
+    with pytest.raises(ValueError, match="one number for each of 320 rows, got 3"):
+        Distiller(options).fit(rows + wrong, sample_weight=[1, 2, 3])
+
+
+def test_one_validation_class_is_said(student, caplog):
+    rows = rows_of(60)
+    with caplog.at_level(logging.WARNING, "harmaug.distill"):
+        fitted = Distiller(config(student, epochs=2)).fit(rows, [Row(prompt="w1 w2", label=1)], progress=False)
+    assert fitted.selected_by_ == "loss" and "one class only" in caplog.text
+    with caplog.at_level(logging.WARNING, "harmaug.distill"):
+        last = Distiller(config(student, epochs=1, validation_fraction=0)).fit(rows, progress=False)
+    assert last.selected_by_ == "last step" and last.best_step_ == last.n_steps_ and "no validation rows" in caplog.text
+
+
+def test_patience_stops_early(student):
+    fitted = Distiller(config(student, eval_every=2, patience=2, epochs=50, lr=1e-9)).fit(rows_of(80), progress=False)
+    assert fitted.n_steps_ < 20 and fitted.best_step_ <= fitted.n_steps_ - 4
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([], "training rows: the set is empty"),
+    ([Row(prompt="a", label=1)] * 3, "one class only, every row is unsafe"),
+    ([Row(prompt="a", label=1), Row(prompt="b")], "training rows, row 2: neither a label nor an unsafe-score"),
+])
+def test_sets_that_cannot_be_learnt(student, rows, message):
+    with pytest.raises(DataError, match=message):
+        Distiller(config(student)).fit(rows)
+
+
+def test_loss_that_explodes_names_step_and_checkpoint(student, tmp_path):
+    with pytest.raises(ValueError, match=r"distil: step \d+: the .* not finite.*; the last checkpoint is .*trainer-\d"):
+        Distiller(config(student, lr=10.0, clip_norm=0, eval_every=1, weight_decay=1e3, warmup_steps=0)).fit(rows_of(80), out=tmp_path / "g", progress=False)
+
+
+# -- resume --
+
+SCRIPT = """
+import sys
+from test_distill import Distiller, config, rows_of
+Distiller(config(sys.argv[1], checkpoint_every=3, lora_rank=int(sys.argv[3]))).fit(rows_of(200), out=sys.argv[2], progress=False)
+"""
+
+
+def run_script(student, out, rank):
+    here = Path(__file__).resolve().parent
+    path = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, student, str(out), str(rank)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_log(out, lines, process):
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if (out / "log.csv").exists() and (out / "log.csv").read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.002)
+    pytest.fail(f"no {lines} lines in the log" + (process.stderr.read() if process.poll() else ""))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_run_resumes_to_the_same_weights(student, tmp_path, how, rank):
+    whole = Distiller(config(student, lora_rank=rank)).fit(rows_of(200), out=tmp_path / "whole", progress=False)
+    out = tmp_path / "killed"
+    for lines in (20, 70):
+        with run_script(student, out, rank) as process:
+            wait_for_log(out, lines, process)
+            process.send_signal(how)
+            assert process.wait() in (-how, 1, 130)
+        assert json.loads((out / "checkpoint" / "state.json").read_bytes())["step"] > 0
+    fitted = Distiller(config(student, checkpoint_every=3, lora_rank=rank, n_threads=2)).fit(rows_of(200), out=out, progress=False)
+    name = "adapter_model.safetensors" if rank else "model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert fitted.best_step_ == whole.best_step_ and np.array_equal(fitted.validation_scores_, whole.validation_scores_)
+    assert [h["loss"] for h in fitted.history_] == pytest.approx([h["loss"] for h in whole.history_], rel=1e-6)
+    assert [h["step"] for h in fitted.history_] == [h["step"] for h in whole.history_]
+
+
+def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill._Run, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    rows = rows_of(60)
+    with pytest.raises(KeyboardInterrupt):
+        Distiller(config(student, epochs=2, checkpoint_every=1)).fit(rows, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"checkpoint of another run \(other config.lr\)"):
+        Distiller(config(student, epochs=2, lr=1e-3)).fit(rows, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="other rows"):
+        Distiller(config(student, epochs=2)).fit(rows[1:], out=tmp_path, progress=False)
+    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="state.json: damaged checkpoint"):
+        Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
