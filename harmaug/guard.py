@@ -525,7 +525,7 @@ def _is_conversation(value: Any) -> bool:
 def _conversation(i: int, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     for m in messages:
         if not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
-            raise ValueError(f"row {i}: a message needs a role and a content, both str")
+            raise TypeError(f"row {i}: a message needs a role and a content, both str")
     answered = messages[-1]["role"] == "assistant"
     return "\n".join(m["content"] for m in (messages[:-1] if answered else messages)), (messages[-1]["content"] or None) if answered else None
 
@@ -635,6 +635,8 @@ def _merge_adapter(adapter: Path, base: Path) -> _C.EncoderParams:
         if not name.startswith(_ADAPTER_PREFIX):
             raise _C.FormatError(f"{path}: tensor '{name}' does not begin with {_ADAPTER_PREFIX}")
         key = name[len(_ADAPTER_PREFIX):].replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        if ".original_module." in key:      # what a module of modules_to_save was before: peft writes its bias with bias="all"
+            continue
         module, _, part = key.rpartition(".lora_")
         if not module:
             whole[key] = name

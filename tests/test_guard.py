@@ -95,7 +95,7 @@ def test_forms_of_input(folder):
     (["a", "b"], ["c", 4], TypeError, "row 1: the response must be a str or None, got int"),
     (["a", "x\ud800"], None, ValueError, "row 1: "),
     (["a"] * 600 + ["x\ud800"], None, ValueError, "row 600: "),
-    ([[{"role": "user"}]], None, ValueError, "row 0: a message needs a role and a content"),
+    ([[{"role": "user"}]], None, TypeError, "row 0: a message needs a role and a content"),
     ([[{"role": "user", "content": "a"}]], ["b"], ValueError, "row 0: a conversation carries its own response"),
     ([[]], None, TypeError, "row 0"),
 ])
@@ -323,6 +323,7 @@ def adapter_tensors(w, dtype=np.float32):
         out |= {module + ".lora_A.weight": rng.normal(0, 0.2, (4, k)).astype(dtype), module + ".lora_B.weight": rng.normal(0, 0.2, (n, 4)).astype(dtype)}
     return out | {"classifier.weight": rng.normal(0, 0.3, (2, 33)).astype(dtype), "classifier.bias": rng.normal(0, 0.3, 2).astype(dtype),
                   "bert.encoder.layer.0.output.LayerNorm.bias": rng.normal(0, 0.3, 33).astype(dtype),
+                  "classifier.original_module.bias": np.ones(2, dtype=dtype),
                   "bert.encoder.layer.0.attention.self.query.base_layer.bias": rng.normal(0, 0.3, 33).astype(dtype)}
 
 
@@ -331,7 +332,7 @@ def merged(w, tensors, scale):
     for module in MODULES:
         b, a = (tensors[f"{module}.lora_{x}.weight"].astype(np.float64) for x in "BA")
         out[module + ".weight"] = (w[module + ".weight"] + scale(module) * b @ a).astype(np.float32)
-    return out | {name.replace(".base_layer", ""): value.astype(np.float32) for name, value in tensors.items() if ".lora_" not in name}
+    return out | {name.replace(".base_layer", ""): value.astype(np.float32) for name, value in tensors.items() if ".lora_" not in name and ".original" not in name}
 
 
 @pytest.mark.parametrize("changes, scale", [
