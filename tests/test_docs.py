@@ -58,7 +58,6 @@ def test_settings_of_the_readme() -> None:
     for text in blocks("toml"):
         tables = msgspec.toml.decode(text.encode())
         assert set(tables) <= {"data", "generator", *pipeline.STAGES}
-        tables.pop("distil", None)      # its settings are DistillConfig's, checked where that is tested
         pipeline.Config.from_dict(tables, "README.md")
 
 
