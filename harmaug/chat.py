@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -143,7 +143,7 @@ def _named_template(value: Any, path: Path) -> str | None:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}`` marks the assistant's text for training; for rendering it is its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}   # noqa: RUF012 (an instance variable in jinja2)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
