@@ -303,6 +303,9 @@ class Guard:
         for first in range(0, len(rows), _BLOCK_ROWS):
             block = slice(first, min(first + _BLOCK_ROWS, len(rows)))
             self._run_block(rows[block], first, mode, logits[block], about[block])
+            bad = np.flatnonzero(~np.isfinite(logits[block]).all(axis=1))
+            if bad.size:
+                raise ValueError(f"row {first + bad[0]}: {self._adapter or self._folder} gives a score that is no finite number; its weights are damaged")
         return logits, about
 
     def _run_block(self, rows: list[tuple[str, str | None]], first: int, mode: str, logits: NDArray[np.float32], about: NDArray[np.int32]) -> None:
@@ -410,7 +413,7 @@ class Guard:
         Raises
         ------
         OSError
-            Naming the file. Each file is written whole or not at all.
+            Naming the file.
         """
         from harmaug.data import atomic_file
 
@@ -497,6 +500,8 @@ def _rows(prompts: Any, responses: Any) -> list[tuple[str, str | None]]:
     if isinstance(prompts, str) or _is_conversation(prompts):
         prompts = [prompts]
         responses = [responses] if responses is None or isinstance(responses, str) else responses
+    if isinstance(prompts, Mapping):
+        raise TypeError("prompts must be a str, a list of messages, or an iterable of these, got one mapping: write [message]")
     asked = list(prompts)
     given = [None] * len(asked) if responses is None else [responses] if isinstance(responses, str) else list(responses)
     if len(given) != len(asked):

@@ -104,6 +104,21 @@ def test_rejects_input(folder, prompts, responses, error, match):
         Guard.from_pretrained(folder).score(prompts, responses)
 
 
+def test_rejects_one_message(folder):
+    with pytest.raises(TypeError, match="got one mapping"):
+        Guard.from_pretrained(folder).score({"role": "user", "content": "a"})
+
+
+def test_rejects_scores_that_are_no_number(folder):
+    w = load_file(str(folder / "model.safetensors"))
+    w["bert.embeddings.word_embeddings.weight"][6] = np.nan      # the token "b"
+    save_file(w, str(folder / "model.safetensors"))
+    guard = Guard.from_pretrained(folder)
+    assert guard.score(["a"] * 600).shape == (600,)
+    with pytest.raises(ValueError, match="row 600: .*guard gives a score that is no finite number"):
+        guard.score(["a"] * 600 + ["b"])
+
+
 # -- long rows --
 
 def windows_of(oracle, prompt, response=None, *, max_length=40):
