@@ -127,6 +127,13 @@ class Tokenizer:
 
     Use `from_pretrained` to open one. It is immutable: threads may share it.
 
+    Attributes
+    ----------
+    path : Path
+        Folder or file that it was opened from.
+    pad_id : int
+        What `Encoding.padded` fills with.
+
     Examples
     --------
     >>> tok = Tokenizer.from_pretrained("minilm")                      # doctest: +SKIP
@@ -164,11 +171,15 @@ class Tokenizer:
         return f"Tokenizer({os.fspath(self.path)!r}, vocab_size={self.vocab_size})"
 
     def _find_pad(self) -> int:
-        for token in ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>"):
-            found = self.token_to_id(token)
-            if found is not None:
-                return found
-        return 0
+        """What tokenizer_config.json pads with, else what the file itself says, else a token of a usual name, else 0."""
+        config = (self.path if self.path.is_dir() else self.path.parent) / "tokenizer_config.json"
+        names = []
+        if self.path.suffix != ".gguf" and config.is_file():
+            token = _C.json_loads(config.read_bytes(), name=str(config)).get("pad_token")
+            names.append(token.get("content") if isinstance(token, dict) else token)
+        found = [self.token_to_id(name) for name in names if isinstance(name, str)]
+        found += [self._tokenizer.pad_id, *map(self.token_to_id, ("[PAD]", "<pad>"))]
+        return next((id for id in found if id is not None), 0)
 
     def encode_batch(
         self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, add_special_tokens: bool = True,

@@ -184,6 +184,24 @@ done:
     return result;
 }
 
+/* A new reference to `obj` as C-contiguous int64; only integers are ids. */
+static PyArrayObject *
+as_ids(PyObject *obj)
+{
+    PyObject *any = PyArray_FROM_O(obj);
+    if (any == NULL) {
+        return NULL;
+    }
+    if (PyArray_SIZE((PyArrayObject *)any) > 0 && !PyTypeNum_ISINTEGER(PyArray_TYPE((PyArrayObject *)any))) {
+        PyErr_SetString(PyExc_TypeError, "decode: ids must be integers");
+        Py_DECREF(any);
+        return NULL;
+    }
+    PyObject *ids = PyArray_FROM_OTF(any, NPY_INT64, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    Py_DECREF(any);
+    return (PyArrayObject *)ids;
+}
+
 static PyObject *
 tokenizer_decode(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -193,7 +211,7 @@ tokenizer_decode(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|p:decode", names, &ids_obj, &skip)) {
         return NULL;
     }
-    PyArrayObject *ids = (PyArrayObject *)PyArray_FROM_OTF(ids_obj, NPY_INT64, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *ids = as_ids(ids_obj);
     if (ids == NULL) {
         return NULL;
     }
@@ -313,6 +331,14 @@ tokenizer_vocab_size(PyObject *self, void *unused)
 }
 
 static PyObject *
+tokenizer_pad_id(PyObject *self, void *unused)
+{
+    (void)unused;
+    const int32_t id = ha_tokenizer_pad_id(handle(self));
+    return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
+}
+
+static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"path", NULL};
@@ -372,6 +398,7 @@ static PyMethodDef tokenizer_methods[] = {
 
 static PyGetSetDef tokenizer_getters[] = {
     {"vocab_size", tokenizer_vocab_size, NULL, PyDoc_STR("Ids are below it."), NULL},
+    {"pad_id", tokenizer_pad_id, NULL, PyDoc_STR("The id that the file pads with, or None."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

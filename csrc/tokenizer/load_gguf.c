@@ -39,7 +39,7 @@ read_pre(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
         tok->post.has_template = known[i].add_bos;      /* until the file's own flags are read */
         return HA_OK;
     }
-    return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.pre '%.60s' is not supported", name);
+    return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.pre '%.*s' is not supported", (int)(length < 60 ? length : 60), name);
 }
 
 static ha_status
@@ -98,14 +98,14 @@ read_merges(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     return HA_OK;
 }
 
-/* The special token `id_key`, when `flag_key` (or, without it, `fallback`) asks for it to be added; else -1. */
+/* The id under `id_key`, when the flag under `flag_key` (where that is NULL or absent: `fallback`) asks for it; else -1. */
 static ha_status
 read_special(const ha_tokenizer *tok, const ha_tensor_file *file, const char *flag_key, int fallback, const char *id_key, int32_t *out, ha_error *err)
 {
     int on = fallback;
     uint64_t id;
     *out = -1;
-    if (ha_gguf_has(file, flag_key)) {
+    if (flag_key != NULL && ha_gguf_has(file, flag_key)) {
         TRY(ha_gguf_bool(file, flag_key, &on, err));
     }
     if (!on) {
@@ -151,7 +151,7 @@ read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     size_t length;
     TRY(ha_gguf_string(file, "tokenizer.ggml.model", &model, &length, err));
     if (length != 4 || memcmp(model, "gpt2", 4) != 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.model '%.60s' is not supported", model);
+        return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.model '%.*s' is not supported", (int)(length < 60 ? length : 60), model);
     }
     tok->model_kind = HA_MODEL_BPE;
     tok->bpe.unk_id = -1;
@@ -160,6 +160,8 @@ read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     TRY(read_tokens(tok, file, err));
     TRY(read_merges(tok, file, err));
     ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    const int has_pad = ha_gguf_has(file, "tokenizer.ggml.padding_token_id");
+    TRY(read_special(tok, file, NULL, has_pad, "tokenizer.ggml.padding_token_id", &tok->pad_id, err));
     return read_template(tok, file, err);
 }
 
@@ -173,6 +175,9 @@ ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err)
         return status;
     }
     status = ha_gguf_is(file) ? read_all(tok, file, &cause) : ha_fail(&cause, HA_ERR_FORMAT, "not a GGUF file");
+    if (status == HA_OK) {
+        status = ha_tokenizer_finish(tok, &cause);
+    }
     if (status != HA_OK) {
         ha_fail(err, status, "%.250s: %.250s", path, cause.message);
     }

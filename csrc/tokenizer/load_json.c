@@ -514,6 +514,22 @@ read_decoder(const reader *r, const ha_json_node *node)
 
 /* ---- the file ---- */
 
+/* Of "padding" only which token pads; how far is the caller's to say. */
+static ha_status
+read_pad(const reader *r, const ha_json_node *padding)
+{
+    size_t id, length;
+    if (is_null(padding)) {
+        return HA_OK;
+    }
+    TRY(ha_json_get_size(r->json, padding, "pad_id", SIZE_MAX, 0, INT32_MAX, &id, r->err));
+    if (id != SIZE_MAX && ha_vocab_text(&r->tok->vocab, (int32_t)id, &length) == NULL) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "padding: pad_id %zu is not in the vocabulary", id);
+    }
+    r->tok->pad_id = id != SIZE_MAX ? (int32_t)id : -1;
+    return HA_OK;
+}
+
 static ha_status
 read_root(const reader *r)
 {
@@ -531,6 +547,7 @@ read_root(const reader *r)
     TRY(read_model(r, ha_json_get(r->json, root, "model")));
     TRY(read_added_tokens(r, ha_json_get(r->json, root, "added_tokens")));
     TRY(read_sequence(r, ha_json_get(r->json, root, "post_processor"), "post_processor", "processors", read_one_post_processor));
+    TRY(read_pad(r, ha_json_get(r->json, root, "padding")));
     return read_decoder(r, ha_json_get(r->json, root, "decoder"));
 }
 
@@ -549,6 +566,9 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
         /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
         const reader r = {tok, json, file.size / 2 + 65536, &cause};
         status = read_root(&r);
+        if (status == HA_OK) {
+            status = ha_tokenizer_finish(tok, &cause);
+        }
         if (status != HA_OK) {
             ha_fail(err, status, "%.250s: %.250s", path, cause.message);
         }

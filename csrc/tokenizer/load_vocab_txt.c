@@ -139,6 +139,7 @@ read_specials(ha_tokenizer *tok, const ha_json *config, ha_error *err)
         }
     }
     tok->wordpiece.unk_id = ids[0];
+    tok->pad_id = ids[3];
     ha_post_processor_bert(&tok->post, ids[1], ids[2], 0);
     return HA_OK;
 }
@@ -221,6 +222,9 @@ ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err)
         status = read_lines(tok, file.data, file.size, &cause);
         if (status == HA_OK) {
             status = configure(tok, config, &cause);
+        }
+        if (status == HA_OK) {
+            status = ha_tokenizer_finish(tok, &cause);
         }
         if (status != HA_OK) {
             ha_fail(err, status, "%.250s: %.250s", path, cause.message);

@@ -103,11 +103,12 @@ struct ha_tokenizer {
     ha_bpe bpe;
     ha_post_processor post;
     ha_decoder decoder;
+    int32_t pad_id;                 /* -1: the file says none */
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
 };
 
-/* Loaders: fill a zeroed tokenizer; the caller frees it on failure. `name` starts messages. */
+/* Loaders: fill a zeroed tokenizer, which the caller frees on failure. Messages start with the path. */
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);

@@ -175,14 +175,15 @@ load_from_folder(ha_tokenizer *tok, const char *folder, const char *name, ha_sta
 static ha_status
 load(ha_tokenizer *tok, const char *path, ha_error *err)
 {
-    if (ends_with(path, ".gguf")) {
-        return ha_tokenizer_load_gguf(tok, path, err);
+    char magic[4] = {0};
+    FILE *file = fopen(path, "rb");
+    const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt"));
+    if (file != NULL) {
+        fclose(file);
     }
-    if (ends_with(path, ".json")) {
-        return ha_tokenizer_load_json(tok, path, err);
-    }
-    if (ends_with(path, ".txt")) {
-        return ha_tokenizer_load_vocab_txt(tok, path, err);
+    if (is_file) {
+        return memcmp(magic, "GGUF", 4) == 0 ? ha_tokenizer_load_gguf(tok, path, err)
+               : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
     }
     int found = 0;
     ha_status status = load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
@@ -204,14 +205,8 @@ ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
     if (tok == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
+    tok->pad_id = -1;
     ha_status status = load(tok, path, err);
-    if (status == HA_OK) {
-        ha_error cause;
-        status = ha_tokenizer_finish(tok, &cause);
-        if (status != HA_OK) {
-            ha_fail(err, status, "%s: %.400s", path, cause.message);
-        }
-    }
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;
@@ -226,6 +221,12 @@ size_t
 ha_tokenizer_vocab_size(const ha_tokenizer *tok)
 {
     return tok->vocab.n_ids;
+}
+
+int32_t
+ha_tokenizer_pad_id(const ha_tokenizer *tok)
+{
+    return tok->pad_id;
 }
 
 int32_t

@@ -53,6 +53,7 @@ ha_status ha_tokenizer_normalize(const ha_tokenizer *tokenizer, ha_text text, ch
 ha_status ha_tokenizer_pre_tokenize(const ha_tokenizer *tokenizer, ha_text text, int32_t **out, size_t *n, ha_error *err);
 
 size_t ha_tokenizer_vocab_size(const ha_tokenizer *tokenizer);              /* with added tokens: ids are below it, some may have no token */
+int32_t ha_tokenizer_pad_id(const ha_tokenizer *tokenizer);                 /* what the file pads with; -1: it does not say */
 int32_t ha_tokenizer_token_to_id(const ha_tokenizer *tokenizer, const char *token, size_t length);     /* -1: none */
 const char *ha_tokenizer_id_to_token(const ha_tokenizer *tokenizer, int32_t id, size_t *length);       /* NULL: none */
 /* The raw bytes that byte-level decoding gives for one token (what a stop string is matched against); special tokens give none (length 0). */

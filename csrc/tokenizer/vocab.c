@@ -78,14 +78,16 @@ ha_vocab_add(ha_vocab *vocab, const char *text, size_t length, uint64_t id, size
 {
     size_t other_length;
     if (id >= max_ids || id >= INT32_MAX / 4) {
-        return ha_fail(err, HA_ERR_FORMAT, "token '%.80s': id %llu is out of range for a vocabulary of this size", text, (unsigned long long)id);
+        return ha_fail(err, HA_ERR_FORMAT, "token '%.*s': id %llu is out of range for a vocabulary of this size",
+                       (int)(length < 80 ? length : 80), text, (unsigned long long)id);
     }
     const char *other = ha_vocab_text(vocab, (int32_t)id, &other_length);
     if (other != NULL) {
         if (other_length == length && memcmp(other, text, length) == 0) {
             return HA_OK;
         }
-        return ha_fail(err, HA_ERR_FORMAT, "tokens '%.80s' and '%.80s' have the same id %llu", other, text, (unsigned long long)id);
+        return ha_fail(err, HA_ERR_FORMAT, "tokens '%.80s' and '%.*s' have the same id %llu", other,
+                       (int)(length < 80 ? length : 80), text, (unsigned long long)id);
     }
     const ha_status status = grow(vocab, (size_t)id + 1, err);
     if (status != HA_OK) {

@@ -1,0 +1,159 @@
+"""What the tests of the tokenizer share: comparison with Hugging Face `tokenizers`, texts, and random tokenizers of every option."""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from harmaug import Tokenizer
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+          r"|\s+(?!\S)|\s+")
+QWEN2 = LLAMA3.replace("{1,3}", "")
+
+TEXTS = [
+    "", " ", "a", "The dog.", "didn't it's WE'LL they'Re 'ſ'S", "  two  spaces\t\ttabs\r\n\r\nlines  ", "12345 6 7.8 ½ Ⅷ ٣", "naïve café ÉCOLE",
+    "中文 mixed with English 日本語", "😀 emoji 👩‍👩‍👧 family", "[CLS] literal [SEP] tokens <|endoftext|> here", "x" * 300, "ab" * 200, "e\u0301\u0327 a\u030a\u0323",
+    "\u0130stanbul \ufb01ne \u1e9e", "\x00 \ufffd \x85 \u00a0 \u2028 \u200b end", "क्षि ญี่ปุ่น e̋̂́", "한국어 \u1112\u1161\u11ab", "ﷺ ① ﾊﾟ", "\u0344\u0f73\u0340 \U0001d15e",
+]
+
+
+def difference(
+    ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: Sequence[str], pairs: Sequence[str | None] | None = None, special: bool = True,
+    decode: bool = True,
+) -> list[int]:
+    """Rows in which ids, type ids, spans or decoded text differ. `theirs` neither truncates nor pads."""
+    got = ours.encode_batch(texts, pairs, special)
+    rows = [t if p is None else (t, p) for t, p in zip(texts, pairs or [None] * len(texts), strict=True)]
+    spans = got.spans.tolist()
+    bad = []
+    for i, want in enumerate(theirs.encode_batch(rows, add_special_tokens=special)):
+        begin, end = got.offsets[i], got.offsets[i + 1]
+        same = (got.ids[begin:end].tolist() == want.ids and got.type_ids[begin:end].tolist() == want.type_ids
+                and [tuple(s) for s in spans[begin:end]] == want.offsets)
+        if not same or (decode and any(ours.decode(want.ids, skip) != theirs.decode(want.ids, skip_special_tokens=skip) for skip in (True, False))):
+            bad.append(i)
+    return bad
+
+
+def code_point_lines(code_points: Iterable[int]) -> list[str]:
+    return [f"a{c}b {c} {c}{c}c" for c in (chr(n) for n in code_points if not 0xD800 <= n < 0xE000)]
+
+
+def random_unicode(count: int, seed: int) -> list[str]:
+    """Lines that mix scripts, marks, white space, digits and anything at all."""
+    r = random.Random(seed)
+    pools = [range(a, b) for a, b in (
+        (0x20, 0x7F), (0, 0x300), (0x300, 0x370), (0x370, 0x530), (0x590, 0x700), (0x900, 0xE00), (0xE00, 0x1200), (0x1100, 0x1200), (0x2000, 0x2100),
+        (0x3000, 0x3100), (0x4E00, 0x5000), (0xAC00, 0xAC80), (0xFB00, 0x10000), (0x1D100, 0x1D200), (0x10000, 0x20000), (0, 0x110000))]
+    lines = []
+    for _ in range(count):
+        line = ""
+        for _ in range(r.randint(1, 12)):
+            pool = r.choice(pools)
+            line += "".join(chr(c) for c in r.choices(pool, k=r.randint(1, 6)) if not 0xD800 <= c < 0xE000)
+            if r.random() < 0.4:
+                line += r.choice([" ", "  ", "\n", "\r\n", "\t", "'s", "'Re", "12"])
+        lines.append(line)
+    return lines
+
+
+def random_text(r: random.Random) -> str:
+    letters = r.choice(["ab", "aab b", "abc \n", "AaBb  \t'sS", "xyé É\u0301\u0327", "ab12 .,'", "中a b\u3000", "ſs'S TtRreEvVlL", "\r\n \t\u00a0\u2028a1.", "한국ᄒ\u1161\u11a8각"])
+    text = "".join(r.choices(letters, k=r.choice([0, 1, 2, 3, 5, 8, 15, 30, 80])))
+    if r.random() < 0.5:
+        middle = len(text) // 2
+        text = text[:middle] + r.choice(["<a>", "<s>", " <s> ", "ab", "[SEP]", "<|x|>", " É", "  <a>  ", "a b", "é"]) + text[middle:]
+    return text
+
+
+def random_bpe(r: random.Random) -> tokenizers.Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if r.random() < 0.4:
+        alphabet = r.sample(alphabet, r.randint(150, 255))      # bytes without a token
+    vocab = {c: i for i, c in enumerate(alphabet)}
+    parts = [c for c in "aabbcdABsSrReltT12 .éÃ©ĠĊ" if c in vocab]
+    merges = []
+    for _ in range(r.randint(0, 60)):
+        left, right = r.choice(parts), r.choice(parts)
+        if len(left + right) <= 8:
+            merges.append((left, right))
+            vocab.setdefault(left + right, len(vocab))
+            parts.append(left + right)
+    unk = r.random() < 0.4
+    if unk:
+        vocab["<unk>"] = len(vocab)
+    tok = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>" if unk else None, fuse_unk=unk and r.random() < 0.5, ignore_merges=r.random() < 0.3))
+    space, trim = r.random() < 0.5, r.random() < 0.5
+    with_regex = pre_tokenizers.ByteLevel(add_prefix_space=space, trim_offsets=trim)
+    without = pre_tokenizers.ByteLevel(add_prefix_space=space, trim_offsets=trim, use_regex=False)
+    behavior, invert = r.choice([("isolated", False), ("isolated", True), ("removed", True)])
+    steps = r.choice([
+        [with_regex], [without], [pre_tokenizers.Split(Regex(r.choice([GPT2, LLAMA3, QWEN2])), behavior, invert), without],
+        [pre_tokenizers.Digits(r.random() < 0.5), with_regex]])
+    tok.pre_tokenizer = steps[0] if len(steps) == 1 and r.random() < 0.5 else pre_tokenizers.Sequence(steps)
+    if r.random() < 0.3:
+        tok.normalizer = r.choice([normalizers.NFC(), normalizers.NFD(), normalizers.Lowercase(),
+                                   normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])])
+    tok.decoder = decoders.ByteLevel()
+    return tok
+
+
+def random_wordpiece(r: random.Random) -> tokenizers.Tokenizer:
+    vocab = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}
+    letters = "abcABxyzé12.'中sStTrReEvVlL한국ᄒ"
+    words = [p + c for c in letters for p in ("", "##") if r.random() < 0.8]
+    words += [r.choice(["", "##"]) + "".join(r.choices(letters, k=r.randint(2, 4))) for _ in range(r.randint(0, 40))]
+    for word in words:
+        vocab.setdefault(word, len(vocab))
+    tok = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=r.choice([100, 5, 20])))
+
+    def coin() -> bool:
+        return r.random() < 0.5
+
+    if r.random() < 0.9:
+        tok.normalizer = normalizers.BertNormalizer(
+            clean_text=coin(), handle_chinese_chars=coin(), strip_accents=r.choice([None, True, False]), lowercase=coin())
+    if r.random() < 0.9:
+        tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if r.random() < 0.9:
+        tok.decoder = decoders.WordPiece("##", cleanup=coin())
+    return tok
+
+
+def add_random_tokens(tok: tokenizers.Tokenizer, r: random.Random) -> None:
+    seen: set[str] = set()
+    for text in r.sample(["<a>", "<s>", "ab", "a", "b ", " ", "  ", "É", "AB", "1", "[SEP]", "[CLS]", "<|x|>", "a b", "é", "e\u0301"], r.randint(0, 5)):
+        plain = tok.normalizer.normalize_str(text) if tok.normalizer else text
+        if seen & {text, text.lower(), plain}:
+            continue        # two tokens that match the same text: the reference picks one by the hash of the day
+        seen |= {text, text.lower(), plain}
+        options = {name: r.random() < 0.4 for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        tok.add_tokens([AddedToken(text, **options)])
+
+
+def add_random_template(tok: tokenizers.Tokenizer, r: random.Random) -> None:
+    vocab = tok.get_vocab()
+    x, y = r.sample(sorted(vocab.items()), 2)
+    template = processors.TemplateProcessing(
+        single=r.choice(["$A", "X $A", "X:2 $A:1 Y", "$A:3 Y Y", "X $A Y $A"]), pair=r.choice(["$A $B", "X $A Y $B:1 Y:1", "$B X $A:2", "X $A $B Y:5 $A"]),
+        special_tokens=[("X", x[1]), ("Y", y[1])])
+    options = {"trim_offsets": r.random() < 0.7, "add_prefix_space": r.random() < 0.5}
+    choices = [None, template, processors.BertProcessing(x, y)]
+    if isinstance(tok.model, models.BPE):
+        trim = processors.ByteLevel(**options)
+        choices += [trim, processors.RobertaProcessing(x, y, **options), processors.Sequence([trim, template]), processors.Sequence([template, trim])]
+    chosen = r.choice(choices)
+    if chosen is not None:
+        tok.post_processor = chosen
+
+
+def random_tokenizer(seed: int) -> tuple[tokenizers.Tokenizer, random.Random]:
+    r = random.Random(seed)
+    tok = random_wordpiece(r) if r.random() < 0.4 else random_bpe(r)
+    add_random_tokens(tok, r)
+    add_random_template(tok, r)
+    return tok, r
