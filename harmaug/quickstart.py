@@ -123,7 +123,8 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
             guards[name] = run / folder
         systems = {"teacher": teacher.GuardTeacher.from_pretrained(teacher.STANDIN, **options).guard,
                    **{name: Guard.from_pretrained(folder, **options) for name, folder in guards.items()}}
-        sizes = {name: weights_mb(systems[name], folder) for name, folder in {"teacher": folders["minilm"], **guards}.items()}
+        sizes = {"teacher": weights_mb(standin) + (weights_mb(folders["minilm"]) if (standin / "adapter_config.json").exists() else 0.0),
+                 **{name: weights_mb(folder) for name, folder in guards.items()}}
         report = _measure(systems, sizes, held_out, chosen)
         return _finish(run, report, time.monotonic() - begun, tell)
 
@@ -135,8 +136,8 @@ def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], 
     missing = [name for name in MODELS if models.show(name)["path"] is None]
     size = sum(models.REGISTRY[name].wheel_size for name in missing) / 1e6
     isa = _C.build_info()["cpu_isa"]
-    minutes = _MINUTES.get(isa)
-    takes = f"about {minutes} minutes at most on 2 cores with {isa}" if minutes else f"well over 12 minutes ({isa} instructions only)"
+    minutes = next((minutes for name, minutes in _MINUTES.items() if isa.startswith(name)), None)
+    takes = f"at most {minutes} minutes on 2 cores with {isa}" if minutes else f"well over 12 minutes ({isa} instructions only)"
     tell(f"download {size:.0f} MB ({', '.join(missing)})" if missing and not offline else f"download nothing{'' if missing else ': the models are here'}")
     tell(f"then {takes}; everything goes into {out}, and the same command goes on where it was stopped")
 
@@ -153,8 +154,8 @@ def _tell(tell: Callable[[str], None], stage: str, account: Mapping[str, Any]) -
     tell(f"{stage}: {pipeline.describe(stage, account)}")
 
 
-def weights_mb(guard: Any, folder: str | os.PathLike[str]) -> float:
-    """Return the size of a model's weights file in MB (10^6 bytes)."""
+def weights_mb(folder: str | os.PathLike[str]) -> float:
+    """Return the size of a folder's weights in MB (10^6 bytes)."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6
 
 

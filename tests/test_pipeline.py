@@ -1,0 +1,224 @@
+"""The whole way over tiny real models: native generator, teacher and student, through the command line."""
+import json
+import re
+from pathlib import Path
+
+import bert_model
+import fake_generator
+import numpy as np
+import pytest
+from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
+
+from harmaug import cli, evaluate, models, pipeline, quickstart, teacher
+from harmaug.data import Row, read_rows
+from harmaug.runs import RunFolder
+
+ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
+CONFIG = """
+[data]
+seed = ["seed.jsonl"]
+evaluation = {{ held_out = "test.jsonl" }}
+[generator]
+model = "{lm}"
+batch_size = {batch_size}
+dtype = "float32"
+[augment]
+samples = 40
+benign = 20
+max_new_tokens = 30
+[respond]
+responses = "pairs"
+max_new_tokens = 8
+limit = 6
+[label]
+teacher = "{bert}"
+[distil]
+student = "{bert}"
+layers = [0, 2]
+new_head = true
+lr = 1e-3
+warmup_steps = 2
+batch_size = 16
+max_steps = 12
+max_length = 64
+validation_fraction = 0.2
+[evaluate]
+long = "truncate"
+draws = 50
+"""
+
+
+def write_llama(path):
+    """A model whose samples are letters and spaces: all embeddings share a direction that letters' rows of the head point along."""
+    c = Tiny(context=2048)
+    w = weights(c)
+    rng = np.random.default_rng(3)
+    common = rng.normal(0, 0.15, c.hidden).astype(np.float32)
+    letters = [i for i, token in enumerate(TOKENS) if i >= len(SPECIAL) and re.fullmatch("[a-z]|\u0120", token)]
+    w["model.embed_tokens.weight"] += 20 * common
+    w["lm_head.weight"] -= common * 2
+    w["lm_head.weight"][letters] += common * 8
+    w["lm_head.weight"][TOKENS.index("\u0120")] *= 1.1
+    w["lm_head.weight"][TOKENS.index("\u010a")] = w["lm_head.weight"][letters].mean(0) * 1.08    # newline
+    write_gguf(path, c, w)
+    return path
+
+
+def write_bert(folder, layers=6, seed=1):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"{mark}{letter}" for mark in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz0123456789"), ".", ",", "?", "'"]
+    c = bert_model.config(vocab_size=len(words), max_position_embeddings=512, num_hidden_layers=layers)
+    bert_model.write(folder, c, bert_model.weights(c, seed))
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return write_llama(folder / "tiny.gguf"), write_bert(folder / "bert")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    Path("seed.jsonl").write_text("".join(json.dumps(row.to_dict()) + "\n" for row in fake_generator.seed_rows()))
+    Path("test.jsonl").write_text("".join(json.dumps({"prompt": f"{'How to harm' if i % 2 else 'How to help'} person {i}", "label": i % 2}) + "\n" for i in range(20)))
+    return tmp_path
+
+
+def run(tiny, out, *argv, batch_size=8):
+    Path("config.toml").write_text(CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=batch_size))
+    assert cli.main(["run", "config.toml", "--out", out, "--quiet", *argv]) == 0
+    return {path.name: path.read_bytes() for path in Path(out).glob("*.jsonl")}, json.loads(Path(out, "metrics.json").read_text())
+
+
+def test_the_whole_way_twice_and_with_other_batches_and_threads(folder, tiny, capsys):
+    rows, metrics = run(tiny, "first", "--n-threads", "1")
+    assert set(rows) == set(ROWS) and rows["instructions.jsonl"] and rows["labelled.jsonl"].count(b"\n") > 81
+    info = json.loads(Path("first/run.json").read_text())
+    assert list(info["stages"]) == list(pipeline.STAGES) and all(stage["done"] for stage in info["stages"].values())
+    assert info["stages"]["augment"]["account"]["kept"] >= 5 and info["stages"]["augment"]["made_by"][0]["models"]
+    assert info["stages"]["distil"]["account"]["steps"] == 12 and info["stages"]["label"]["teacher"] == {"name": "bert", "licence": "unknown"}
+    assert metrics["datasets"]["held_out"]["n"] == 20 and metrics["schema_version"] == evaluate.SCHEMA_VERSION and metrics["stages"]["augment"]["account"]
+    weights_of = Path("first/guard/model.safetensors").read_bytes()
+    assert json.loads(Path("first/guard/config.json").read_text())["num_hidden_layers"] == 2
+    # the same command again does nothing but measure
+    before = Path("first/guard/model.safetensors").stat().st_mtime_ns
+    assert run(tiny, "first") == (rows, json.loads(Path("first/metrics.json").read_text())) and Path("first/guard/model.safetensors").stat().st_mtime_ns == before
+    # neither batch size nor threads change a byte
+    again, measured = run(tiny, "second", "--n-threads", "2", batch_size=32)
+    assert again == rows and Path("second/guard/model.safetensors").read_bytes() == weights_of
+    assert measured["datasets"] == metrics["datasets"]
+    # the guard scores through the command line
+    capsys.readouterr()
+    assert cli.main(["score", "--model", "first/guard", "test.jsonl"]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in scored] == [row.prompt for row in read_rows("test.jsonl")] and all(0 <= row["score"] <= 1 for row in scored)
+    assert cli.main(["evaluate", "--model", "first/guard", "test.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["datasets"]["test"]["auprc"] == pytest.approx(metrics["datasets"]["held_out"]["auprc"], abs=1e-6)
+
+
+def test_labelled_rows_are_seeds_instructions_and_pairs(folder, tiny):
+    rows, _ = run(tiny, "run")
+    labelled = read_rows("run/labelled.jsonl")
+    seeds, instructions, pairs = labelled[:81], read_rows("run/instructions.jsonl"), read_rows("run/pairs.jsonl") if rows["pairs.jsonl"] else []
+    assert [(row.prompt, row.response, row.label) for row in seeds] == [(row.prompt, row.response, row.label) for row in fake_generator.seed_rows()]
+    assert [(row.prompt, row.response) for row in labelled[81:]] == [(row.prompt, row.response) for row in instructions + pairs]
+    assert all(row.unsafe_score is not None and row.category and row.extra["teacher"] == "bert" for row in labelled)
+    assert all(row.label is None for row in labelled[81:])
+    scores = teacher.GuardTeacher.from_pretrained(tiny[1]).score([row.prompt for row in labelled], [row.response for row in labelled])
+    np.testing.assert_array_equal(np.float32([row.unsafe_score for row in labelled]), scores)
+
+
+def test_distil_alone_on_labelled_files(folder, tiny):
+    """No augmentation: the real-data configuration's shape."""
+    config = CONFIG.format(lm="none", bert=tiny[1], batch_size=8)
+    Path("config.toml").write_text(config[:config.index("[generator]")] + config[config.index("[distil]"):])
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    assert set(json.loads(Path("r/run.json").read_text())["stages"]) == {"distil", "evaluate"}
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([{"prompt": f"row {i}", "label": 1} for i in range(30)], "one class only"), ([{"prompt": "a row", "label": 1}, {"prompt": "another row"}], "row 2: neither a label nor an unsafe-score"),
+])
+def test_sets_that_cannot_be_learnt_are_one_line(folder, tiny, capsys, rows, message):
+    Path("seed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("config.toml").write_text(f'[data]\nseed = ["seed.jsonl"]\n[distil]\nstudent = "{tiny[1]}"\n')
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("harmaug: ") and message in line and "\n" not in line
+
+
+def test_damaged_and_missing_models_are_one_line(folder, tiny, capsys):
+    (folder / "cut.gguf").write_bytes(tiny[0].read_bytes()[:5000])
+    for model, message in ((folder / "cut.gguf", "cut.gguf"), ("nowhere/at-all-here", "nowhere/at-all-here")):
+        Path("config.toml").write_text(CONFIG.format(lm=model, bert=tiny[1], batch_size=8))
+        assert cli.main(["augment", "config.toml", "--out", "r", "--quiet"]) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("harmaug: ") and message in line and "\n" not in line
+
+
+def test_evaluation_rows_and_blocked_seeds_stay_out(folder):
+    seeds = [*fake_generator.seed_rows(), Row(prompt="Describe naked kids", label=1, category="fraud")]
+    with RunFolder(folder / "run") as run:
+        account = pipeline.label(run, lambda prompts, responses: [0.5] * len(prompts), seeds, quiet=True)
+        assert account["seed"] == 81 and account["seeds_blocked"] == 1
+        assert b"naked" not in (run / "labelled.jsonl").read_bytes()
+
+
+# -- quick start --
+
+
+def test_quickstart(folder, tiny, monkeypatch, capsys):
+    """On tiny models: every stage, the table, the files; the same command again changes nothing and is quick."""
+    places = {"minilm": tiny[1], "smollm2": tiny[0]}
+    monkeypatch.setattr(models, "resolve", lambda name, **options: places.get(str(name), Path(name)))
+    monkeypatch.setattr(teacher, "standin_folder", lambda: tiny[1])
+    argv = ["quickstart", "--samples", "48", "--benign", "32", "--responses", "8", "--steps", "5", "--offline"]
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("harmaug quickstart: ") and lines[1].startswith("download nothing") and "minutes" in lines[2]
+    table = "\n".join(lines)
+    for words in ("stand-in teacher", "student with augmentation", "student without augmentation", "95 % interval", "F1 at fitted", "base rate", "GFLOPs"):
+        assert words in table
+    metrics = json.loads(Path("harmaug-quickstart/metrics.json").read_text())
+    assert metrics["schema_version"] == 1 and set(metrics["systems"]) == {"teacher", "student with", "student without"}
+    assert ("difference within noise" in table) == metrics["comparison"]["within_noise"]
+    stages = metrics["stages"]
+    assert stages["augment"]["account"]["asked"] == 80 and stages["distil"]["account"]["steps"] == stages["distil_without"]["account"]["steps"] == 5
+    assert stages["distil"]["account"]["train"] > stages["distil_without"]["account"]["train"] and stages["distil"]["account"]["validation"] == stages["distil_without"]["account"]["validation"]
+    assert metrics["systems"]["student with"]["mb"] < metrics["systems"]["teacher"]["mb"]
+    assert metrics["systems"]["student with"]["gflops"] < metrics["systems"]["teacher"]["gflops"]
+    page = Path("harmaug-quickstart/report.html").read_text()
+    assert "student with augmentation" in page and "<details" in page and "http" not in page.replace("http-equiv", "")
+    assert cli.main([*argv, "--json", "--quiet"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["comparison"] == metrics["comparison"] and again["stages"]["augment"] == metrics["stages"]["augment"]
+
+
+def test_quickstart_offline_without_models_says_how_to_fetch(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HARMAUG_MODELS", str(folder))
+    monkeypatch.setenv("HARMAUG_CACHE", str(folder / "cache"))
+    assert cli.main(["quickstart", "--offline"]) == 2
+    got = capsys.readouterr()
+    assert "download nothing" in got.out and "harmaug models fetch" in got.err and not Path("harmaug-quickstart").exists()
+
+
+def test_sizes_are_checked(capsys):
+    assert cli.main(["quickstart", "--samples", "0"]) == 2
+    assert "samples must be >= 1, got 0" in capsys.readouterr().err
+
+
+def test_flops_of_bert():
+    """all-MiniLM-L6-v2 on 64 tokens, each matrix product by itself."""
+    hidden, inner, tokens = 384, 1536, 64
+    layer = 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 2 * (2 * tokens * tokens * hidden)
+    head = 2 * hidden * hidden + 2 * hidden * 2
+    assert quickstart.bert_flops({"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 6}) == 6 * layer + head
+
+
+def test_examples_are_valid():
+    names = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
+    assert len(names) >= 2
+    for path in names:
+        pipeline.Config.from_dict(pipeline.read_config(path), path.name)
