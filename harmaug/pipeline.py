@@ -22,7 +22,7 @@ from harmaug import respond as respond_stage
 from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
-from harmaug.data import DataError, Row, atomic_file, encode_row, read_rows
+from harmaug.data import DataError, Row, atomic_file, encode_row, normalise, read_rows
 from harmaug.generator import Generator
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
@@ -379,6 +379,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
+    for name, n in leaks(seeds, held_out).items():
+        _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter", where, n, name)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     report: dict[str, Any] = {}
@@ -404,6 +406,13 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             report[name] = evaluate(run, None, held_out, config=config.evaluate, **options)
         tell(f"{name}: {describe(name, report[name])}")
     return report
+
+
+def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:
+    """Return, for the sets where it is not 0, how many of a set's rows stand among the rows too, letter case and spacing aside."""
+    known = {(normalise(row.prompt), normalise(row.response or "")) for row in rows}
+    found = {name: sum((normalise(row.prompt), normalise(row.response or "")) in known for row in held_out) for name, held_out in sets.items()}
+    return {name: n for name, n in found.items() if n}
 
 
 def load_generator(config: GeneratorConfig, **options: Any) -> Generator:

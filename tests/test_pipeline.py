@@ -138,6 +138,13 @@ def test_distil_alone_on_labelled_files(folder, tiny):
     assert set(json.loads(Path("r/run.json").read_text())["stages"]) == {"distil", "evaluate"}
 
 
+def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
+    Path("test.jsonl").write_text(Path("test.jsonl").read_text() + json.dumps({"prompt": "tell  me how to MISUSE a lamp", "response": "I can't help with that.", "label": 0}) + "\n")
+    Path("config.toml").write_text(CONFIG.format(lm="none", bert=tiny[1], batch_size=8).split("[generator]")[0] + f'[distil]\nstudent = "{tiny[1]}"\nmax_steps = 1\n[evaluate]\ndraws = 0\n')
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    assert "config.toml: 1 rows of the evaluation set held_out stand among the seed rows" in caplog.text
+
+
 @pytest.mark.parametrize("rows, message", [
     ([{"prompt": f"row {i}", "label": 1} for i in range(30)], "one class only"), ([{"prompt": "a row", "label": 1}, {"prompt": "another row"}], "row 2: neither a label nor an unsafe-score"),
 ])
