@@ -569,6 +569,8 @@ class _Run:
             state = msgspec.json.decode(path.read_bytes(), type=_State)
         except msgspec.DecodeError as exc:
             raise ValueError(f"{path}: damaged checkpoint ({exc}); remove {self.work} to start again") from None
+        if any(Path(name).name != name for name in (state.trainer, state.best or "")):
+            raise ValueError(f"{path}: damaged checkpoint (it names files outside its folder); remove {self.work} to start again")
         differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
         if differing:
             raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); remove it, or choose another folder")

@@ -229,6 +229,10 @@ def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
         Distiller(config(student, epochs=2, lr=1e-3)).fit(rows, out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="other rows"):
         Distiller(config(student, epochs=2)).fit(rows[1:], out=tmp_path, progress=False)
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_bytes())
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({**state, "trainer": "../../x"}))
+    with pytest.raises(ValueError, match="names files outside its folder"):
+        Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
     (tmp_path / "checkpoint" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="state.json: damaged checkpoint"):
         Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)

@@ -1,4 +1,9 @@
 """Training in C: loss and schedule against their equations in float64, ten steps against recorded torch, and what must not change a bit."""
+import os
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny_bert
@@ -314,3 +319,51 @@ def test_damaged_state_is_named(folder, tmp_path):
             fresh.load(tmp_path / "bad.safetensors", 1)
     with pytest.raises(OSError):
         start(folder)[1].load(tmp_path / "nothing.safetensors", 1)
+
+
+def resident_kilobytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_and_references_stay_flat(folder, tmp_path):
+    params, trainer = start(folder, lora_rank=2, lora_targets=("query",))
+    ids, offsets, types, hard, soft = tiny_bert.batch(0)
+    for i in range(1300):
+        if i == 300:
+            memory, references = resident_kilobytes(), sys.getrefcount(params)
+        _C.Trainer(params, frozen=("bert.embeddings.*",), lora_rank=2, lora_targets=("query", "key"))
+        trainer.step(ids, offsets, hard, soft, type_ids=types, lr=1e-6)
+        for bad in ({"lora_rank": 2}, {"frozen": ("none",)}, {"frozen": (1,)}, {"dropout": 2.0}):
+            with pytest.raises((ValueError, TypeError)):
+                _C.Trainer(params, **bad)
+        with pytest.raises(ValueError, match="hard"):
+            trainer.step(ids, offsets, hard[:-1], lr=1.0)
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            trainer.step(ids + 100, offsets, hard, lr=1.0)
+        with pytest.raises(OSError):
+            trainer.save(tmp_path / "none" / "state")
+    assert resident_kilobytes() - memory < 512
+    assert sys.getrefcount(params) == references
+
+
+def test_one_trainer_is_one_threads(folder):
+    _, trainer = start(folder)
+    ids, offsets, types, hard, soft = tiny_bert.batch(0, rows=400)
+    outcomes = []
+
+    def work():
+        for _ in range(5):
+            try:
+                outcomes.append(trainer.step(ids, offsets, hard, soft, type_ids=types, lr=0.0)["loss"])
+            except RuntimeError as error:
+                outcomes.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {o for o in outcomes if isinstance(o, str)} <= {"Trainer: in use by another thread"}
+    assert len({o for o in outcomes if isinstance(o, float)}) == 1      # dropout and lr are 0: every step that was made saw the same weights
+    assert trainer.steps == sum(isinstance(o, float) for o in outcomes)
