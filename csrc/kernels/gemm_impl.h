@@ -7,9 +7,9 @@
  * of bfloat16, a bfloat16 weight and its x are packed in pairs along k, and a step of the chain takes two products. */
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
-#define GEMM_KC 384             /* k of a block at most: a panel block of B (GEMM_KC * GEMM_NR floats) stays in the first-level cache */
+#define GEMM_KC 512             /* k of a block at most: a block of one panel of B and of one tile of A stay in the near caches */
 #define GEMM_GRAIN 200000       /* multiply-adds a thread, below which starting a thread costs more */
-#define GEMM_GROUP 8            /* row tiles that one task takes */
+#define GEMM_GROUP 8            /* row tiles that one task packs and multiplies: they stay in the second-level cache */
 
 _Static_assert(HA_PANEL % GEMM_NR == 0, "a panel of a packed weight is whole panels of the register tile");
 
@@ -101,6 +101,8 @@ tile_body(const size_t rows, const int step, size_t kc, const char *a, const cha
         for (size_t v = 0; v < GEMM_NV; v++) {
             acc[r][v] = vf_set1(0.0f);
         }
+        __builtin_prefetch(out->c + r * out->ldc, 1);       /* C is far away when the tile is done, unless it is asked for now */
+        __builtin_prefetch(out->c + r * out->ldc + GEMM_NR - 1, 1);
     }
     for (size_t p = 0; p < kc; p++) {
         tile_step(rows, step, a, b, acc);
@@ -221,36 +223,48 @@ task_take(task_counter *counter)
 
 typedef struct gemm_run {
     const ha_gemm *g;
-    float *packed_a, *packed_b;
+    float *packed_b;            /* all panels of a block of k */
+    float *packed_a;            /* for each thread, the rows of one group for a block of k */
     task_counter counter;
 } gemm_run;
 
-static void
-gemm_pack_task(const gemm_run *run, size_t task, size_t tiles, size_t k0, size_t kc)
+/* Floats of packed_a for one thread. */
+static size_t
+gemm_group_floats(size_t m, size_t k)
 {
-    const ha_gemm *g = run->g;
-    if (task < tiles) {
-        const size_t first = tile_start(task, tiles, g->m), end = tile_start(task + 1, tiles, g->m);
-        pack(run->packed_a + first * kc, end - first, g->a + (ptrdiff_t)first * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, end - first, kc);
-        return;
-    }
-    const size_t first = (task - tiles) * GEMM_NR;
-    pack_panel(run->packed_b + first * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)first * g->b_col, g->b_row, g->b_col, kc,
-               g->n - first < GEMM_NR ? g->n - first : GEMM_NR);
+    const size_t rows = GEMM_GROUP * GEMM_MR;
+    return (m < rows ? m : rows) * gemm_block(k);
 }
 
-/* Row tiles [first_tile, end_tile) of one panel of columns. */
 static void
-gemm_tile_task(const gemm_run *run, size_t panel, size_t first_tile, size_t end_tile, size_t tiles, size_t k0, size_t kc)
+gemm_pack_panel(const gemm_run *run, size_t panel, size_t k0, size_t kc)
 {
     const ha_gemm *g = run->g;
     const size_t col = panel * GEMM_NR;
-    tile_out out = {.ldc = g->ldc, .cols = g->n - col < GEMM_NR ? g->n - col : GEMM_NR,
-                    .alpha = g->alpha, .beta = k0 == 0 ? g->beta : 1.0f};
+    pack_panel(run->packed_b + col * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)col * g->b_col, g->b_row, g->b_col, kc,
+               g->n - col < GEMM_NR ? g->n - col : GEMM_NR);
+}
+
+/* Row tiles [first_tile, end_tile), packed by this thread into `a`, times the panels [first_panel, end_panel). */
+static void
+gemm_group_task(const gemm_run *run, float *a, size_t first_tile, size_t end_tile, size_t tiles,
+                size_t first_panel, size_t end_panel, size_t k0, size_t kc)
+{
+    const ha_gemm *g = run->g;
+    const size_t first_row = tile_start(first_tile, tiles, g->m);
+    tile_out out = {.ldc = g->ldc, .alpha = g->alpha, .beta = k0 == 0 ? g->beta : 1.0f};
     for (size_t t = first_tile; t < end_tile; t++) {
-        const size_t first = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - first;
-        out.c = g->c + first * g->ldc + col;
-        tiles_f32[rows - 1](kc, run->packed_a + first * kc, run->packed_b + col * kc, &out);
+        const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
+        pack(a + (row - first_row) * kc, rows, g->a + (ptrdiff_t)row * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, rows, kc);
+    }
+    for (size_t panel = first_panel; panel < end_panel; panel++) {
+        const size_t col = panel * GEMM_NR;
+        out.cols = g->n - col < GEMM_NR ? g->n - col : GEMM_NR;
+        for (size_t t = first_tile; t < end_tile; t++) {
+            const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
+            out.c = g->c + row * g->ldc + col;
+            tiles_f32[rows - 1](kc, a + (row - first_row) * kc, run->packed_b + col * kc, &out);
+        }
     }
 }
 
@@ -261,21 +275,25 @@ gemm_body(void *arg, int thread, int n_threads)
     const ha_gemm *g = run->g;
     const size_t tiles = (g->m + GEMM_MR - 1) / GEMM_MR, panels = (g->n + GEMM_NR - 1) / GEMM_NR;
     const size_t groups = (tiles + GEMM_GROUP - 1) / GEMM_GROUP, block = gemm_block(g->k);
-    (void)thread;
+    /* few rows: the panels are shared out too, each share packing its group again */
+    size_t shares = n_threads > 1 ? (4 * (size_t)n_threads + groups - 1) / groups : 1;
+    shares = shares < panels ? shares : panels;
+    float *a = run->packed_a + (size_t)thread * gemm_group_floats(g->m, g->k);
     size_t base = 0, k0 = 0;
     do {
         const size_t kc = g->k - k0 < block ? g->k - k0 : block;
         size_t task;
-        while ((task = task_take(&run->counter) - base) < tiles + panels) {
-            gemm_pack_task(run, task, tiles, k0, kc);
+        while ((task = task_take(&run->counter) - base) < panels) {
+            gemm_pack_panel(run, task, k0, kc);
         }
-        base += tiles + panels + (size_t)n_threads;
+        base += panels + (size_t)n_threads;
         ha_parallel_barrier(n_threads);
-        while ((task = task_take(&run->counter) - base) < panels * groups) {
-            const size_t first = task % groups * GEMM_GROUP;
-            gemm_tile_task(run, task / groups, first, tiles - first < GEMM_GROUP ? tiles : first + GEMM_GROUP, tiles, k0, kc);
+        while ((task = task_take(&run->counter) - base) < groups * shares) {
+            const size_t first = task / shares * GEMM_GROUP, share = task % shares;
+            gemm_group_task(run, a, first, tiles - first < GEMM_GROUP ? tiles : first + GEMM_GROUP, tiles,
+                            share * panels / shares, (share + 1) * panels / shares, k0, kc);
         }
-        base += panels * groups + (size_t)n_threads;
+        base += groups * shares + (size_t)n_threads;
         ha_parallel_barrier(n_threads);
         k0 += kc;
     } while (k0 < g->k);
@@ -284,8 +302,8 @@ gemm_body(void *arg, int thread, int n_threads)
 static size_t
 gemm_scratch_bytes(size_t m, size_t n, size_t k, int n_threads)
 {
-    (void)n_threads;
-    return (m + round_up(n, GEMM_NR)) * gemm_block(k) * sizeof(float) + 64;
+    const size_t threads = n_threads > 0 ? (size_t)n_threads : (size_t)ha_threads_max();
+    return (threads * gemm_group_floats(m, k) + round_up(n, GEMM_NR) * gemm_block(k)) * sizeof(float) + 64;
 }
 
 static float *
@@ -300,10 +318,9 @@ gemm_f32(const ha_gemm *gemm, void *scratch, int n_threads)
     if (gemm->m == 0 || gemm->n == 0) {
         return;
     }
-    const size_t block = gemm_block(gemm->k);
     gemm_run run = {.g = gemm};
     run.packed_b = align_64(scratch);
-    run.packed_a = run.packed_b + round_up(gemm->n, GEMM_NR) * block;
+    run.packed_a = run.packed_b + round_up(gemm->n, GEMM_NR) * gemm_block(gemm->k);
     atomic_init(&run.counter.next, 0);
     ha_parallel_run(ha_threads_for(gemm->m * gemm->n * gemm->k, GEMM_GRAIN, n_threads), gemm_body, &run);
 }
