@@ -1,0 +1,232 @@
+/* The encoder as a plain C library: a folder is read, run and trained; then again with every allocation failing in turn, where each call must end
+ * in HA_ERR_NOMEM with nothing leaked; and the arena by itself.
+ *
+ *     make check | make asan
+ *
+ * Linked with --wrap=malloc, --wrap=calloc and --wrap=realloc. */
+#define _POSIX_C_SOURCE 200809L
+#include <unistd.h>
+
+#include "check.h"
+#include "core/arena.h"
+#include "core/parallel.h"
+#include "io/tensor_file.h"
+#include "models/encoder_layout.h"
+
+/* -- allocations that fail on purpose -- */
+
+static long allocations_left = -1;      /* -1: all succeed */
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+
+static int
+refused(void)
+{
+    return allocations_left == 0 || (allocations_left > 0 && allocations_left-- == 0);
+}
+
+void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
+void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
+void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
+
+/* -- a model -- */
+
+#define HIDDEN 18
+#define LABELS 3
+
+static const ha_encoder_config shape = {
+    .model_type = "bert", .vocab_size = 50, .hidden_size = HIDDEN, .n_layers = 2, .n_heads = 3, .head_dim = HIDDEN / 3, .intermediate_size = 70,
+    .max_position_embeddings = 70, .type_vocab_size = 2, .num_labels = LABELS, .layer_norm_eps = 1e-12f,
+};
+static const char config_json[] =
+    "{\"model_type\": \"bert\", \"vocab_size\": 50, \"hidden_size\": 18, \"num_hidden_layers\": 2, \"num_attention_heads\": 3, \"intermediate_size\": 70,"
+    " \"max_position_embeddings\": 70, \"type_vocab_size\": 2, \"num_labels\": 3}";
+
+static void
+write_model(const char *folder)
+{
+    const size_t count = ha_params_count(&shape);
+    ha_tensor_out *tensors = bytes(count * sizeof(*tensors));
+    ha_param *params = bytes(count * sizeof(*params));
+    char path[512];
+    ha_error err;
+    seed(1);
+    for (size_t i = 0; i < count; i++) {
+        ha_param_describe(&shape, i, 0, &params[i]);
+        tensors[i] = (ha_tensor_out){.name = params[i].name, .dtype = HA_F32, .ndim = params[i].ndim, .shape = {params[i].shape[0], params[i].shape[1]},
+                                     .data = floats(params[i].size, 0.5f)};
+    }
+    snprintf(path, sizeof(path), "%s/model.safetensors", folder);
+    CHECK(ha_safetensors_write(path, tensors, count, NULL, &err) == HA_OK, "%s", err.message);
+    snprintf(path, sizeof(path), "%s/config.json", folder);
+    FILE *file = fopen(path, "wb");
+    CHECK(file != NULL && fputs(config_json, file) >= 0 && fclose(file) == 0, "%s", path);
+    for (size_t i = 0; i < count; i++) {
+        free((void *)tensors[i].data);
+    }
+    free(tensors);
+    free(params);
+}
+
+static const int64_t offsets[] = {0, 1, 6, 76};
+static int32_t ids[76];
+static uint8_t types[76];
+static const ha_batch batch = {.n_rows = 3, .offsets = offsets, .ids = ids, .type_ids = types};
+
+/* Everything once. What it made is freed whether it ended well or not. logits (2, 3, LABELS): of the file and of the parameters; grads (total,). */
+static ha_status
+everything(const char *folder, float *logits, float *grads, size_t *total, ha_error *err)
+{
+    static const size_t kept[] = {1, 0};
+    ha_encoder *a = NULL, *b = NULL;
+    ha_encoder_params *params = NULL, *copy = NULL, *short_one = NULL;
+    ha_tape *tape = NULL;
+    uint8_t words[50] = {0};
+    float again[3 * LABELS];
+    ha_status status;
+    if ((status = ha_encoder_open(folder, HA_WEIGHT_F32, &a, err)) != HA_OK ||
+        (status = ha_encoder_logits(a, &batch, logits, 2, err)) != HA_OK ||
+        (status = ha_encoder_params_read(folder, NULL, 0, 0, 0, &params, err)) != HA_OK ||
+        (status = ha_encoder_params_read(folder, kept, 2, 5, 7, &short_one, err)) != HA_OK ||
+        (status = ha_encoder_params_copy(params, &copy, err)) != HA_OK ||
+        (status = ha_encoder_from_params(copy, HA_WEIGHT_F32, &b, err)) != HA_OK ||
+        (status = ha_encoder_logits(b, &batch, logits + 3 * LABELS, 1, err)) != HA_OK) {
+        goto done;
+    }
+    *total = params->total;
+    tape = ha_tape_new();
+    if (tape == NULL) {
+        status = HA_ERR_NOMEM;
+        goto done;
+    }
+    if ((status = ha_encoder_train_forward(params, &batch, 0.1f, 1, 2, tape, again, 1, err)) == HA_OK && grads != NULL) {
+        status = ha_encoder_train_backward(params, &batch, tape, again, grads, words, 2, err);     /* more threads: the scratch grows */
+    }
+done:
+    ha_tape_free(tape);
+    ha_encoder_free(a);
+    ha_encoder_free(b);
+    ha_encoder_params_free(params);
+    ha_encoder_params_free(copy);
+    ha_encoder_params_free(short_one);
+    return status;
+}
+
+static void
+test_model(const char *folder)
+{
+    float logits[2][3 * LABELS];
+    size_t total = 0;
+    ha_error err = {{0}};
+    for (size_t i = 0; i < 76; i++) {
+        ids[i] = (int32_t)(i * 7 % 50);
+        types[i] = i % 3 == 0;
+    }
+    ha_status status = everything(folder, &logits[0][0], NULL, &total, &err);
+    CHECK(status == HA_OK, "%s", err.message);
+    CHECK(memcmp(logits[0], logits[1], sizeof(logits[0])) == 0, "the file's and the parameters' logits differ");
+    float *grads = floats(total, 0.0f);
+    long fails = 0;
+    do {
+        allocations_left = fails++;
+        err.message[0] = '\0';
+        status = everything(folder, &logits[0][0], grads, &total, &err);
+        const int ran_out = allocations_left == 0;
+        allocations_left = -1;
+        CHECK(status == HA_OK || status == HA_ERR_NOMEM || (status == HA_ERR_IO && ran_out), "allocation %ld: status %d: %s", fails - 1, (int)status, err.message);
+    } while (status != HA_OK && fails < 100000);
+    CHECK(status == HA_OK && fails > 20, "%ld allocations", fails);
+    double norm = 0;
+    for (size_t i = 0; i < total; i++) {
+        norm += (double)grads[i] * grads[i];
+    }
+    CHECK(isfinite(norm) && norm > 0, "gradient's norm %g", norm);
+    free(grads);
+}
+
+static void
+test_backward_needs_its_forward(const char *folder)
+{
+    ha_encoder_params *params = NULL, *other = NULL;
+    ha_error err;
+    float logits[3 * LABELS];
+    const ha_batch shorter = {.n_rows = 2, .offsets = offsets, .ids = ids};
+    ha_tape *tape = ha_tape_new();
+    CHECK(ha_encoder_params_read(folder, NULL, 0, 0, 0, &params, &err) == HA_OK && ha_encoder_params_copy(params, &other, &err) == HA_OK, "%s", err.message);
+    float *grads = floats(params->total, 0.0f);
+    CHECK(ha_encoder_train_backward(params, &batch, tape, logits, grads, NULL, 1, &err) == HA_ERR_VALUE, "without a forward pass");
+    CHECK(ha_encoder_train_forward(params, &batch, 0.0f, 0, 0, tape, logits, 1, &err) == HA_OK, "%s", err.message);
+    CHECK(ha_encoder_train_backward(other, &batch, tape, logits, grads, NULL, 1, &err) == HA_ERR_VALUE, "other parameters");
+    CHECK(ha_encoder_train_backward(params, &shorter, tape, logits, grads, NULL, 1, &err) == HA_ERR_VALUE, "another batch");
+    CHECK(ha_encoder_train_backward(params, &batch, tape, logits, grads, NULL, 1, &err) == HA_OK, "%s", err.message);
+    CHECK(ha_encoder_train_forward(params, &batch, 1.0f, 0, 0, tape, logits, 1, &err) == HA_ERR_VALUE, "dropout of 1");
+    CHECK(ha_encoder_train_backward(params, &batch, tape, logits, grads, NULL, 1, &err) == HA_ERR_VALUE, "after a forward pass that failed");
+    free(grads);
+    ha_tape_free(tape);
+    ha_encoder_params_free(params);
+    ha_encoder_params_free(other);
+}
+
+static void
+test_arena(void)
+{
+    ha_arena arena = {0};
+    ha_error err;
+    ha_arena_begin(&arena);
+    CHECK(ha_arena_take(&arena, 3, 5) == NULL && ha_arena_take(&arena, 0, 8) == NULL && ha_arena_take(&arena, 1, 1) == NULL, "counting hands out nothing");
+    CHECK(ha_arena_commit(&arena, &err) == HA_OK, "%s", err.message);
+    uint8_t *a = ha_arena_take(&arena, 3, 5), *empty = ha_arena_take(&arena, 0, 8), *b = ha_arena_take(&arena, 1, 1);
+    CHECK((uintptr_t)a % HA_ARENA_ALIGN == 0 && (uintptr_t)b % HA_ARENA_ALIGN == 0 && empty != NULL && b >= a + 15, "aligned, apart");
+    memset(a, 1, 15);
+    *b = 2;
+    const size_t capacity = arena.capacity;
+    ha_arena_begin(&arena);
+    ha_arena_take(&arena, 1, 1);
+    CHECK(ha_arena_commit(&arena, &err) == HA_OK && arena.capacity == capacity && ha_arena_take(&arena, 1, 1) == a, "smaller: the memory is kept");
+    const struct { size_t count, item; } huge[] = {{SIZE_MAX, 1}, {SIZE_MAX, SIZE_MAX}, {SIZE_MAX / 2, 3}, {SIZE_MAX - 64, 1}};
+    for (size_t i = 0; i < sizeof(huge) / sizeof(huge[0]); i++) {
+        ha_arena_begin(&arena);
+        ha_arena_take(&arena, 100, 1);
+        ha_arena_take(&arena, huge[i].count, huge[i].item);
+        CHECK(ha_arena_commit(&arena, &err) == HA_ERR_NOMEM, "overflow %zu", i);
+    }
+    ha_arena_begin(&arena);
+    for (int i = 0; i < 3; i++) {
+        ha_arena_take(&arena, SIZE_MAX / 2, 1);     /* each fits, their sum does not */
+    }
+    CHECK(ha_arena_commit(&arena, &err) == HA_ERR_NOMEM, "the sum overflows");
+    ha_arena_begin(&arena);
+    ha_arena_take(&arena, 1 << 20, 1);
+    allocations_left = 0;
+    const ha_status status = ha_arena_commit(&arena, &err);
+    allocations_left = -1;
+    CHECK(status == HA_ERR_NOMEM && ha_arena_commit(&arena, &err) == HA_OK, "a failed commit can be tried again");
+    ha_arena_free(&arena);
+    ha_arena_free(&arena);
+}
+
+int
+main(void)
+{
+    char folder[] = "/tmp/harmaug-encoder-XXXXXX", path[512];
+    ha_parallel_init();
+    if (ha_kernels_select(NULL, NULL) != HA_OK || mkdtemp(folder) == NULL) {
+        return 2;
+    }
+    test_arena();
+    write_model(folder);
+    test_model(folder);
+    test_backward_needs_its_forward(folder);
+    snprintf(path, sizeof(path), "%s/model.safetensors", folder);
+    unlink(path);
+    snprintf(path, sizeof(path), "%s/config.json", folder);
+    unlink(path);
+    rmdir(folder);
+    printf("%d passed, %d failed\n", n_passed, n_failed);
+    return n_failed != 0;
+}
