@@ -87,7 +87,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
-        for name, low in (("samples", 0), ("benign", 0), ("exemplars", 0), ("rows_per_draw", 1), ("min_chars", 1), ("min_words", 1),
+        for name, low in (("samples", 0), ("benign", 0), ("exemplars", 0), ("seed", 0), ("rows_per_draw", 1), ("min_chars", 1), ("min_words", 1),
                           ("max_chars", self.min_chars)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")

@@ -67,6 +67,8 @@ class RespondConfig:
             raise ValueError("refusing_prefix and compliant_prefix must not be empty")
         if self.responses == "pairs" and self.max_new_tokens > COMPLIANT_LIMIT:
             raise ValueError(f"max_new_tokens must be <= {COMPLIANT_LIMIT} for compliant responses, got {self.max_new_tokens}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
         if self.limit is not None and self.limit < 0:
             raise ValueError(f"limit must be >= 0, got {self.limit}")
         self.sampler()
