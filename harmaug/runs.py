@@ -229,6 +229,9 @@ class RunFolder:
             self.path.chmod(0o700)
         self._lock = self._take_lock()
         try:
+            for name in ("NOTICE", "run.json", "metrics.json", "report.html"):      # what a kill left half written
+                for left in self.path.glob(f".{name}.*"):
+                    left.unlink()
             if not (self.path / "NOTICE").exists():
                 with data.atomic_file(self.path / "NOTICE") as file:
                     file.write(_NOTICE.encode())

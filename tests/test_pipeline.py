@@ -1,6 +1,10 @@
 """The whole way over tiny real models: native generator, teacher and student, through the command line."""
 import json
+import os
+import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import bert_model
@@ -116,6 +120,27 @@ def test_the_whole_way_twice_and_with_other_batches_and_threads(folder, tiny, ca
     assert [row["prompt"] for row in scored] == [row.prompt for row in read_rows("test.jsonl")] and all(0 <= row["score"] <= 1 for row in scored)
     assert cli.main(["evaluate", "--model", "first/guard", "test.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["datasets"]["test"]["auprc"] == pytest.approx(metrics["datasets"]["held_out"]["auprc"], abs=1e-6)
+
+
+def test_the_whole_command_killed_at_random_moments_ends_with_the_same_bytes(folder, tiny):
+    rows, metrics = run(tiny, "unbroken")
+    rng = random.Random(4)
+    command = [sys.executable, "-m", "harmaug", "run", "config.toml", "--out", "killed", "--quiet"]
+    kills = 0
+    for attempt in range(12):
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(0.2, 1.2) + 0.3 * attempt)     # ever longer, so that a slow machine gets there too
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills and subprocess.run(command, env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}, stdout=subprocess.DEVNULL).returncode == 0
+    assert {path.name: path.read_bytes() for path in Path("killed").glob("*.jsonl")} == rows
+    assert Path("killed/guard/model.safetensors").read_bytes() == Path("unbroken/guard/model.safetensors").read_bytes()
+    assert json.loads(Path("killed/metrics.json").read_text())["datasets"] == metrics["datasets"]
+    assert not [path.name for path in Path("killed").iterdir() if path.name.startswith(".")]
 
 
 def test_labelled_rows_are_seeds_instructions_and_pairs(folder, tiny):

@@ -181,6 +181,13 @@ def test_run_folder_is_private_and_says_what_it_holds(tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (tmp_path / "deep" / "run").iterdir())
 
 
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
+    RunFolder(tmp_path / "run").close()
+    (tmp_path / "run" / ".run.json.abc").write_text("{")
+    RunFolder(tmp_path / "run").close()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"NOTICE", "lock", "run.json"}
+
+
 def test_one_process_at_a_time(tmp_path):
     with RunFolder(tmp_path / "run"):
         with pytest.raises(RunError, match=rf"run: in use by another process \(pid {os.getpid()}\)"):
