@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Train the stand-in teacher: MiniLM fine-tuned on labelled prompts and prompt + response pairs, as a small LoRA adapter or in full.
+"""Train the stand-in teacher: MiniLM fine-tuned on labelled prompts and pairs, as a small LoRA adapter or in full.
 
-It stands in for a large guard whose weights can't be shipped, and is no such guard. Only rows whose `license` plainly permits it are used:
-MIT, Apache-2.0, CC-BY; every other row is left out and counted.
+It stands in for a large guard whose weights can't be shipped, and is no such guard. Only rows whose `license` plainly
+permits it are used (MIT, Apache-2.0, CC-BY); every other row is left out and counted.
 
     python examples/train_standin_teacher.py --data DIR --out standin [--dev DIR] [--full]
 
@@ -34,7 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for the adapter (or, with --full, the guard)")
     add("--dev", type=Path, help="folder with dev_*.jsonl to measure the result on (default: --data)")
     add("--student", default="minilm", help="model to start from: a fetched name or a folder")
-    add("--share", action="append", default=[], metavar="FILE=FRACTION", help="use only so much of one file, e.g. train_hate=0.3")
+    add("--share", action="append", default=[], metavar="FILE=FRACTION",
+        help="use only so much of one file, e.g. train_hate=0.3")
     add("--extra", type=Path, help="more rows, whatever their file is called (a hand-written set)")
     add("--extra-weight", type=float, default=1.0, help="how much each of them counts")
     add("--full", action="store_true", help="train all weights instead of an adapter")
@@ -50,7 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-length", type=int, default=256)
     add("--validation", type=float, default=0.0, help="share of the rows that chooses the best step; 0: keep the last")
     add("--balanced", action="store_true", help="draw both classes equally often")
-    add("--smoothing", type=float, default=0.0, help="soft target of a row: label * (1 - s) + s / 2, with weight 1 on the soft term")
+    add("--smoothing", type=float, default=0.0,
+        help="soft target of a row: label * (1 - s) + s / 2, with weight 1 on the soft term")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=0)
     return parser.parse_args()
@@ -62,7 +64,9 @@ def sampled(row: Row, share: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def read_training_rows(arguments: argparse.Namespace) -> tuple[list[Row], list[float], Counter[tuple[str, str]], Counter[str]]:
+def read_training_rows(
+    arguments: argparse.Namespace,
+) -> tuple[list[Row], list[float], Counter[tuple[str, str]], Counter[str]]:
     """Rows to train on and their weights; their number by source and licence; rows left out by licence."""
     shares = {name: float(share) for name, _, share in (item.partition("=") for item in arguments.share)}
     files = sorted(arguments.data.glob("train_*.jsonl"))
@@ -93,24 +97,44 @@ def smoothed(row: Row, smoothing: float) -> Row:
 def distil_config(arguments: argparse.Namespace) -> DistillConfig:
     freeze = arguments.freeze if arguments.freeze is not None else ([] if arguments.full else ["bert.embeddings.*"])
     return DistillConfig(
-        student=arguments.student, new_head=True, lora_rank=0 if arguments.full else arguments.rank, lora_alpha=arguments.alpha,
-        freeze=tuple(p for p in freeze if p), lr=arguments.lr, epochs=arguments.epochs, batch_size=arguments.batch_size,
-        warmup_steps=arguments.warmup, weight_decay=arguments.weight_decay, dropout=arguments.dropout, max_length=arguments.max_length,
-        validation_fraction=arguments.validation, balanced=arguments.balanced, seed=arguments.seed, n_threads=arguments.threads,
-        ce_weight=0.0 if arguments.smoothing else 1.0, kl_weight=1.0 if arguments.smoothing else 0.0)
+        student=arguments.student,
+        new_head=True,
+        lora_rank=0 if arguments.full else arguments.rank,
+        lora_alpha=arguments.alpha,
+        freeze=tuple(p for p in freeze if p),
+        lr=arguments.lr,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        warmup_steps=arguments.warmup,
+        weight_decay=arguments.weight_decay,
+        dropout=arguments.dropout,
+        max_length=arguments.max_length,
+        validation_fraction=arguments.validation,
+        balanced=arguments.balanced,
+        seed=arguments.seed,
+        n_threads=arguments.threads,
+        ce_weight=0.0 if arguments.smoothing else 1.0,
+        kl_weight=1.0 if arguments.smoothing else 0.0,
+    )
 
 
 def measure(guard: Any, folder: Path) -> dict[str, Any]:
     """evaluate_guard's report on each dev_*.jsonl of a folder."""
-    return evaluate.evaluate_guard(guard, {file.stem.removeprefix("dev_"): file for file in sorted(folder.glob("dev_*.jsonl"))})
+    return evaluate.evaluate_guard(
+        guard, {file.stem.removeprefix("dev_"): file for file in sorted(folder.glob("dev_*.jsonl"))}
+    )
 
 
-def model_card(arguments: argparse.Namespace, used: Counter[tuple[str, str]], left_out: Counter[str], results: dict[str, Any], trained: dict[str, int]) -> str:
+def model_card(arguments: argparse.Namespace, used: Counter[tuple[str, str]], left_out: Counter[str],
+               results: dict[str, Any], trained: dict[str, int]) -> str:
     """README.md of the folder."""
     kind = "all weights" if arguments.full else f"LoRA rank {arguments.rank}, alpha {arguments.alpha:g}, float16"
     sources = "\n".join(f"| {source} | {licence} | {n:,} |" for (source, licence), n in sorted(used.items()))
     without = "; ".join(f"{n:,} rows under {licence}" for licence, n in left_out.most_common()) or "none"
-    measured = "\n".join(f"| {name} | {m['n']:,} | {m['base_rate']:.3f} | {figure(m['auprc'])} | {figure(m['f1'])} |" for name, m in results.items())
+    measured = "\n".join(
+        f"| {name} | {m['n']:,} | {m['base_rate']:.3f} | {figure(m['auprc'])} | {figure(m['f1'])} |"
+        for name, m in results.items()
+    )
     return f"""\
 ---
 license: apache-2.0
@@ -120,15 +144,17 @@ pipeline_tag: text-classification
 ---
 # Stand-in teacher
 
-A small safety classifier that stands in, in examples and tests, where a large guard would label rows. It is not Llama Guard nor any other
-published guard, and much weaker than one: it often flags harmless text.
+A small safety classifier that stands in, in examples and tests, where a large guard would label rows. It is not
+Llama Guard nor any other published guard, and much weaker than one: it often flags harmless text.
 
-Base model: `{arguments.student}`; {kind}. Input: a prompt, or a prompt and a response. Output: P(unsafe), the probability of label 1.
+Base model: `{arguments.student}`; {kind}. Input: a prompt, or a prompt and a response. Output: P(unsafe), the
+probability of label 1.
 
 ## Training
 
-{trained['train']:,} rows ({trained['merged']:,} duplicates merged), {arguments.epochs:g} epochs, batch {arguments.batch_size}, AdamW with peak rate
-{arguments.lr:g}, seed {arguments.seed}; made by `examples/train_standin_teacher.py`.
+{trained['train']:,} rows ({trained['merged']:,} duplicates merged), {arguments.epochs:g} epochs, batch
+{arguments.batch_size}, AdamW with peak rate {arguments.lr:g}, seed {arguments.seed}; made by
+`examples/train_standin_teacher.py`.
 
 | source | licence | rows |
 |---|---|---|
@@ -144,8 +170,8 @@ Left out for their licence: {without}.
 
 ## Use
 
-Intended: as the teacher of the quick start, and in tests. Not intended: as a safeguard of anything. English only; it over-refuses, it can
-be evaded, and its scores are not calibrated outside the sets above.
+Intended: as the teacher of the quick start, and in tests. Not intended: as a safeguard of anything. English only; it
+over-refuses, it can be evaded, and its scores are not calibrated outside the sets above.
 """
 
 
@@ -157,7 +183,8 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows, weights, used, left_out = read_training_rows(arguments)
-    print(f"{len(rows):,} rows, {sum(row.label == 1 for row in rows):,} unsafe; left out for their licence: {sum(left_out.values()):,}", flush=True)
+    print(f"{len(rows):,} rows, {sum(row.label == 1 for row in rows):,} unsafe; "
+          f"left out for their licence: {sum(left_out.values()):,}", flush=True)
     distiller = Distiller(distil_config(arguments)).fit(rows, out=arguments.out, sample_weight=weights)
     from harmaug.guard import Guard
     guard = Guard.from_pretrained(arguments.out)        # what is measured is the file, not the weights in memory

@@ -1,7 +1,8 @@
 """Distillation: rows with labels and a teacher's scores in, a small guard out.
 
-The loss of a row is ``ce_weight * CE(hard label) + kl_weight * T^2 * KL(soft label || student)`` (Lee et al. 2025, arXiv 2410.01524). All arithmetic is in C; this
-module decides which row is learnt when, and keeps a run that can be killed at any moment.
+The loss of a row is ``ce_weight * CE(hard label) + kl_weight * T^2 * KL(soft label || student)`` (Lee et al. 2025,
+arXiv 2410.01524). All arithmetic is in C; this module decides which row is learnt when, and keeps a run that can be
+killed at any moment.
 """
 from __future__ import annotations
 
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense")
 _COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "examples_per_second", "validation_loss", "validation_auprc")
+_TRAINER = ("ce_weight", "kl_weight", "temperature", "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens",
+            "n_threads", "lora_rank", "lora_alpha")
 _KEEPS = ("n_threads", "checkpoint_every")      # of the configuration: changes no weight
 
 
@@ -81,7 +84,8 @@ class DistillConfig:
     balanced : bool
         Draw safe and unsafe rows in turn, each class by itself without repetition until it is used up.
     validation_fraction : float
-        Share of the rows that is held out, stratified by label and grouped by prompt; 0: none, and the last step is kept.
+        Share of the rows that is held out, stratified by label and grouped by prompt; 0: none, and the last step is
+        kept.
     eval_every : int, optional
         Steps between validations. None: once an epoch.
     patience : int, optional
@@ -136,10 +140,12 @@ class DistillConfig:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         rules: dict[str, tuple[float, float]] = {
-            "ce_weight": (0, 1e6), "kl_weight": (0, 1e6), "temperature": (1e-3, 1e3), "lr": (0, 10), "warmup_steps": (0, 1e12), "weight_decay": (0, 1e3),
-            "clip_norm": (0, 1e12), "dropout": (0, 0.99), "batch_size": (1, 1e7), "micro_tokens": (0, 1e9), "epochs": (1e-9, 1e9), "max_steps": (1, 1e12),
-            "max_length": (3, 1e6), "validation_fraction": (0, 0.9), "eval_every": (1, 1e12), "patience": (1, 1e9), "checkpoint_every": (1, 1e12),
-            "lora_rank": (0, 1e5), "lora_alpha": (1e-6, 1e6), "seed": (0, 2**63 - 1), "n_threads": (0, 4096),
+            "ce_weight": (0, 1e6), "kl_weight": (0, 1e6), "temperature": (1e-3, 1e3), "lr": (0, 10),
+            "warmup_steps": (0, 1e12), "weight_decay": (0, 1e3), "clip_norm": (0, 1e12), "dropout": (0, 0.99),
+            "batch_size": (1, 1e7), "micro_tokens": (0, 1e9), "epochs": (1e-9, 1e9), "max_steps": (1, 1e12),
+            "max_length": (3, 1e6), "validation_fraction": (0, 0.9), "eval_every": (1, 1e12), "patience": (1, 1e9),
+            "checkpoint_every": (1, 1e12), "lora_rank": (0, 1e5), "lora_alpha": (1e-6, 1e6), "seed": (0, 2**63 - 1),
+            "n_threads": (0, 4096),
         }
         for name, (low, high) in rules.items():
             value = getattr(self, name)
@@ -155,7 +161,8 @@ class _Set:
     """Tokenized rows: ragged arrays, and what is to be learnt."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> None:
-        encoding = tokenizer.encode_batch([r.prompt for r in rows], [r.response or None for r in rows], max_length=max_length)
+        pairs = [r.response or None for r in rows]
+        encoding = tokenizer.encode_batch([r.prompt for r in rows], pairs, max_length=max_length)
         self.ids: NDArray[np.int32] = encoding.ids
         self.offsets: NDArray[np.int64] = encoding.offsets
         self.types: NDArray[np.uint8] = encoding.type_ids
@@ -185,7 +192,8 @@ class _Set:
 class _Order:
     """Which row each draw takes: a function of (seed, draw) alone.
 
-    A class is gone through in one random order after another, so that a row comes again only when all of its class have come.
+    A class is gone through in one random order after another, so that a row comes again only when all of its class
+    have come.
     """
 
     def __init__(self, hard: NDArray[np.int8], balanced: bool, seed: int) -> None:
@@ -230,7 +238,8 @@ def merge_duplicates(rows: Iterable[Row]) -> list[Row]:
     Returns
     -------
     list of Row
-        In order of first appearance. Of merged rows the soft target is the mean, the label that of the majority (unsafe on a tie).
+        In order of first appearance. Of merged rows the soft target is the mean, the label that of the majority
+        (unsafe on a tie).
     """
     rows = list(rows)
     merged = []
@@ -300,11 +309,13 @@ class Distiller:
     best_step_ : int
         Step after which it stood.
     selected_by_ : str
-        What chose it: "auprc" (on the validation rows), "loss" (they have one class only) or "last step" (there are none).
+        What chose it: "auprc" (on the validation rows), "loss" (they have one class only) or "last step" (there are
+        none).
     n_steps_ : int
         Steps made.
     history_ : list of dict
-        For each step the loss, learning rate, gradient norm and rows a second; after validations also validation_loss and validation_auprc.
+        For each step the loss, learning rate, gradient norm and rows a second; after validations also validation_loss
+        and validation_auprc.
     counts_ : dict
         Rows given, merged, trained on, validated on, cut to max_length.
     validation_labels_, validation_scores_ : ndarray
@@ -323,8 +334,9 @@ class Distiller:
     def __init__(self, config: DistillConfig | None = None) -> None:
         self.config = config if config is not None else DistillConfig()
 
-    def fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None = None, out: str | os.PathLike[str] | None = None,
-            progress: bool | None = None, sample_weight: Sequence[float] | None = None) -> Distiller:
+    def fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None = None,
+            out: str | os.PathLike[str] | None = None, progress: bool | None = None,
+            sample_weight: Sequence[float] | None = None) -> Distiller:
         """Train on rows.
 
         Parameters
@@ -334,12 +346,13 @@ class Distiller:
         validation_rows : iterable of Row, optional
             Choose the best step. None: validation_fraction of the rows.
         out : path, optional
-            Folder for the guard (with LoRA, a PEFT adapter, unless `layers` leaves it no base), log.csv, and checkpoints while it runs: the same call after a crash goes on
-            from the last one and ends with the same weights.
+            Folder for the guard (with LoRA, a PEFT adapter, unless `layers` leaves it no base), log.csv, and, while it
+            runs, checkpoints: the same call after a crash goes on from the last one and ends with the same weights.
         progress : bool, optional
             Show a progress bar. None: on a terminal or in a notebook.
         sample_weight : sequence of float, optional
-            How much each row counts in the loss, 1 by default; of merged rows the largest. Rows of weight 0 are left out.
+            How much each row counts in the loss, 1 by default; of merged rows the largest. Rows of weight 0 are left
+            out.
 
         Returns
         -------
@@ -358,9 +371,10 @@ class Distiller:
         with tempfile.TemporaryDirectory(prefix="harmaug-") as folder:
             return self._fit(rows, validation_rows, Path(folder), False, progress, sample_weight)
 
-    def _fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None, out: Path, keep: bool, progress: bool | None,
-             sample_weight: Sequence[float] | None) -> Distiller:
-        run = _Run(self.config, list(rows), None if validation_rows is None else list(validation_rows), out, keep, sample_weight)
+    def _fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None, out: Path, keep: bool,
+             progress: bool | None, sample_weight: Sequence[float] | None) -> Distiller:
+        run = _Run(self.config, list(rows), None if validation_rows is None else list(validation_rows), out, keep,
+                   sample_weight)
         run.train(_shows_progress() if progress is None else progress)
         self.counts_, self.history_ = run.counts, run.log.rows
         self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
@@ -381,15 +395,18 @@ class _Log:
             return
         if step > 0 and path.exists():
             with open(path, newline="") as old:
-                lines = [line for line in csv.DictReader(old) if (line.get("step") or "").isdigit() and int(line["step"]) <= step]
-            self.rows = [{k: int(v) if k == "step" else float(v) for k, v in line.items() if k in _COLUMNS and v} for line in lines]
+                whole = (line for line in csv.DictReader(old) if None not in line.values() and line["step"].isdigit())
+                lines = [line for line in whole if int(line["step"]) <= step]
+            self.rows = [{k: int(v) if k == "step" else float(v) for k, v in line.items() if k in _COLUMNS and v}
+                         for line in lines]
         with data.atomic_file(path) as new:
             new.write((",".join(_COLUMNS) + "\n" + "".join(map(self._line, self.rows))).encode())
         self._file = open(path, "a")    # noqa: SIM115 -- lives as long as the run
 
     @staticmethod
     def _line(row: dict[str, Any]) -> str:
-        return ",".join("" if row.get(c) is None else format(row[c], "" if c == "step" else ".7g") for c in _COLUMNS) + "\n"
+        cells = ("" if row.get(c) is None else format(row[c], "" if c == "step" else ".7g") for c in _COLUMNS)
+        return ",".join(cells) + "\n"
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -407,7 +424,8 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.caught = False
-        self._ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._ours = ours and threading.current_thread() is threading.main_thread()
         if self._ours:
             signal.signal(signal.SIGINT, self._catch)
 
@@ -429,9 +447,13 @@ class _Run:
         self.config, self.out, self.keep = config, out, keep
         data.require_labels(rows, "training rows")
         if sample_weight is not None and len(sample_weight) != len(rows):
-            raise ValueError(f"sample_weight must have one number for each of {len(rows)} rows, got {len(sample_weight)}")
+            raise ValueError(
+                f"sample_weight must have one number for each of {len(rows)} rows, got {len(sample_weight)}"
+            )
         merged = merge_duplicates(rows)
-        weights = np.array([1.0 if sample_weight is None else max(sample_weight[i] for i in same) for same in _duplicates(rows)], np.float32)
+        same = _duplicates(rows)
+        weights = np.array([1.0 if sample_weight is None else max(sample_weight[i] for i in group) for group in same],
+                           np.float32)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("sample_weight must be finite and >= 0")
         merged, weights = [row for row, weight in zip(merged, weights) if weight > 0], weights[weights > 0]
@@ -446,10 +468,11 @@ class _Run:
         self.tokenizer = Tokenizer.from_pretrained(self.folder)
         self.params = _read_student(self.folder, config)
         max_length = min(config.max_length, self.params.config["max_position_embeddings"])
-        self.train_set, self.validation = _Set(train, self.tokenizer, max_length), _Set(validation, self.tokenizer, max_length)
+        self.train_set, self.validation = (_Set(train, self.tokenizer, max_length),
+                                           _Set(validation, self.tokenizer, max_length))
         self.train_set.weights = weights[list(kept)]
-        self.counts = {"rows": len(rows), "merged": len(rows) - len(_duplicates(rows)), "train": len(train), "validation": len(validation),
-                       "cut": self.train_set.n_cut + self.validation.n_cut}
+        self.counts = {"rows": len(rows), "merged": len(rows) - len(same), "train": len(train),
+                       "validation": len(validation), "cut": self.train_set.n_cut + self.validation.n_cut}
         if self.counts["cut"]:
             _log.warning("%d rows are longer than max_length %d and were cut", self.counts["cut"], max_length)
         self.selected_by = self._selection()
@@ -457,11 +480,9 @@ class _Run:
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.batch_size)
         self.eval_every = config.eval_every or math.ceil(len(train) / self.batch_size)
         self.order = _Order(self.train_set.hard, config.balanced, config.seed)
-        self.trainer = _C.Trainer(
-            self.params, ce_weight=config.ce_weight, kl_weight=config.kl_weight, temperature=config.temperature,
-            weight_decay=config.weight_decay, clip_norm=config.clip_norm, dropout=config.dropout, seed=config.seed, micro_tokens=config.micro_tokens,
-            n_threads=config.n_threads, frozen=config.freeze, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha,
-            lora_targets=config.lora_targets if config.lora_rank else ())
+        self.trainer = _C.Trainer(self.params, frozen=config.freeze,
+                                  lora_targets=config.lora_targets if config.lora_rank else (),
+                                  **{name: getattr(config, name) for name in _TRAINER})
         self.work = out / "checkpoint"
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state = self._resume()
@@ -474,7 +495,8 @@ class _Run:
             _log.warning("no validation rows: the last step is kept")
             return "last step"
         if len(set(self.validation.hard.tolist())) == 1:
-            _log.warning("the %d validation rows have one class only: the step of the lowest loss is kept, not of the highest AUPRC", n)
+            _log.warning("the %d validation rows have one class only: the step of the lowest loss is kept, "
+                         "not of the highest AUPRC", n)
             return "loss"
         return "auprc"
 
@@ -497,10 +519,13 @@ class _Run:
                     row |= self._validate()
                 self.log.add(row)
                 bar.update()
-                bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", examples_s=f"{row['examples_per_second']:.0f}")
+                bar.set_postfix(
+                    loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", examples_s=f"{row['examples_per_second']:.0f}"
+                )
                 if not progress and (time.monotonic() - said > 30 or "validation_loss" in row):
                     said = time.monotonic()
-                    _log.info("step %d of %d: %s", state.step, total, ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step" and v is not None))
+                    _log.info("step %d of %d: %s", state.step, total,
+                              ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step" and v is not None))
                 if state.step < total and ("validation_loss" in row or state.step % config.checkpoint_every == 0):
                     self._checkpoint()
         finally:
@@ -515,12 +540,14 @@ class _Run:
         lr = config.lr * _C.schedule_factor(config.schedule, state.step, config.warmup_steps, self.total)
         try:
             train = self.train_set
-            done = self.trainer.step(ids, offsets, train.hard[rows], train.soft[rows], train.weights[rows], lr=lr, type_ids=types)
+            done = self.trainer.step(
+                ids, offsets, train.hard[rows], train.soft[rows], train.weights[rows], lr=lr, type_ids=types
+            )
         except ValueError as exc:
             raise self._stopped(str(exc)) from None
         state.step += 1
-        return {"step": state.step, "epoch": state.step * self.batch_size / len(self.train_set), "loss": done["loss"], "lr": lr,
-                "grad_norm": done["grad_norm"]}
+        return {"step": state.step, "epoch": state.step * self.batch_size / len(self.train_set), "loss": done["loss"],
+                "lr": lr, "grad_norm": done["grad_norm"]}
 
     def _stopped(self, why: str) -> ValueError:
         where = f"; the last checkpoint is {self.work / self.state.trainer}" if self.keep and self.state.trainer else ""
@@ -533,7 +560,9 @@ class _Run:
         state = self.state
         logits = self._logits()
         if not np.isfinite(logits).all():
-            raise self._stopped(f"step {state.step}: the model's scores are not finite any more; a lower learning rate may help")
+            raise self._stopped(
+                f"step {state.step}: the model's scores are not finite any more; a lower learning rate may help"
+            )
         scores = _unsafe(logits)
         loss, _ = _C.distill_loss(logits, self.validation.hard, self.validation.soft, ce_weight=self.config.ce_weight,
                                   kl_weight=self.config.kl_weight, temperature=self.config.temperature)
@@ -556,8 +585,8 @@ class _Run:
         """What a checkpoint belongs to: everything that the weights depend on."""
         config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in (*_KEEPS, "student")}
         here = runs.machine()
-        of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(), "student": runs.sha256(self.folder),
-              "instruction set": here["cpu_isa"], "version": here["harmaug"]}
+        of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(),
+              "student": runs.sha256(self.folder), "instruction set": here["cpu_isa"], "version": here["harmaug"]}
         return msgspec.json.decode(msgspec.json.encode(of))  # type: ignore[no-any-return]
 
     def _resume(self) -> _State:
@@ -570,10 +599,13 @@ class _Run:
         except msgspec.DecodeError as exc:
             raise ValueError(f"{path}: damaged checkpoint ({exc}); remove {self.work} to start again") from None
         if any(Path(name).name != name for name in (state.trainer, state.best or "")):
-            raise ValueError(f"{path}: damaged checkpoint (it names files outside its folder); remove {self.work} to start again")
+            raise ValueError(
+                f"{path}: damaged checkpoint (it names files outside its folder); remove {self.work} to start again"
+            )
         differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
         if differing:
-            raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); remove it, or choose another folder")
+            raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); "
+                             "remove it, or choose another folder")
         self.trainer.load(self.work / state.trainer, state.step)
         _log.info("going on from the checkpoint of step %d in %s", state.step, self.work)
         return state
@@ -619,12 +651,13 @@ class _Run:
         shutil.rmtree(self.work)
 
     def _adapter_config(self) -> dict[str, Any]:
-        """What PEFT reads; the biases that are trained stand in the adapter's file, and whole modules are named in modules_to_save."""
+        """What PEFT reads; trained biases stand in the adapter's file, and modules_to_save names whole modules."""
         config = self.config
         student = os.path.abspath(config.student) if os.path.exists(config.student) else config.student
-        return {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": student, "r": config.lora_rank, "lora_alpha": config.lora_alpha,
-                "lora_dropout": 0.0, "target_modules": list(config.lora_targets), "modules_to_save": ["classifier", "LayerNorm"], "bias": "all",
-                "fan_in_fan_out": False, "inference_mode": True}
+        return {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": student, "r": config.lora_rank,
+                "lora_alpha": config.lora_alpha, "lora_dropout": 0.0, "target_modules": list(config.lora_targets),
+                "modules_to_save": ["classifier", "LayerNorm"], "bias": "all", "fan_in_fan_out": False,
+                "inference_mode": True}
 
 
 def _unsafe(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -645,7 +678,8 @@ def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
         new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
     params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
     labels = settings.get("id2label")
-    if not new_head and params.config["num_labels"] == 2 and isinstance(labels, dict) and str(labels.get("0")).lower() in UNSAFE_NAMES:
-        for name in ("classifier.weight", "classifier.bias"):       # from here on, as in every guard that is written, 1 is unsafe
+    first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
+    if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe
+        for name in ("classifier.weight", "classifier.bias"):
             params.set(name, params.get(name)[::-1])
     return params

@@ -19,7 +19,8 @@ from harmaug.data import DataError, Row
 from harmaug.distill import DistillConfig, Distiller, merge_duplicates, split_validation
 from harmaug.guard import Guard
 
-SMALL = {"lr": 3e-3, "warmup_steps": 5, "batch_size": 8, "epochs": 6.0, "dropout": 0.1, "max_length": 24, "n_threads": 1, "weight_decay": 0.01}
+SMALL = {"lr": 3e-3, "warmup_steps": 5, "batch_size": 8, "epochs": 6.0, "dropout": 0.1, "max_length": 24,
+         "n_threads": 1, "weight_decay": 0.01}
 
 
 def rows_of(n, seed=0, soft=True):
@@ -28,10 +29,14 @@ def rows_of(n, seed=0, soft=True):
     rows = []
     for i in range(n):
         label = int(rng.random() < 0.3)
-        words = [f"w{rng.integers(0, 10) + (0 if label else 10)}" for _ in range(2)] + [f"w{k}" for k in rng.integers(20, 40, rng.integers(1, 8))]
+        words = [f"w{rng.integers(0, 10) + (0 if label else 10)}" for _ in range(2)] + [
+            f"w{k}" for k in rng.integers(20, 40, rng.integers(1, 8))
+        ]
         rng.shuffle(words)
-        rows.append(Row(prompt=f"w{40 + i % 15} " + " ".join(words), response=" ".join(words[:2]) if i % 3 == 0 else None, label=label,
-                        unsafe_score=float(np.clip(label + rng.normal(0, 0.2), 0, 1)) if soft else None))
+        rows.append(
+            Row(prompt=f"w{40 + i % 15} " + " ".join(words), response=" ".join(words[:2]) if i % 3 == 0 else None,
+                label=label, unsafe_score=float(np.clip(label + rng.normal(0, 0.2), 0, 1)) if soft else None)
+        )
     return rows
 
 
@@ -47,9 +52,14 @@ def config(student, **changes):
 # -- rows --
 
 def test_duplicates_are_merged():
-    merged = merge_duplicates([Row(prompt="Make  a Bomb", label=1, unsafe_score=0.8), Row(prompt="other", label=0), Row(prompt="make a bomb", label=0, unsafe_score=0.4),
-                               Row(prompt="make a bomb", response="no", label=0), Row(prompt="make a bomb", response="", label=1, soft_label=0.9)])
-    assert [(r.prompt, r.response, r.hard_label) for r in merged] == [("Make  a Bomb", None, 1), ("other", None, 0), ("make a bomb", "no", 0)]
+    merged = merge_duplicates(
+        [Row(prompt="Make  a Bomb", label=1, unsafe_score=0.8), Row(prompt="other", label=0),
+         Row(prompt="make a bomb", label=0, unsafe_score=0.4), Row(prompt="make a bomb", response="no", label=0),
+         Row(prompt="make a bomb", response="", label=1, soft_label=0.9)]
+    )
+    assert [(r.prompt, r.response, r.hard_label) for r in merged] == [
+        ("Make  a Bomb", None, 1), ("other", None, 0), ("make a bomb", "no", 0)
+    ]
     assert merged[0].target == pytest.approx(0.7)
     assert merge_duplicates([Row(prompt="a", label=1), Row(prompt="a", label=0)])[0].hard_label == 1
 
@@ -57,7 +67,11 @@ def test_duplicates_are_merged():
 @pytest.mark.parametrize("seed", range(5))
 def test_split_is_grouped_by_prompt_and_stratified(seed):
     rng = np.random.default_rng(seed)
-    rows = [Row(prompt=f"p{k}", response=f"r{j}", label=int(rng.random() < 0.2)) for k in range(400) for j in range(1 if k < 390 else 40)]
+    rows = [
+        Row(prompt=f"p{k}", response=f"r{j}", label=int(rng.random() < 0.2))
+        for k in range(400)
+        for j in range(1 if k < 390 else 40)
+    ]
     train, held = split_validation(rows, 0.1, seed)
     assert sorted(train + held) == list(range(len(rows)))
     assert not {rows[i].prompt for i in train} & {rows[i].prompt for i in held}
@@ -81,10 +95,12 @@ def test_order_is_balanced_and_takes_every_row_before_it_repeats_one():
     assert sorted(distill._Order(hard, False, 3).rows(0, 47)) == list(range(47))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"lr": -1}, "lr must be in"), ({"temperature": 0}, "temperature must be in"), ({"batch_size": 0}, "batch_size must be in"),
-    ({"ce_weight": 0, "kl_weight": 0}, "must not both be 0"), ({"schedule": "steps"}, "schedule must be"), ({"validation_fraction": 1.0}, "validation_fraction"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"lr": -1}, "lr must be in"), ({"temperature": 0}, "temperature must be in"),
+     ({"batch_size": 0}, "batch_size must be in"), ({"ce_weight": 0, "kl_weight": 0}, "must not both be 0"),
+     ({"schedule": "steps"}, "schedule must be"), ({"validation_fraction": 1.0}, "validation_fraction")],
+)
 def test_config_checks_itself(changes, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**changes)
@@ -95,7 +111,10 @@ def test_config_checks_itself(changes, message):
 def test_fit_learns_and_saves_a_guard(student, tmp_path):
     rows = rows_of(200)
     fitted = Distiller(config(student)).fit(rows, out=tmp_path / "guard", progress=False)
-    assert fitted.counts_["rows"] == 200 and fitted.counts_["train"] + fitted.counts_["validation"] == 200 - fitted.counts_["merged"]
+    assert (
+        fitted.counts_["rows"] == 200
+        and fitted.counts_["train"] + fitted.counts_["validation"] == 200 - fitted.counts_["merged"]
+    )
     assert fitted.n_steps_ == len(fitted.history_) == np.ceil(6 * fitted.counts_["train"] / 8)
     assert fitted.selected_by_ == "auprc" and 0 < fitted.best_step_ <= fitted.n_steps_
     validations = [h for h in fitted.history_ if "validation_auprc" in h]
@@ -114,23 +133,31 @@ def test_fit_learns_and_saves_a_guard(student, tmp_path):
 
 
 def test_layers_and_new_head(student, tmp_path):
-    fitted = Distiller(config(student, layers=(1,), new_head=True, max_steps=2)).fit(rows_of(60), out=tmp_path / "g", progress=False)
+    fitted = Distiller(config(student, layers=(1,), new_head=True, max_steps=2)).fit(
+        rows_of(60), out=tmp_path / "g", progress=False
+    )
     saved = load_file(tmp_path / "g" / "model.safetensors")
     assert sum(".layer." in n for n in saved) == 16 and not any(".layer.1." in n for n in saved)
     assert json.loads((tmp_path / "g" / "config.json").read_text())["num_hidden_layers"] == 1
     bare = tiny_bert.write(tmp_path / "bare", head=False)
-    assert Distiller(config(str(bare), max_steps=2)).fit(rows_of(60), progress=False).guard_.logits(["w1 w2"]).shape == (1, 2)
+    assert Distiller(config(str(bare), max_steps=2)).fit(rows_of(60), progress=False).guard_.logits(
+        ["w1 w2"]
+    ).shape == (1, 2)
     assert fitted.n_steps_ == 2
 
 
 def test_lora_adapter_is_a_guard(student, tmp_path):
     rows = rows_of(120)
-    fitted = Distiller(config(student, lora_rank=4, freeze=("bert.embeddings.*",), epochs=3)).fit(rows, out=tmp_path / "adapter", progress=False)
+    fitted = Distiller(config(student, lora_rank=4, freeze=("bert.embeddings.*",), epochs=3)).fit(
+        rows, out=tmp_path / "adapter", progress=False
+    )
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["r"] == 4 and settings["peft_type"] == "LORA" and settings["base_model_name_or_path"] == student
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     prompts = [r.prompt for r in rows]
-    np.testing.assert_allclose(Guard.from_pretrained(tmp_path / "adapter").logits(prompts), fitted.guard_.logits(prompts), atol=2e-2)   # stored as float16
+    np.testing.assert_allclose(
+        Guard.from_pretrained(tmp_path / "adapter").logits(prompts), fitted.guard_.logits(prompts), atol=2e-2
+    )  # stored as float16
 
 
 def test_rows_of_weight_0_teach_nothing(student):
@@ -139,8 +166,12 @@ def test_rows_of_weight_0_teach_nothing(student):
     weights = [1.0] * len(rows) + [0.0] * len(wrong)
     test = rows_of(60, seed=1)
     options = config(student, validation_fraction=0, epochs=20, balanced=False)
-    scores = [Distiller(options).fit(rows + wrong, progress=False, sample_weight=w).guard_.score([r.prompt for r in test], [r.response for r in test])
-              for w in (weights, None)]
+    scores = [
+        Distiller(options)
+        .fit(rows + wrong, progress=False, sample_weight=w)
+        .guard_.score([r.prompt for r in test], [r.response for r in test])
+        for w in (weights, None)
+    ]
     right = [np.mean((s > 0.5) == [r.label == 1 for r in test]) for s in scores]
     assert right[0] > 0.9 > right[1]
     with pytest.raises(ValueError, match="one number for each of 320 rows, got 3"):
@@ -174,7 +205,9 @@ def test_sets_that_cannot_be_learnt(student, rows, message):
 
 def test_loss_that_explodes_names_step_and_checkpoint(student, tmp_path):
     with pytest.raises(ValueError, match=r"distil: step \d+: the .* not finite.*; the last checkpoint is .*trainer-\d"):
-        Distiller(config(student, lr=10.0, clip_norm=0, eval_every=1, weight_decay=1e3, warmup_steps=0)).fit(rows_of(80), out=tmp_path / "g", progress=False)
+        Distiller(config(student, lr=10.0, clip_norm=0, eval_every=1, weight_decay=1e3, warmup_steps=0)).fit(
+            rows_of(80), out=tmp_path / "g", progress=False
+        )
 
 
 # -- resume --
@@ -182,14 +215,16 @@ def test_loss_that_explodes_names_step_and_checkpoint(student, tmp_path):
 SCRIPT = """
 import sys
 from test_distill import Distiller, config, rows_of
-Distiller(config(sys.argv[1], checkpoint_every=3, lora_rank=int(sys.argv[3]))).fit(rows_of(200), out=sys.argv[2], progress=False)
+settings = config(sys.argv[1], checkpoint_every=3, lora_rank=int(sys.argv[3]))
+Distiller(settings).fit(rows_of(200), out=sys.argv[2], progress=False)
 """
 
 
 def run_script(student, out, rank):
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, student, str(out), str(rank)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, student, str(out), str(rank)],
+                            env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_log(out, lines, process):
@@ -212,7 +247,9 @@ def test_killed_run_resumes_to_the_same_weights(student, tmp_path, how, rank):
             process.send_signal(how)
             assert process.wait() in (-how, 1, 130)
         assert json.loads((out / "checkpoint" / "state.json").read_bytes())["step"] > 0
-    fitted = Distiller(config(student, checkpoint_every=3, lora_rank=rank, n_threads=2)).fit(rows_of(200), out=out, progress=False)
+    fitted = Distiller(config(student, checkpoint_every=3, lora_rank=rank, n_threads=2)).fit(
+        rows_of(200), out=out, progress=False
+    )
     name = "adapter_model.safetensors" if rank else "model.safetensors"
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert fitted.best_step_ == whole.best_step_ and np.array_equal(fitted.validation_scores_, whole.validation_scores_)

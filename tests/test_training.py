@@ -1,4 +1,4 @@
-"""Training in C: loss and schedule against their equations in float64, ten steps against recorded torch, and what must not change a bit."""
+"""Training in C: loss and schedule against their equations in float64, ten steps against torch, exact resume."""
 import os
 import sys
 import threading
@@ -14,7 +14,8 @@ from harmaug import _C
 RECORDED = np.load(tiny_bert.DATA / "training.npz")
 TARGETS = ("query", "value", "attention.output.dense", "output.dense", "pooler.dense")
 STEPS, WARMUP, LR = 10, 3, 3e-3
-OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": TARGETS}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
+OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": TARGETS},
+           "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
 
 
 # -- loss and schedule --
@@ -61,7 +62,10 @@ def test_loss_is_the_equation_and_its_gradient(labels, t, ce, kl_weight):
             up[i, j] += step
             down[i, j] -= step
             width = float(up[i, j]) - float(down[i, j])
-            slope = (reference_loss(up, hard, soft, weights, ce, kl_weight, t) - reference_loss(down, hard, soft, weights, ce, kl_weight, t)) / width
+            slope = (
+                reference_loss(up, hard, soft, weights, ce, kl_weight, t)
+                - reference_loss(down, hard, soft, weights, ce, kl_weight, t)
+            ) / width
             assert grad[i, j] == pytest.approx(slope, abs=2e-6)
 
 
@@ -116,7 +120,10 @@ def steps(trainer, first=0, last=STEPS, **more):
     results = []
     for step in range(first, last):
         ids, offsets, types, hard, soft = tiny_bert.batch(step)
-        results.append(trainer.step(ids, offsets, hard, soft, type_ids=types, lr=LR * _C.schedule_factor("linear", step, WARMUP, STEPS + 2), **more))
+        results.append(
+            trainer.step(ids, offsets, hard, soft, type_ids=types,
+                         lr=LR * _C.schedule_factor("linear", step, WARMUP, STEPS + 2), **more)
+        )
     return results
 
 
@@ -156,7 +163,8 @@ def test_ten_steps_track_torch(isa, folder, case):
     if case != "clipped":
         for name, weight in weights_of(params).items():
             want = RECORDED[f"{case}.{name}"]
-            # Adam's first updates are sign(g): a bias whose true gradient is 0 (that of the keys, which softmax cancels) moves by rounding alone
+            # Adam's first updates are sign(g): a bias whose true gradient is 0, that of the keys (softmax cancels it),
+            # moves by rounding alone
             if "key.bias" not in name:
                 assert np.linalg.norm(weight - want) <= 1e-3 * np.linalg.norm(want - before[name]) + 1e-7, name
 
@@ -191,7 +199,9 @@ def test_words_in_no_batch_decay_as_all_others(folder):
     params, trainer = start(folder)
     steps(trainer)
     decay = np.prod([1 - LR * _C.schedule_factor("linear", s, WARMUP, STEPS + 2) * 0.1 for s in range(STEPS)])
-    np.testing.assert_allclose(params.get("bert.embeddings.word_embeddings.weight")[-20:], before[-20:] * decay, rtol=1e-6)
+    np.testing.assert_allclose(
+        params.get("bert.embeddings.word_embeddings.weight")[-20:], before[-20:] * decay, rtol=1e-6
+    )
 
 
 def test_micro_batches_change_rounding_only(folder):
@@ -209,8 +219,12 @@ def test_frozen_parameters_stay(folder):
     params, trainer = start(folder, frozen=("bert.embeddings.*", "*layer.0.*"))
     steps(trainer)
     for name, weight in weights_of(params).items():
-        assert np.array_equal(weight, before[name]) == name.startswith(("bert.embeddings", "bert.encoder.layer.0.")), name
-    assert trainer.trainable == sum(w.size for n, w in before.items() if not n.startswith(("bert.embeddings", "bert.encoder.layer.0.")))
+        assert np.array_equal(weight, before[name]) == name.startswith(("bert.embeddings", "bert.encoder.layer.0.")), (
+            name
+        )
+    assert trainer.trainable == sum(
+        w.size for n, w in before.items() if not n.startswith(("bert.embeddings", "bert.encoder.layer.0."))
+    )
 
 
 def test_weights_count_as_repeated_rows(folder):
@@ -247,7 +261,13 @@ def test_lora_adapter_file(folder, tmp_path):
         merged = before[name] + 2.0 * adapter[module + ".lora_B.weight"] @ adapter[module + ".lora_A.weight"]
         np.testing.assert_allclose(params.get(name), merged, atol=1e-6)
     assert sorted(n for n in adapter if ".lora_" not in n) == sorted(
-        prefix + n for n in before if n.endswith("weight") and "embeddings" not in n and "LayerNorm" not in n and f"{prefix}{n.removesuffix('.weight')}" not in modules)
+        prefix + n
+        for n in before
+        if n.endswith("weight")
+        and "embeddings" not in n
+        and "LayerNorm" not in n
+        and f"{prefix}{n.removesuffix('.weight')}" not in modules
+    )
 
 
 @pytest.mark.parametrize("options, message", [
@@ -365,5 +385,7 @@ def test_one_trainer_is_one_threads(folder):
     for thread in threads:
         thread.join()
     assert {o for o in outcomes if isinstance(o, str)} <= {"Trainer: in use by another thread"}
-    assert len({o for o in outcomes if isinstance(o, float)}) == 1      # dropout and lr are 0: every step that was made saw the same weights
+    assert (
+        len({o for o in outcomes if isinstance(o, float)}) == 1
+    )  # dropout and lr are 0: every step that was made saw the same weights
     assert trainer.steps == sum(isinstance(o, float) for o in outcomes)

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-CONFIG = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "intermediate_size": 32, "max_position_embeddings": 24, "type_vocab_size": 2, "num_labels": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
-              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0,
-              "id2label": {"0": "safe", "1": "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+CONFIG = {"architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 60, "hidden_size": 16,
+          "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24,
+          "type_vocab_size": 2, "num_labels": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+          "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0,
+          "id2label": {"0": "safe", "1": "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]
 
@@ -22,9 +23,10 @@ def shapes(config=CONFIG, head=True):
     yield "bert.embeddings.LayerNorm.weight", (hidden,)
     yield "bert.embeddings.LayerNorm.bias", (hidden,)
     for i in range(config["num_hidden_layers"]):
-        for name, rows, cols in [("attention.self.query", hidden, hidden), ("attention.self.key", hidden, hidden), ("attention.self.value", hidden, hidden),
-                                 ("attention.output.dense", hidden, hidden), ("attention.output.LayerNorm", hidden, None),
-                                 ("intermediate.dense", inter, hidden), ("output.dense", hidden, inter), ("output.LayerNorm", hidden, None)]:
+        for name, rows, cols in [("attention.self.query", hidden, hidden), ("attention.self.key", hidden, hidden),
+                                 ("attention.self.value", hidden, hidden), ("attention.output.dense", hidden, hidden),
+                                 ("attention.output.LayerNorm", hidden, None), ("intermediate.dense", inter, hidden),
+                                 ("output.dense", hidden, inter), ("output.LayerNorm", hidden, None)]:
             yield f"bert.encoder.layer.{i}.{name}.weight", (rows,) if cols is None else (rows, cols)
             yield f"bert.encoder.layer.{i}.{name}.bias", (rows,)
     yield "bert.pooler.dense.weight", (hidden, hidden)
@@ -47,8 +49,10 @@ def write(folder, seed=0, head=True, **changes):
         config["architectures"] = ["BertModel"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "vocab.txt").write_text("\n".join(WORDS[:config["vocab_size"]]) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 24}))
+    (folder / "vocab.txt").write_text("\n".join(WORDS[: config["vocab_size"]]) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 24})
+    )
     save_file(tensors(seed, config, head), str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
 
@@ -58,7 +62,9 @@ def batch(seed, rows=6, config=CONFIG):
     rng = np.random.Generator(np.random.Philox(key=1000 + seed))
     lengths = rng.integers(2, config["max_position_embeddings"] + 1, rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = rng.integers(4, config["vocab_size"] - 20, offsets[-1]).astype(np.int32)      # the last 20 words occur in no batch
+    ids = rng.integers(4, config["vocab_size"] - 20, offsets[-1]).astype(
+        np.int32
+    )  # the last 20 words occur in no batch
     types = np.concatenate([np.arange(n) > n // 2 for n in lengths]).astype(np.uint8)
     hard = rng.integers(0, 2, rows).astype(np.int8)
     soft = rng.uniform(0, 1, rows).astype(np.float32)
@@ -66,11 +72,15 @@ def batch(seed, rows=6, config=CONFIG):
 
 
 def lora_start(targets, rank, seed=3):
-    """Factors A and B of each module that a target names, in the checkpoint's order. B is not 0, so that both have gradients from the first step."""
+    """Factors A and B of each module that a target names, in the checkpoint's order.
+
+    B is not 0, so that both have gradients from the first step.
+    """
     rng = np.random.default_rng(seed)
     out = {}
     for name, shape in shapes():
         module = name.removesuffix(".weight")
         if len(shape) == 2 and "embeddings." not in name and any(module.endswith("." + t) for t in targets):
-            out[module] = (rng.normal(0, 0.1, (rank, shape[1])).astype(np.float32), rng.normal(0, 0.1, (shape[0], rank)).astype(np.float32))
+            out[module] = (rng.normal(0, 0.1, (rank, shape[1])).astype(np.float32),
+                           rng.normal(0, 0.1, (shape[0], rank)).astype(np.float32))
     return out

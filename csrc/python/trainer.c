@@ -16,7 +16,8 @@ typedef struct Trainer {
     atomic_flag busy;       /* a trainer is one thread's at a time */
 } Trainer;
 
-/* A tuple or list of str as C strings. The array is for PyMem_Free; the strings live as long as the sequence, which *keep owns. */
+/* A tuple or list of str as C strings. The array is for PyMem_Free; the strings live as long as the sequence, which
+ * *keep owns. */
 static int
 string_list(PyObject *obj, const char *name, PyObject **keep, const char ***out, size_t *count)
 {
@@ -59,19 +60,22 @@ Trainer_dealloc(Trainer *self)
 static PyObject *
 Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"params", "ce_weight", "kl_weight", "temperature", "unsafe_index", "beta1", "beta2", "eps", "weight_decay", "clip_norm",
-                            "dropout", "seed", "micro_tokens", "n_threads", "frozen", "lora_rank", "lora_alpha", "lora_targets", NULL};
+    static char *names[] = {"params", "ce_weight", "kl_weight", "temperature", "unsafe_index", "beta1", "beta2", "eps",
+                            "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens", "n_threads", "frozen",
+                            "lora_rank", "lora_alpha", "lora_targets", NULL};
     PyObject *params_obj, *frozen_obj = NULL, *targets_obj = NULL, *frozen_keep = NULL, *targets_keep = NULL;
     const char **frozen = NULL, **targets = NULL;
     Trainer *self = NULL, *result = NULL;
     unsigned long long seed = 0;
     Py_ssize_t unsafe_index = -1, micro_tokens = 0, rank = 0;
-    ha_trainer_config config = {.loss = {.ce_weight = 0.5, .kl_weight = 0.5, .temperature = 1}, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
-                                .weight_decay = 0.1, .clip_norm = 1, .dropout = 0.1f, .lora_alpha = 16};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddndddddfKniOnfO:Trainer", names, &params_obj, &config.loss.ce_weight, &config.loss.kl_weight,
-                                     &config.loss.temperature, &unsafe_index, &config.beta1, &config.beta2, &config.eps, &config.weight_decay,
-                                     &config.clip_norm, &config.dropout, &seed, &micro_tokens, &config.n_threads, &frozen_obj, &rank,
-                                     &config.lora_alpha, &targets_obj)) {
+    ha_trainer_config config = {.loss = {.ce_weight = 0.5, .kl_weight = 0.5, .temperature = 1}, .beta1 = 0.9,
+                                .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1, .dropout = 0.1f,
+                                .lora_alpha = 16};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddndddddfKniOnfO:Trainer", names, &params_obj,
+                                     &config.loss.ce_weight, &config.loss.kl_weight, &config.loss.temperature,
+                                     &unsafe_index, &config.beta1, &config.beta2, &config.eps, &config.weight_decay,
+                                     &config.clip_norm, &config.dropout, &seed, &micro_tokens, &config.n_threads,
+                                     &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
         return NULL;
     }
     PyObject *module = PyType_GetModule(type);
@@ -84,7 +88,8 @@ Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if ((frozen_obj != NULL && !string_list(frozen_obj, "frozen", &frozen_keep, &frozen, &config.n_frozen)) ||
-        (targets_obj != NULL && !string_list(targets_obj, "lora_targets", &targets_keep, &targets, &config.n_lora_targets))) {
+        (targets_obj != NULL &&
+         !string_list(targets_obj, "lora_targets", &targets_keep, &targets, &config.n_lora_targets))) {
         goto done;
     }
     config.seed = seed;
@@ -150,8 +155,9 @@ vector(PyObject *obj, int type, const char *name, npy_intp n, int optional, PyAr
     if (optional && (obj == NULL || obj == Py_None)) {
         return 1;
     }
-    /* hard and type ids are small integers whatever their dtype is; ids and offsets must not be cut silently: same-kind casts alone */
-    *out = (PyArrayObject *)PyArray_FROM_OTF(obj, type, NPY_ARRAY_IN_ARRAY | (type == NPY_FLOAT32 ? NPY_ARRAY_FORCECAST : 0));
+    /* integers must not be cut silently: casts that NumPy calls safe alone */
+    *out = (PyArrayObject *)PyArray_FROM_OTF(obj, type,
+                                             NPY_ARRAY_IN_ARRAY | (type == NPY_FLOAT32 ? NPY_ARRAY_FORCECAST : 0));
     if (*out == NULL) {
         return 0;
     }
@@ -182,7 +188,8 @@ rows_targets(rows *r, PyObject *hard, PyObject *soft, PyObject *weights, npy_int
         !vector(weights, NPY_FLOAT32, "weights", n, 1, &r->weights)) {
         return 0;
     }
-    r->targets = (ha_targets){.hard = r->hard != NULL ? PyArray_DATA(r->hard) : NULL, .soft = r->soft != NULL ? PyArray_DATA(r->soft) : NULL,
+    r->targets = (ha_targets){.hard = r->hard != NULL ? PyArray_DATA(r->hard) : NULL,
+                              .soft = r->soft != NULL ? PyArray_DATA(r->soft) : NULL,
                               .weight = r->weights != NULL ? PyArray_DATA(r->weights) : NULL};
     return 1;
 }
@@ -204,7 +211,10 @@ rows_batch(rows *r, PyObject *ids, PyObject *offsets, PyObject *types)
         PyErr_SetString(PyExc_ValueError, "offsets must start at 0, never fall, and end at len(ids)");
         return 0;
     }
-    r->batch = (ha_batch){.n_rows = (size_t)n, .offsets = at, .ids = PyArray_DATA(r->ids), .type_ids = r->types != NULL ? PyArray_DATA(r->types) : NULL};
+    r->batch = (ha_batch){.n_rows = (size_t)n,
+                          .offsets = at,
+                          .ids = PyArray_DATA(r->ids),
+                          .type_ids = r->types != NULL ? PyArray_DATA(r->types) : NULL};
     return 1;
 }
 
@@ -252,11 +262,13 @@ Trainer_step(Trainer *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"ids", "offsets", "hard", "soft", "weights", "lr", "type_ids", NULL};
     PyObject *ids, *offsets, *hard = NULL, *soft = NULL, *weights = NULL, *types = NULL, *result = NULL;
     double lr = NAN;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOO$dO:step", names, &ids, &offsets, &hard, &soft, &weights, &lr, &types)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOO$dO:step", names, &ids, &offsets, &hard, &soft, &weights, &lr,
+                                     &types)) {
         return NULL;
     }
     rows r = {0};
-    if (!rows_batch(&r, ids, offsets, types) || !rows_targets(&r, hard, soft, weights, (npy_intp)r.batch.n_rows) || !enter(self)) {
+    if (!rows_batch(&r, ids, offsets, types) || !rows_targets(&r, hard, soft, weights, (npy_intp)r.batch.n_rows) ||
+        !enter(self)) {
         goto done;
     }
     ha_error err;
@@ -267,14 +279,16 @@ Trainer_step(Trainer *self, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     leave(self);
     result = status != HA_OK ? raise_for(self, status, &err)
-                             : Py_BuildValue("{s:d,s:d,s:n,s:K}", "loss", step.loss, "grad_norm", step.grad_norm, "tokens", (Py_ssize_t)step.n_tokens,
-                                             "step", (unsigned long long)ha_trainer_steps(self->trainer));
+                             : Py_BuildValue("{s:d,s:d,s:n,s:K}", "loss", step.loss, "grad_norm", step.grad_norm,
+                                             "tokens", (Py_ssize_t)step.n_tokens, "step",
+                                             (unsigned long long)ha_trainer_steps(self->trainer));
 done:
     rows_release(&r);
     return result;
 }
 
-/* Calls one of the file functions with the path's bytes. which: 0 save, 1 load, 2 save_adapter; flag: moments, or the dtype. */
+/* Calls one of the file functions with the path's bytes. which: 0 save, 1 load, 2 save_adapter; flag: moments, or the
+ * dtype. */
 static PyObject *
 with_path(Trainer *self, PyObject *path, int which, unsigned long long steps, int flag)
 {
@@ -285,8 +299,9 @@ with_path(Trainer *self, PyObject *path, int which, unsigned long long steps, in
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = which == 0 ? ha_trainer_save(self->trainer, name, flag, &err) :
-             which == 1 ? ha_trainer_load(self->trainer, name, steps, flag, &err) : ha_trainer_save_adapter(self->trainer, name, flag, &err);
+    status = which == 0   ? ha_trainer_save(self->trainer, name, flag, &err)
+             : which == 1 ? ha_trainer_load(self->trainer, name, steps, flag, &err)
+                          : ha_trainer_save_adapter(self->trainer, name, flag, &err);
     Py_END_ALLOW_THREADS
     leave(self);
     if (status != HA_OK) {
@@ -357,11 +372,14 @@ Trainer_get_trainable(Trainer *self, void *unused)
 static PyMethodDef Trainer_methods[] = {
     {"step", (PyCFunction)(void (*)(void))Trainer_step, METH_VARARGS | METH_KEYWORDS, step_doc},
     {"save", (PyCFunction)Trainer_save, METH_VARARGS,
-     PyDoc_STR("save(path, moments=True, /)\n--\n\nWrite trained weights, and the moments, as safetensors, whole or not at all.")},
+     PyDoc_STR("save(path, moments=True, /)\n--\n\nWrite trained weights, and the moments, as safetensors, whole or "
+               "not at all.")},
     {"load", (PyCFunction)Trainer_load, METH_VARARGS,
-     PyDoc_STR("load(path, steps, moments=True, /)\n--\n\nGo on from a saved state. The trainer must be new, made with the same arguments on the same initial weights.")},
+     PyDoc_STR("load(path, steps, moments=True, /)\n--\n\nGo on from a saved state. The trainer must be new, made with "
+               "the same arguments on the same initial weights.")},
     {"save_adapter", (PyCFunction)Trainer_save_adapter, METH_VARARGS,
-     PyDoc_STR("save_adapter(path, dtype='float16', /)\n--\n\nWrite LoRA factors and the other trained weights under PEFT's names.")},
+     PyDoc_STR("save_adapter(path, dtype='float16', /)\n--\n\nWrite LoRA factors and the other trained weights under "
+               "PEFT's names.")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -372,8 +390,9 @@ static PyGetSetDef Trainer_getset[] = {
 };
 
 PyDoc_STRVAR(Trainer_doc,
-"Trainer(params, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=1.0,\n"
-"        dropout=0.1, seed=0, micro_tokens=0, n_threads=0, frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
+"Trainer(params, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1, beta1=0.9, beta2=0.999,\n"
+"        eps=1e-8, weight_decay=0.1, clip_norm=1.0, dropout=0.1, seed=0, micro_tokens=0, n_threads=0,\n"
+"        frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
 "--\n\n"
 "AdamW training of EncoderParams, in place.\n\n"
 "Parameters\n"
@@ -381,8 +400,8 @@ PyDoc_STRVAR(Trainer_doc,
 "params : EncoderParams\n"
 "    What is trained. Nothing else may write it meanwhile.\n"
 "ce_weight, kl_weight, temperature : float\n"
-"    Loss of a row: ce_weight * CE(hard) + kl_weight * T^2 * KL(soft || student), both softened by T. A row that lacks one\n"
-"    label gives the other term the weight of both.\n"
+"    Loss of a row: ce_weight * CE(hard) + kl_weight * T^2 * KL(soft || student), both softened by T. A row that\n"
+"    lacks one label gives the other term the weight of both.\n"
 "unsafe_index : int\n"
 "    Which of two labels is unsafe; the last by default.\n"
 "weight_decay : float\n"
@@ -411,7 +430,8 @@ static PyType_Spec Trainer_spec = {
     .name = "harmaug._C.Trainer", .basicsize = sizeof(Trainer), .flags = Py_TPFLAGS_DEFAULT, .slots = Trainer_slots};
 
 PyDoc_STRVAR(distill_loss_doc,
-"distill_loss(logits, hard=None, soft=None, weights=None, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1)\n"
+"distill_loss(logits, hard=None, soft=None, weights=None, *, ce_weight=0.5, kl_weight=0.5,\n"
+"             temperature=1.0, unsafe_index=1)\n"
 "--\n\n"
 "The loss of Trainer by itself.\n\n"
 "Parameters\n"
@@ -429,13 +449,15 @@ PyDoc_STRVAR(distill_loss_doc,
 static PyObject *
 distill_loss(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"logits", "hard", "soft", "weights", "ce_weight", "kl_weight", "temperature", "unsafe_index", NULL};
+    static char *names[] = {"logits", "hard", "soft", "weights", "ce_weight", "kl_weight", "temperature",
+                            "unsafe_index", NULL};
     PyObject *logits_obj, *hard = NULL, *soft = NULL, *weights = NULL, *result = NULL;
     PyArrayObject *logits = NULL, *grad = NULL;
     ha_loss_config config = {.ce_weight = 0.5, .kl_weight = 0.5, .temperature = 1};
     Py_ssize_t unsafe_index = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOO$dddn:distill_loss", names, &logits_obj, &hard, &soft, &weights, &config.ce_weight,
-                                     &config.kl_weight, &config.temperature, &unsafe_index)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOO$dddn:distill_loss", names, &logits_obj, &hard, &soft,
+                                     &weights, &config.ce_weight, &config.kl_weight, &config.temperature,
+                                     &unsafe_index)) {
         return NULL;
     }
     rows r = {0};
@@ -465,7 +487,8 @@ distill_loss(PyObject *module, PyObject *args, PyObject *kwargs)
     }
     grad = (PyArrayObject *)PyArray_SimpleNew(2, PyArray_DIMS(logits), NPY_FLOAT32);
     if (grad != NULL) {
-        const double loss = ha_distill_loss(&config, &r.targets, (size_t)n, PyArray_DATA(logits), 1 / total, PyArray_DATA(grad));
+        const double loss =
+            ha_distill_loss(&config, &r.targets, (size_t)n, PyArray_DATA(logits), 1 / total, PyArray_DATA(grad));
         result = Py_BuildValue("dO", loss, grad);
     }
 done:
@@ -487,17 +510,21 @@ schedule_factor(PyObject *module, PyObject *args)
     static const char *const kinds[] = {"constant", "linear", "cosine"};
     for (int i = 0; i < 3; i++) {
         if (strcmp(name, kinds[i]) == 0 && step >= 0 && warmup >= 0 && total >= 0) {
-            return PyFloat_FromDouble(ha_schedule_factor((ha_schedule)i, (uint64_t)step, (uint64_t)warmup, (uint64_t)total));
+            return PyFloat_FromDouble(
+                ha_schedule_factor((ha_schedule)i, (uint64_t)step, (uint64_t)warmup, (uint64_t)total));
         }
     }
-    PyErr_Format(PyExc_ValueError, "schedule_factor: wanted constant, linear or cosine and counts >= 0, got %s, %lld, %lld, %lld", name, step, warmup, total);
+    PyErr_Format(PyExc_ValueError,
+                 "schedule_factor: wanted constant, linear or cosine and counts >= 0, got %s, %lld, %lld, %lld", name,
+                 step, warmup, total);
     return NULL;
 }
 
 static PyMethodDef trainer_functions[] = {
     {"distill_loss", (PyCFunction)(void (*)(void))distill_loss, METH_VARARGS | METH_KEYWORDS, distill_loss_doc},
     {"schedule_factor", schedule_factor, METH_VARARGS,
-     PyDoc_STR("schedule_factor(name, step, warmup, total, /)\n--\n\nFactor of the learning rate at the 0-based step: constant, linear or cosine, "
+     PyDoc_STR("schedule_factor(name, step, warmup, total, /)\n--\n\nFactor of the learning rate at the 0-based step: "
+               "constant, linear or cosine, "
                "as transformers' get_*_schedule_with_warmup.")},
     {NULL, NULL, 0, NULL},
 };
@@ -509,7 +536,8 @@ py_add_trainer(PyObject *module)
     if (type == NULL) {
         return -1;
     }
-    const int failed = PyModule_AddObjectRef(module, "Trainer", type) < 0 || PyModule_AddFunctions(module, trainer_functions) < 0;
+    const int failed =
+        PyModule_AddObjectRef(module, "Trainer", type) < 0 || PyModule_AddFunctions(module, trainer_functions) < 0;
     Py_DECREF(type);
     return failed ? -1 : 0;
 }

@@ -29,7 +29,8 @@ ha_lora_matches(const ha_param *param, const char *target)
 }
 
 static ha_status
-find_pairs(ha_lora *lora, const ha_encoder_params *params, const char *const *targets, size_t n_targets, size_t *base_total, ha_error *err)
+find_pairs(ha_lora *lora, const ha_encoder_params *params, const char *const *targets, size_t n_targets,
+           size_t *base_total, ha_error *err)
 {
     for (size_t t = 0; t < n_targets; t++) {
         int found = 0;
@@ -51,11 +52,13 @@ find_pairs(ha_lora *lora, const ha_encoder_params *params, const char *const *ta
         }
         const size_t rows = param->shape[0], cols = param->shape[1];
         if (lora->rank > rows || lora->rank > cols) {
-            return ha_fail(err, HA_ERR_VALUE, "lora: rank %zu is over the extents of %s (%zu, %zu)", lora->rank, param->name, rows, cols);
+            return ha_fail(err, HA_ERR_VALUE, "lora: rank %zu is over the extents of %s (%zu, %zu)", lora->rank,
+                           param->name, rows, cols);
         }
         lora->pairs[lora->count++] = (ha_lora_pair){.item = i, .rows = rows, .cols = cols, .a = lora->total,
                                                     .b = lora->total + lora->rank * cols, .base = *base_total};
-        lora->total += lora->rank * (rows + cols);      /* rank <= min(rows, cols): at most 2 rows * cols, which is a parameter's size */
+        /* rank <= min(rows, cols): at most 2 rows * cols, and a parameter's size did not overflow */
+        lora->total += lora->rank * (rows + cols);
         *base_total += param->size;
     }
     if (lora->count == 0) {
@@ -159,10 +162,12 @@ ha_lora_gradients(ha_lora *lora, const ha_encoder_params *params, const float *g
         const ha_lora_pair *p = &lora->pairs[i];
         const float *dw = grads + params->items[p->item].offset;
         const ptrdiff_t cols = (ptrdiff_t)p->cols;
-        const ha_gemm db = {.m = p->rows, .n = lora->rank, .k = p->cols, .alpha = lora->scale, .beta = 0, .a = dw, .a_row = cols, .a_col = 1,
-                            .b = lora->w + p->a, .b_row = 1, .b_col = cols, .c = lora->g + p->b, .ldc = lora->rank};
-        const ha_gemm da = {.m = lora->rank, .n = p->cols, .k = p->rows, .alpha = lora->scale, .beta = 0, .a = lora->w + p->b, .a_row = 1,
-                            .a_col = rank, .b = dw, .b_row = cols, .b_col = 1, .c = lora->g + p->a, .ldc = p->cols};
+        const ha_gemm db = {.m = p->rows, .n = lora->rank, .k = p->cols, .alpha = lora->scale, .beta = 0,
+                            .a = dw, .a_row = cols, .a_col = 1, .b = lora->w + p->a, .b_row = 1, .b_col = cols,
+                            .c = lora->g + p->b, .ldc = lora->rank};
+        const ha_gemm da = {.m = lora->rank, .n = p->cols, .k = p->rows, .alpha = lora->scale, .beta = 0,
+                            .a = lora->w + p->b, .a_row = 1, .a_col = rank, .b = dw, .b_row = cols, .b_col = 1,
+                            .c = lora->g + p->a, .ldc = p->cols};
         k->gemm_f32(&db, lora->scratch, lora->n_threads);
         k->gemm_f32(&da, lora->scratch, lora->n_threads);
     }

@@ -1,9 +1,11 @@
-/* Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W = W0 + scale * B A, with A (rank, in) and B (out, rank) trained in W's place.
+/* Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W = W0 + scale * B A, with A (rank, in) and B (out, rank)
+ * trained in W's place.
  *
- * The encoder knows nothing of it: W stands in the parameter block as any weight, and its full gradient gives the factors' exactly,
+ * The encoder knows nothing of it: W stands in the parameter block as any weight, and its full gradient gives the
+ * factors' exactly,
  *     dB = scale * dW A^T,   dA = scale * B^T dW,
- * at the cost of two thin products a step. A starts uniform in +-1/sqrt(in) and B at 0 (Kaiming with a = sqrt(5), as PEFT does),
- * so that W = W0 at first. There is no dropout on the adapter's input. */
+ * at the cost of two thin products a step. A starts uniform in +-1/sqrt(in) and B at 0 (Kaiming with a = sqrt(5), as
+ * PEFT does), so that W = W0 at first. There is no dropout on the adapter's input. */
 #ifndef HARMAUG_TRAINING_LORA_H
 #define HARMAUG_TRAINING_LORA_H
 
@@ -31,13 +33,13 @@ typedef struct ha_lora {
     void *scratch;
 } ha_lora;
 
-/* 1 when the module that `name` ("….query.weight") is the weight of is named by `target`: equal to it, or ending in ".target", as PEFT's target_modules.
- * Embeddings and LayerNorm weights are no targets. */
+/* 1 when `target` names the module whose weight param is ("….query.weight"): it equals the module's name, or the name
+ * ends in ".target", as with PEFT's target_modules. Embeddings and LayerNorm weights are no targets. */
 int ha_lora_matches(const ha_param *param, const char *target);
 
-/* Adapts every matrix of params that a target names; a target that names none is HA_ERR_VALUE. Copies W0 out of params. */
-ha_status ha_lora_new(const ha_encoder_params *params, size_t rank, float alpha, const char *const *targets, size_t n_targets,
-                      uint64_t seed, int n_threads, ha_lora **out, ha_error *err);
+/* Adapts every matrix of params that a target names; a target that names none is HA_ERR_VALUE. Copies W0 out. */
+ha_status ha_lora_new(const ha_encoder_params *params, size_t rank, float alpha, const char *const *targets,
+                      size_t n_targets, uint64_t seed, int n_threads, ha_lora **out, ha_error *err);
 void ha_lora_free(ha_lora *lora);
 
 /* Writes lora->g from the gradients of the full matrices. */

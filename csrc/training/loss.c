@@ -21,14 +21,16 @@ ha_loss_config_check(const ha_loss_config *config, ha_error *err)
 {
     if (!(config->ce_weight >= 0 && config->kl_weight >= 0 && config->ce_weight + config->kl_weight > 0 &&
           isfinite(config->ce_weight + config->kl_weight))) {
-        return ha_fail(err, HA_ERR_VALUE, "loss: ce_weight and kl_weight must be finite, >= 0 and not both 0, got %g and %g",
+        return ha_fail(err, HA_ERR_VALUE,
+                       "loss: ce_weight and kl_weight must be finite, >= 0 and not both 0, got %g and %g",
                        config->ce_weight, config->kl_weight);
     }
     if (!(config->temperature > 0 && isfinite(config->temperature))) {
         return ha_fail(err, HA_ERR_VALUE, "loss: temperature must be > 0, got %g", config->temperature);
     }
     if (config->num_labels < 1 || config->num_labels > 2 || config->unsafe_index >= config->num_labels) {
-        return ha_fail(err, HA_ERR_VALUE, "loss: a guard with 1 or 2 labels can be trained, got %zu labels with unsafe at index %zu",
+        return ha_fail(err, HA_ERR_VALUE,
+                       "loss: a guard with 1 or 2 labels can be trained, got %zu labels with unsafe at index %zu",
                        config->num_labels, config->unsafe_index);
     }
     return HA_OK;
@@ -46,7 +48,8 @@ ha_targets_check(const ha_targets *targets, size_t n, double *total, ha_error *e
             return ha_fail(err, HA_ERR_VALUE, "row %zu: hard label must be 0, 1 or -1 for none, got %d", i, hard);
         }
         if (!isnan(soft) && !(soft >= 0 && soft <= 1)) {
-            return ha_fail(err, HA_ERR_VALUE, "row %zu: soft label must be in [0, 1], or NaN for none, got %g", i, (double)soft);
+            return ha_fail(err, HA_ERR_VALUE, "row %zu: soft label must be in [0, 1], or NaN for none, got %g", i,
+                           (double)soft);
         }
         if (hard < 0 && isnan(soft)) {
             return ha_fail(err, HA_ERR_VALUE, "row %zu: has neither a hard nor a soft label", i);
@@ -102,7 +105,8 @@ row_loss(const ha_loss_config *config, int hard, double soft, double d, double *
 }
 
 double
-ha_distill_loss(const ha_loss_config *config, const ha_targets *targets, size_t n, const float *logits, double scale, float *dlogits)
+ha_distill_loss(const ha_loss_config *config, const ha_targets *targets, size_t n, const float *logits, double scale,
+                float *dlogits)
 {
     const size_t labels = config->num_labels, unsafe = config->unsafe_index;
     double sum = 0;

@@ -14,7 +14,8 @@
 
 /* -- making -- */
 
-/* 1 when `name` matches `pattern`, in which '*' stands for any text. Without recursion: on a mismatch go back to the last star. */
+/* 1 when `name` matches `pattern`, in which '*' stands for any text. Without recursion: on a mismatch go back to the
+ * last star. */
 static int
 matches(const char *pattern, const char *name)
 {
@@ -42,13 +43,21 @@ matches(const char *pattern, const char *name)
 static ha_status
 check_config(const ha_trainer_config *config, ha_error *err)
 {
-    const struct { const char *name; double value, min, max; } bounds[] = {
-        {"beta1", config->beta1, 0, 1 - 1e-12}, {"beta2", config->beta2, 0, 1 - 1e-12}, {"eps", config->eps, 1e-30, 1},
-        {"weight_decay", config->weight_decay, 0, 1e6}, {"clip_norm", config->clip_norm, 0, 1e30}, {"dropout", config->dropout, 0, 0.999},
+    const struct {
+        const char *name;
+        double value, min, max;
+    } bounds[] = {
+        {"beta1", config->beta1, 0, 1 - 1e-12},
+        {"beta2", config->beta2, 0, 1 - 1e-12},
+        {"eps", config->eps, 1e-30, 1},
+        {"weight_decay", config->weight_decay, 0, 1e6},
+        {"clip_norm", config->clip_norm, 0, 1e30},
+        {"dropout", config->dropout, 0, 0.999},
     };
     for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
         if (!(bounds[i].value >= bounds[i].min && bounds[i].value <= bounds[i].max)) {
-            return ha_fail(err, HA_ERR_VALUE, "trainer: %s must be in [%g, %g], got %g", bounds[i].name, bounds[i].min, bounds[i].max, bounds[i].value);
+            return ha_fail(err, HA_ERR_VALUE, "trainer: %s must be in [%g, %g], got %g", bounds[i].name, bounds[i].min,
+                           bounds[i].max, bounds[i].value);
         }
     }
     return ha_loss_config_check(&config->loss, err);
@@ -84,7 +93,8 @@ static void
 add_chunks(ha_trainer *t, int lora, int trained, int word, size_t offset, size_t size, size_t step, float decay)
 {
     for (size_t first = 0; first < size; first += step) {
-        t->chunks[t->n_chunks++] = (chunk){.lora = lora, .trained = trained, .word = word, .decay = decay, .offset = offset + first,
+        t->chunks[t->n_chunks++] = (chunk){.lora = lora, .trained = trained, .word = word, .decay = decay,
+                                           .offset = offset + first,
                                            .size = size - first < step ? size - first : step};
     }
 }
@@ -96,7 +106,8 @@ make_chunks(ha_trainer *t, double weight_decay)
     const size_t lora_total = t->lora != NULL ? t->lora->total : 0;
     const size_t hidden = t->word != NULL ? t->word->shape[1] : 1;
     const size_t word_step = hidden * (CHUNK / hidden > 0 ? CHUNK / hidden : 1);    /* whole rows */
-    const size_t most = params->total / CHUNK + lora_total / CHUNK + 2 * params->count + 4 + (t->word != NULL ? t->word->size / word_step : 0);
+    const size_t most = params->total / CHUNK + lora_total / CHUNK + 2 * params->count + 4 +
+                        (t->word != NULL ? t->word->size / word_step : 0);
     t->chunks = calloc(most, sizeof(*t->chunks));
     t->partials = calloc(most, sizeof(*t->partials));
     if (t->chunks == NULL || t->partials == NULL) {
@@ -105,7 +116,8 @@ make_chunks(ha_trainer *t, double weight_decay)
     for (size_t i = 0; i < params->count; i++) {
         const ha_param *item = &params->items[i];
         const int word = item == t->word;
-        add_chunks(t, 0, t->trainable[i], word, item->offset, item->size, word ? word_step : CHUNK, item->ndim > 1 ? (float)weight_decay : 0);
+        add_chunks(t, 0, t->trainable[i], word, item->offset, item->size, word ? word_step : CHUNK,
+                   item->ndim > 1 ? (float)weight_decay : 0);
     }
     add_chunks(t, 1, 1, 0, 0, lora_total, CHUNK, (float)weight_decay);
     return HA_OK;
@@ -117,7 +129,8 @@ find_word_embeddings(const ha_encoder_params *params)
     const char *const tail = "word_embeddings.weight";
     for (size_t i = 0; i < params->count; i++) {
         const size_t n = strlen(params->items[i].name);
-        if (n >= strlen(tail) && strcmp(params->items[i].name + n - strlen(tail), tail) == 0 && params->items[i].ndim == 2) {
+        if (n >= strlen(tail) && strcmp(params->items[i].name + n - strlen(tail), tail) == 0 &&
+            params->items[i].ndim == 2) {
             return &params->items[i];
         }
     }
@@ -129,8 +142,8 @@ allocate(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
 {
     const ha_encoder_params *params = t->params;
     if (config->lora_rank > 0) {
-        ha_status status = ha_lora_new(params, config->lora_rank, config->lora_alpha, config->lora_targets, config->n_lora_targets,
-                                       config->seed, config->n_threads, &t->lora, err);
+        ha_status status = ha_lora_new(params, config->lora_rank, config->lora_alpha, config->lora_targets,
+                                       config->n_lora_targets, config->seed, config->n_threads, &t->lora, err);
         if (status != HA_OK) {
             return status;
         }
@@ -141,7 +154,8 @@ allocate(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
         }
     }
     const size_t vocab = t->word != NULL ? t->word->shape[0] : 0;
-    /* as large as the block, yet memory is taken only where something is written: not for frozen parameters, nor for words never seen */
+    /* as large as the block, yet memory is taken only where something is written: not for frozen parameters, nor for
+     * words never seen */
     t->grads = calloc(params->total, sizeof(float));
     t->m = calloc(params->total, sizeof(float));
     t->v = calloc(params->total, sizeof(float));
@@ -246,7 +260,8 @@ adamw(const ha_trainer *t, const chunk *c, const update *u, size_t at, size_t n)
     float *w = (c->lora ? t->lora->w : t->params->data) + c->offset + at;
     const float *g = (c->lora ? t->lora->g : t->grads) + c->offset + at;
     float *m = (c->lora ? t->lora_m : t->m) + c->offset + at, *v = (c->lora ? t->lora_v : t->v) + c->offset + at;
-    t->kernels->adamw_f32(w, g, m, v, n, u->lr, u->beta1, u->beta2, u->eps, c->decay, u->correction1, u->correction2, u->grad_scale, 1);
+    t->kernels->adamw_f32(w, g, m, v, n, u->lr, u->beta1, u->beta2, u->eps, c->decay, u->correction1, u->correction2,
+                          u->grad_scale, 1);
 }
 
 /* Word embedding rows: runs of rows seen so far get AdamW, the others their decay alone. */
@@ -364,8 +379,8 @@ reserve(ha_trainer *t, size_t n_rows)
 
 /* Forward and backward over rows [first, end): adds to the gradients and to *loss. */
 static ha_status
-micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size_t first, size_t end, uint64_t place, double scale,
-           double *loss, ha_error *err)
+micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size_t first, size_t end, uint64_t place,
+           double scale, double *loss, ha_error *err)
 {
     const size_t n = end - first, labels = t->config.loss.num_labels;
     const int64_t begin = batch->offsets[first];
@@ -378,16 +393,20 @@ micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size
                              .soft = targets->soft != NULL ? targets->soft + first : NULL,
                              .weight = targets->weight != NULL ? targets->weight + first : NULL};
     float *dlogits = t->logits + n * labels;
-    ha_status status = ha_encoder_train_forward(t->params, &part, t->config.dropout, t->config.seed, place, t->tape, t->logits, t->config.n_threads, err);
+    ha_status status = ha_encoder_train_forward(t->params, &part, t->config.dropout, t->config.seed, place, t->tape,
+                                                t->logits, t->config.n_threads, err);
     if (status != HA_OK) {
         return status;
     }
     *loss += ha_distill_loss(&t->config.loss, &want, n, t->logits, scale, dlogits);
     if (!isfinite(*loss)) {
-        return ha_fail(err, HA_ERR_VALUE, "step %llu: the loss is not finite (%g): weights are left as after step %llu; a lower learning rate may help",
+        return ha_fail(err, HA_ERR_VALUE,
+                       "step %llu: the loss is not finite (%g): weights are left as after step %llu; a lower learning "
+                       "rate may help",
                        (unsigned long long)t->steps + 1, *loss, (unsigned long long)t->steps);
     }
-    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->word != NULL ? t->touched : NULL, t->config.n_threads, err);
+    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->word != NULL ? t->touched : NULL,
+                                     t->config.n_threads, err);
 }
 
 static ha_status
@@ -395,10 +414,11 @@ accumulate(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, doub
 {
     double total;
     ha_status status = ha_targets_check(targets, batch->n_rows, &total, err);
-    uint64_t place = t->steps << 20;    /* where dropout masks are drawn: one number for each micro-batch of each step */
+    uint64_t place = t->steps << 20;    /* of the dropout masks: a number for each micro-batch of each step */
     for (size_t first = 0, end; status == HA_OK && first < batch->n_rows; first = end) {
         for (end = first + 1; end < batch->n_rows; end++) {
-            if (t->config.micro_tokens > 0 && (uint64_t)(batch->offsets[end + 1] - batch->offsets[first]) > t->config.micro_tokens) {
+            if (t->config.micro_tokens > 0 &&
+                (uint64_t)(batch->offsets[end + 1] - batch->offsets[first]) > t->config.micro_tokens) {
                 break;
             }
         }
@@ -417,7 +437,8 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
         return ha_fail(err, HA_ERR_VALUE, "trainer: a step needs at least one row");
     }
     double loss = 0, norm = 0;
-    ha_status status = ha_batch_check(&t->params->config, batch, err);      /* the whole batch before its first part: rows are named by their number in it */
+    /* the whole batch before its first part: rows are named by their number in it */
+    ha_status status = ha_batch_check(&t->params->config, batch, err);
     if (status != HA_OK || (status = reserve(t, batch->n_rows)) != HA_OK) {
         return status;
     }
@@ -428,7 +449,9 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
         }
         norm = gradient_norm(t);
         if (!isfinite(norm)) {
-            status = ha_fail(err, HA_ERR_VALUE, "step %llu: the gradient is not finite: weights are left as after step %llu; a lower learning rate may help",
+            status = ha_fail(err, HA_ERR_VALUE,
+                             "step %llu: the gradient is not finite: weights are left as after step %llu; a lower "
+                             "learning rate may help",
                              (unsigned long long)t->steps + 1, (unsigned long long)t->steps);
         }
     }
@@ -438,7 +461,8 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
     }
     t->steps++;
     const double clip = t->config.clip_norm, ratio = clip / (norm + 1e-6);      /* torch.nn.utils.clip_grad_norm_ */
-    const update u = {.lr = (float)lr, .beta1 = (float)t->config.beta1, .beta2 = (float)t->config.beta2, .eps = (float)t->config.eps,
+    const update u = {.lr = (float)lr, .beta1 = (float)t->config.beta1, .beta2 = (float)t->config.beta2,
+                      .eps = (float)t->config.eps,
                       .correction1 = (float)(1 - pow(t->config.beta1, (double)t->steps)),
                       .correction2 = (float)(1 - pow(t->config.beta2, (double)t->steps)),
                       .grad_scale = clip > 0 && ratio < 1 ? (float)ratio : 1.0f};

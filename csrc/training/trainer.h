@@ -1,11 +1,13 @@
 /* Training of an encoder: loss, gradients over micro-batches, clipping by the global norm, AdamW.
  *
- * One step reads and writes each trainable weight once: the norm is taken over the gradients, then update and zeroing of the gradient happen
- * together, chunk by chunk while it is in cache. Most of a small guard is word embedding, and most of its rows are in no batch: a row that no batch
- * has touched yet has no gradient and no moments, so of AdamW only its weight decay is left, and with none the row is skipped. This is exact: weights equal
- * those of the dense update.
+ * One step reads and writes each trainable weight once: the norm is taken over the gradients, then update and zeroing
+ * of the gradient happen together, chunk by chunk while it is in cache. Most of a small guard is word embedding, and
+ * most of its rows are in no batch: a row that no batch has touched yet has no gradient and no moments, so of AdamW
+ * only its weight decay is left, and with none the row is skipped. This is exact: weights equal those of the dense
+ * update.
  *
- * Deterministic: sums are taken per chunk and added in order, so that weights do not depend on the thread count, bit for bit. */
+ * Deterministic: sums are taken per chunk and added in order, so that weights do not depend on the thread count, bit
+ * for bit. */
 #ifndef HARMAUG_TRAINING_TRAINER_H
 #define HARMAUG_TRAINING_TRAINER_H
 
@@ -23,7 +25,7 @@ typedef struct ha_trainer_config {
     double clip_norm;               /* largest global gradient norm; 0: no clipping */
     float dropout;
     uint64_t seed;                  /* of dropout masks and of LoRA's A */
-    size_t micro_tokens;            /* a step's rows go through the model in groups of about so many tokens; 0: all at once */
+    size_t micro_tokens;            /* a step's rows are worked on in groups of about so many tokens; 0: all at once */
     int n_threads;                  /* <= 0: the library default */
     const char *const *frozen;      /* patterns of parameter names that are not trained; '*' stands for any text */
     size_t n_frozen;
@@ -41,27 +43,30 @@ typedef struct ha_step {
 
 typedef struct ha_trainer ha_trainer;
 
-/* Trains `params` in place. params is borrowed and must outlive the trainer; nobody else writes it meanwhile. The configuration is copied.
- * HA_ERR_VALUE: a value out of range, a frozen pattern that matches nothing, nothing left to train. */
+/* Trains `params` in place. params is borrowed and must outlive the trainer; nobody else writes it meanwhile. The
+ * configuration is copied. HA_ERR_VALUE: a value out of range, a frozen pattern that matches nothing, nothing left to
+ * train. */
 ha_status ha_trainer_new(ha_encoder_params *params, const ha_trainer_config *config, ha_trainer **out, ha_error *err);
 void ha_trainer_free(ha_trainer *trainer);
 
-/* One optimizer step over a batch. A failed step leaves weights and moments as they were: HA_ERR_VALUE for a loss or gradient that is not
- * finite (with the step's number), for a bad row, or for lr < 0. */
-ha_status ha_trainer_step(ha_trainer *trainer, const ha_batch *batch, const ha_targets *targets, double lr, ha_step *out, ha_error *err);
+/* One optimizer step over a batch. A failed step leaves weights and moments as they were: HA_ERR_VALUE for a loss or
+ * gradient that is not finite (with the step's number), for a bad row, or for lr < 0. */
+ha_status ha_trainer_step(ha_trainer *trainer, const ha_batch *batch, const ha_targets *targets, double lr,
+                          ha_step *out, ha_error *err);
 
 uint64_t ha_trainer_steps(const ha_trainer *trainer);       /* steps made */
 size_t ha_trainer_trainable(const ha_trainer *trainer);     /* trained numbers */
 
-/* Everything but the frozen weights and the step count, as safetensors (float32; "w.", "m." and "v." before each trained parameter's name), atomically. A new
- * trainer of the same configuration on the same initial parameters goes on from there as if it had never stopped. With moments == 0
- * only the trained weights are written and read: enough to go back to the best step. load: HA_ERR_FORMAT when the file does not fit;
- * the trainer is then spoilt. */
+/* Everything but the frozen weights and the step count, as safetensors (float32; "w.", "m." and "v." before each
+ * trained parameter's name), atomically. A new trainer of the same configuration on the same initial parameters goes on
+ * from there as if it had never stopped. With moments == 0 only the trained weights are written and read: enough to go
+ * back to the best step. load: HA_ERR_FORMAT when the file does not fit; the trainer is then spoilt. */
 ha_status ha_trainer_save(const ha_trainer *trainer, const char *path, int moments, ha_error *err);
 ha_status ha_trainer_load(ha_trainer *trainer, const char *path, uint64_t steps, int moments, ha_error *err);
 
-/* Writes what was trained as a PEFT adapter's tensors: "base_model.model.<module>.lora_A.weight" and lora_B, and every other trained parameter
- * whole (the bias of an adapted module as "<module>.base_layer.bias"). dtype: HA_F32 or HA_F16 of io/tensor_file.h. HA_ERR_VALUE without LoRA. */
+/* Writes what was trained as a PEFT adapter's tensors: "base_model.model.<module>.lora_A.weight" and lora_B, and every
+ * other trained parameter whole (the bias of an adapted module as "<module>.base_layer.bias"). dtype: HA_F32 or HA_F16
+ * of io/tensor_file.h. HA_ERR_VALUE without LoRA. */
 ha_status ha_trainer_save_adapter(const ha_trainer *trainer, const char *path, int dtype, ha_error *err);
 
 #endif

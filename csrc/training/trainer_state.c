@@ -25,11 +25,13 @@ list_new(tensor_list *list, size_t capacity)
 }
 
 static void
-list_add(tensor_list *list, ha_dtype dtype, const char *prefix, const char *name, const char *suffix, int ndim, size_t rows, size_t cols, const float *data)
+list_add(tensor_list *list, ha_dtype dtype, const char *prefix, const char *name, const char *suffix, int ndim,
+         size_t rows, size_t cols, const float *data)
 {
     char *full = list->names[list->count];
     snprintf(full, NAME, "%s%s%s", prefix, name, suffix);
-    list->items[list->count++] = (ha_tensor_out){.name = full, .dtype = dtype, .ndim = ndim, .shape = {rows, cols}, .data = data};
+    list->items[list->count++] =
+        (ha_tensor_out){.name = full, .dtype = dtype, .ndim = ndim, .shape = {rows, cols}, .data = data};
 }
 
 static void
@@ -79,7 +81,8 @@ ha_trainer_save(const ha_trainer *t, const char *path, int moments, ha_error *er
     ha_status status = HA_ERR_NOMEM;
     tensor_list list = {0};
     float *packed = NULL, *seen = NULL;
-    if (!list_new(&list, 3 * t->params->count + 8) || (packed = malloc((2 * n_seen * hidden + 1) * sizeof(float))) == NULL ||
+    if (!list_new(&list, 3 * t->params->count + 8) ||
+        (packed = malloc((2 * n_seen * hidden + 1) * sizeof(float))) == NULL ||
         (seen = malloc((vocab + 1) * sizeof(float))) == NULL) {
         goto done;
     }
@@ -120,7 +123,8 @@ done:
 
 /* Reads tensor prefix + name of the given shape into out. */
 static ha_status
-load(const ha_tensor_file *file, const char *prefix, const char *name, int ndim, size_t rows, size_t cols, float *out, ha_error *err)
+load(const ha_tensor_file *file, const char *prefix, const char *name, int ndim, size_t rows, size_t cols, float *out,
+     ha_error *err)
 {
     char full[NAME];
     const size_t shape[2] = {rows, cols};
@@ -198,14 +202,16 @@ ha_trainer_load(ha_trainer *t, const char *path, uint64_t steps, int moments, ha
     return status;
 }
 
-/* 1 when the parameter is the bias of a module that LoRA adapts: PEFT wraps such a module, and calls what was there "base_layer". */
+/* 1 when the parameter is the bias of a module that LoRA adapts: PEFT wraps such a module, and calls what was there
+ * "base_layer". */
 static int
 is_wrapped_bias(const ha_trainer *t, const ha_param *param)
 {
     const size_t n = strlen(param->name) - strlen("bias");
     for (size_t i = 0; i < t->lora->count; i++) {
         const char *weight = t->params->items[t->lora->pairs[i].item].name;
-        if (strlen(weight) == n + strlen("weight") && memcmp(weight, param->name, n) == 0 && strcmp(param->name + n, "bias") == 0) {
+        if (strlen(weight) == n + strlen("weight") && memcmp(weight, param->name, n) == 0 &&
+            strcmp(param->name + n, "bias") == 0) {
             return 1;
         }
     }
@@ -229,8 +235,10 @@ ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_err
         char module[NAME];
         snprintf(module, sizeof(module), "%s", t->params->items[pair->item].name);
         module[strlen(module) - strlen(".weight")] = '\0';
-        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_A.weight", 2, t->lora->rank, pair->cols, t->lora->w + pair->a);
-        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_B.weight", 2, pair->rows, t->lora->rank, t->lora->w + pair->b);
+        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_A.weight", 2, t->lora->rank, pair->cols,
+                 t->lora->w + pair->a);
+        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_B.weight", 2, pair->rows, t->lora->rank,
+                 t->lora->w + pair->b);
     }
     for (size_t i = 0; i < t->params->count; i++) {
         const ha_param *p = &t->params->items[i];
@@ -242,7 +250,8 @@ ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_err
         if (is_wrapped_bias(t, p)) {
             snprintf(name + strlen(name) - strlen("bias"), sizeof("base_layer.bias"), "base_layer.bias");
         }
-        list_add(&list, (ha_dtype)dtype, prefix, name, "", p->ndim, p->shape[0], p->shape[1], t->params->data + p->offset);
+        list_add(&list, (ha_dtype)dtype, prefix, name, "", p->ndim, p->shape[0], p->shape[1],
+                 t->params->data + p->offset);
     }
     status = ha_safetensors_write(path, list.items, list.count, NULL, err);
 done:

@@ -16,20 +16,26 @@ from harmaug.data import Row
 from harmaug.distill import DistillConfig, Distiller
 from harmaug.guard import Guard
 
-OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": torch_training.TARGETS}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
+OPTIONS = {"full": {}, "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": torch_training.TARGETS},
+           "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
 
 
 def steps(params, **options):
     trainer = _C.Trainer(params, dropout=0.0, weight_decay=torch_training.DECAY, **options)
-    return trainer, lambda: [trainer.step(*tiny_bert.batch(s)[:2], *tiny_bert.batch(s)[3:], type_ids=tiny_bert.batch(s)[2],
-                                          lr=torch_training.LR * _C.schedule_factor("linear", s, torch_training.WARMUP, torch_training.STEPS + 2))
-                             for s in range(torch_training.STEPS)]
+    return trainer, lambda: [
+        trainer.step(
+            *tiny_bert.batch(s)[:2], *tiny_bert.batch(s)[3:], type_ids=tiny_bert.batch(s)[2],
+            lr=torch_training.LR * _C.schedule_factor("linear", s, torch_training.WARMUP, torch_training.STEPS + 2)
+        )
+        for s in range(torch_training.STEPS)
+    ]
 
 
 @pytest.mark.parametrize("case", OPTIONS)
 @pytest.mark.parametrize("seed, labels", [(1, 2), (2, 1)])
 def test_ten_steps_track_torch(isa, tmp_path, case, seed, labels):
-    folder = tiny_bert.write(tmp_path / "bert", seed=seed, num_labels=labels, id2label={str(i): f"l{i}" for i in range(labels)},
+    folder = tiny_bert.write(tmp_path / "bert", seed=seed, num_labels=labels,
+                             id2label={str(i): f"l{i}" for i in range(labels)},
                              label2id={f"l{i}": i for i in range(labels)})
     losses, norms, weights, moved = torch_training.run(folder, **torch_training.CASES[case])
     params = _C.EncoderParams.read(folder)
@@ -37,7 +43,9 @@ def test_ten_steps_track_torch(isa, tmp_path, case, seed, labels):
     if case == "lora":
         trainer.save(tmp_path / "start.safetensors", False)
         state = load_file(tmp_path / "start.safetensors")
-        state["w.lora"] = np.concatenate([f.ravel() for pair in tiny_bert.lora_start(torch_training.TARGETS, 4).values() for f in pair])
+        state["w.lora"] = np.concatenate(
+            [f.ravel() for pair in tiny_bert.lora_start(torch_training.TARGETS, 4).values() for f in pair]
+        )
         save_file(state, tmp_path / "start.safetensors")
         trainer.load(tmp_path / "start.safetensors", 0, False)
     results = go()
@@ -75,7 +83,7 @@ def test_five_steps_of_minilm_track_torch():
     for name, want in model.named_parameters():
         got, want = params.get(name), want.detach().numpy()
         if "key.bias" not in name:
-            # where a gradient is near 0, Adam's normalised update is rounding; over a whole tensor that stays a few thousandths
+            # where a gradient is near 0 Adam's update is rounding; over a whole tensor that stays a few thousandths
             assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want - before[name]), name
 
 
@@ -83,9 +91,12 @@ def test_five_steps_of_minilm_track_torch():
 def test_adapter_opens_in_peft(tmp_path):
     base = tiny_bert.write(tmp_path / "bert")
     rows = [Row(prompt=f"w{i % 20} w{i % 7}", label=int(i % 20 < 10)) for i in range(140)]
-    config = DistillConfig(student=str(base), lora_rank=4, lora_alpha=8.0, freeze=("bert.embeddings.word*",), lr=3e-3, warmup_steps=0, batch_size=16, max_length=24)
+    config = DistillConfig(student=str(base), lora_rank=4, lora_alpha=8.0, freeze=("bert.embeddings.word*",), lr=3e-3,
+                           warmup_steps=0, batch_size=16, max_length=24)
     Distiller(config).fit(rows, out=tmp_path / "adapter", progress=False)
-    model = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path / "adapter").eval()
+    model = PeftModel.from_pretrained(
+        BertForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path / "adapter"
+    ).eval()
     ids, offsets, types, _, _ = tiny_bert.batch(0)
     with torch.no_grad():
         want = model(**torch_training.padded(ids, offsets, types)).logits.numpy()

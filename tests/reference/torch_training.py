@@ -22,7 +22,10 @@ class Lora(torch.nn.Module):
 
 def padded(ids, offsets, types):
     lengths = np.diff(offsets)
-    out = {k: torch.zeros(len(lengths), int(lengths.max()), dtype=torch.long) for k in ("input_ids", "token_type_ids", "attention_mask")}
+    out = {
+        k: torch.zeros(len(lengths), int(lengths.max()), dtype=torch.long)
+        for k in ("input_ids", "token_type_ids", "attention_mask")
+    }
     for i, n in enumerate(lengths):
         out["input_ids"][i, :n] = torch.from_numpy(ids[offsets[i]:offsets[i + 1]].astype(np.int64))
         out["token_type_ids"][i, :n] = torch.from_numpy(types[offsets[i]:offsets[i + 1]].astype(np.int64))
@@ -41,7 +44,7 @@ def loss_of(logits, hard, soft, temperature=1.0, ce=0.5, kl=0.5):
 
 
 def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0):
-    """Ten steps; losses, norms, weights by checkpoint name after the last, and the norm of each weight's whole update."""
+    """Ten steps: losses, norms, weights by checkpoint name after the last, norm of each weight's whole update."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").train()
@@ -69,7 +72,11 @@ def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0)
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-    after = {n.replace(".linear.", "."): p.detach().numpy() for n, p in model.named_parameters() if not n.endswith((".a", ".b"))}
+    after = {
+        n.replace(".linear.", "."): p.detach().numpy()
+        for n, p in model.named_parameters()
+        if not n.endswith((".a", ".b"))
+    }
     for n, lora in loras.items():
         after[n + ".weight"] = after[n + ".weight"] + lora.scale * (lora.b @ lora.a).detach().numpy()
     return np.array(losses), np.array(norms), after, {n: float(np.linalg.norm(after[n] - before[n])) for n in names}
