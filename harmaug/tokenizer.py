@@ -175,7 +175,10 @@ class Tokenizer:
         config = (self.path if self.path.is_dir() else self.path.parent) / "tokenizer_config.json"
         names = []
         if self.path.suffix != ".gguf" and config.is_file():
-            token = _C.json_loads(config.read_bytes(), name=str(config)).get("pad_token")
+            settings = _C.json_loads(config.read_bytes(), name=str(config))
+            if type(settings) is not dict:
+                raise _C.FormatError(f"{config}: must hold an object")
+            token = settings.get("pad_token")
             names.append(token.get("content") if isinstance(token, dict) else token)
         found = [self.token_to_id(name) for name in names if isinstance(name, str)]
         found += [self._tokenizer.pad_id, *map(self.token_to_id, ("[PAD]", "<pad>"))]
