@@ -5,20 +5,31 @@
 #include <string.h>
 
 #define BLOCK 64                /* logits under one maximum */
-#define STRIDE 512              /* probabilities summed at a time while drawing */
+#define BINS 1024               /* of the mass histogram: 1/16 nat each, the last takes the rest */
+#define BINS_PER_NAT 16
 #define GREEDY_BELOW 1e-4
 
-typedef struct candidate {
-    float x, p;                     /* logit; exp((x - max) / temperature) */
+/* A place in the ranking: what ranks at or before it is kept. */
+typedef struct rank {
+    float x;
     int32_t id;
+} rank;
+
+typedef struct candidate {
+    rank at;
+    float p;                    /* exp((x - max) / temperature) */
 } candidate;
+
+static const rank EVERYTHING = {-INFINITY, INT32_MAX};
 
 struct ha_sampler {
     size_t vocab_size, n_blocks;
     float *p, *block_max, *ranked;  /* (vocab_size,), (n_blocks,), (n_blocks,) */
-    candidate *kept, *work;         /* (vocab_size,) */
-    size_t n_kept;
+    double *block_sum;              /* (n_blocks,) */
+    candidate *candidates;          /* (vocab_size,) */
+    size_t n_candidates;
     float max;
+    double mass[2][BINS];
 };
 
 ha_status
@@ -43,14 +54,15 @@ ha_sampler_new(size_t vocab_size, ha_sampler **out, ha_error *err)
     const size_t n_blocks = (vocab_size + BLOCK - 1) / BLOCK;
     ha_sampler *s = calloc(1, sizeof(*s));
     if (s != NULL) {
-        *s = (ha_sampler){.vocab_size = vocab_size, .n_blocks = n_blocks};
+        s->vocab_size = vocab_size;
+        s->n_blocks = n_blocks;
         s->p = calloc(vocab_size, sizeof(*s->p));
         s->block_max = calloc(n_blocks, sizeof(*s->block_max));
         s->ranked = calloc(n_blocks, sizeof(*s->ranked));
-        s->kept = calloc(vocab_size, sizeof(*s->kept));
-        s->work = calloc(vocab_size, sizeof(*s->work));
+        s->block_sum = calloc(n_blocks, sizeof(*s->block_sum));
+        s->candidates = calloc(vocab_size, sizeof(*s->candidates));
     }
-    if (s == NULL || s->p == NULL || s->block_max == NULL || s->ranked == NULL || s->kept == NULL || s->work == NULL) {
+    if (s == NULL || s->p == NULL || s->block_max == NULL || s->ranked == NULL || s->block_sum == NULL || s->candidates == NULL) {
         ha_sampler_free(s);
         return ha_fail(err, HA_ERR_NOMEM, "out of memory: sampler over %zu tokens", vocab_size);
     }
@@ -65,13 +77,140 @@ ha_sampler_free(ha_sampler *s)
         free(s->p);
         free(s->block_max);
         free(s->ranked);
-        free(s->kept);
-        free(s->work);
+        free(s->block_sum);
+        free(s->candidates);
         free(s);
     }
 }
 
+static size_t
+block_end(const ha_sampler *s, size_t block)
+{
+    return (block + 1) * BLOCK < s->vocab_size ? (block + 1) * BLOCK : s->vocab_size;
+}
+
 /* -- selection -- */
+
+static int
+before(rank a, rank b)
+{
+    return a.x > b.x || (a.x == b.x && a.id < b.id);
+}
+
+static rank
+median_of_three(const candidate *c, size_t lo, size_t hi)
+{
+    const rank a = c[lo].at, b = c[lo + (hi - lo) / 2].at, d = c[hi - 1].at;
+    if (before(a, b)) {
+        return before(b, d) ? b : before(a, d) ? d : a;
+    }
+    return before(a, d) ? a : before(b, d) ? d : b;
+}
+
+/* Where the shortest ranked prefix of c[0..n) whose weight (1 each when `count`, else p) reaches `target` ends; the end of all when none does.
+ * Reorders c. Expected linear time: quickselect (Hoare 1961). n >= 1. */
+static rank
+prefix_end(candidate *c, size_t n, int count, double target)
+{
+    size_t lo = 0, hi = n;
+    double above = 0;
+    while (hi - lo > 1) {
+        const rank pivot = median_of_three(c, lo, hi);
+        size_t mid = lo, at = lo;
+        double weight = 0, last = 0;
+        for (size_t i = lo; i < hi; i++) {      /* [lo, mid): ranked at or before the pivot, which itself ends up at `at` */
+            if (!before(pivot, c[i].at)) {
+                const candidate t = c[i];
+                const double w = count ? 1.0 : (double)t.p;
+                weight += w;
+                if (t.at.id == pivot.id) {
+                    at = mid;
+                    last = w;
+                }
+                c[i] = c[mid];
+                c[mid++] = t;
+            }
+        }
+        if (above + weight < target) {
+            if (mid == hi) {
+                return pivot;
+            }
+            above += weight;
+            lo = mid;
+        }
+        else if (above + (weight - last) < target) {
+            return pivot;
+        }
+        else {                                  /* the end is before the pivot */
+            const candidate t = c[at];
+            c[at] = c[--mid];
+            c[mid] = t;
+            hi = mid;
+        }
+    }
+    return c[lo].at;
+}
+
+/* The k-th largest of x[0..n), 1 <= k <= n. Reorders x. */
+static float
+nth_largest(float *x, size_t n, size_t k)
+{
+    size_t lo = 0, hi = n;
+    while (hi - lo > 1) {
+        const float pivot = x[lo + (hi - 1 - lo) / 2];   /* not the last: both sides shrink */
+        size_t i = lo, j = hi - 1;
+        for (;; i++, j--) {
+            while (x[i] > pivot) {
+                i++;
+            }
+            while (x[j] < pivot) {
+                j--;
+            }
+            if (i >= j) {
+                break;
+            }
+            const float t = x[i];
+            x[i] = x[j];
+            x[j] = t;
+        }
+        if (k - 1 <= j) {
+            hi = j + 1;
+        }
+        else {
+            lo = j + 1;
+        }
+    }
+    return x[lo];
+}
+
+/* -- filters -- */
+
+/* The end of the k most probable. Block maxima bound them: at least k logits reach the k-th largest maximum. */
+static rank
+keep_most_probable(ha_sampler *s, const float *logits, size_t k)
+{
+    float least = -INFINITY;
+    if (k <= s->n_blocks) {
+        memcpy(s->ranked, s->block_max, s->n_blocks * sizeof(float));
+        least = nth_largest(s->ranked, s->n_blocks, k);
+    }
+    size_t n = 0;
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        for (size_t i = b * BLOCK; s->block_max[b] >= least && i < block_end(s, b); i++) {
+            if (logits[i] >= least) {
+                s->candidates[n++] = (candidate){{logits[i], (int32_t)i}, s->p[i]};
+            }
+        }
+    }
+    const rank end = prefix_end(s->candidates, n, 1, (double)k);
+    s->n_candidates = 0;
+    for (size_t i = 0; i < n; i++) {            /* the kept ones, for a nucleus among them */
+        if (!before(end, s->candidates[i].at)) {
+            s->candidates[s->n_candidates++] = s->candidates[i];
+        }
+    }
+    return end;
+}
 
 /* In float64: a threshold near 1 is finer than a float32 sum over the vocabulary. */
 static double
@@ -90,162 +229,102 @@ sum_of(const float *p, size_t n)
     return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }
 
-static int
-before(candidate a, candidate b)
+/* Bins of logits[0..n): distance from the maximum; monotone in x, in float32 too. */
+static void
+bins_of(int32_t *out, const float *logits, size_t n, float max, float scale)
 {
-    return a.x > b.x || (a.x == b.x && a.id < b.id);
-}
-
-static candidate
-median_of_three(const candidate *c, size_t lo, size_t hi)
-{
-    const candidate a = c[lo], b = c[lo + (hi - lo) / 2], d = c[hi - 1];
-    if (before(a, b)) {
-        return before(b, d) ? b : before(a, d) ? d : a;
+    for (size_t i = 0; i < n; i++) {
+        const float d = (max - logits[i]) * scale;
+        out[i] = (int32_t)(d < (float)(BINS - 1) ? d : (float)(BINS - 1));
     }
-    return before(a, d) ? a : before(b, d) ? d : b;
 }
 
-/* The last member of the shortest ranked prefix whose weight reaches `target` (weight: 1 each when `count`, else p). The whole set's last
- * member when it never does. Reorders work[0..n). Expected linear time: quickselect (Hoare 1961). */
-static candidate
-boundary(candidate *work, size_t n, int count, double target)
+/* The end of the nucleus of the whole vocabulary: a histogram of mass over distance from the maximum finds the bin that it ends in, and a
+ * selection among that bin's tokens the end itself. */
+static rank
+keep_nucleus(ha_sampler *s, const float *logits, double temperature, double top_p)
 {
-    size_t lo = 0, hi = n;
+    const double all = sum_of(s->p, s->vocab_size), target = top_p * all;
+    /* vocab_size tokens below max - c t nats hold less than vocab_size exp(-c) <= (1 - top_p) all; half a nat for rounding */
+    const double c = log((double)s->vocab_size) - log((1 - top_p) * all) + 0.5;
+    const float least = (float)(s->max - (c > 0 ? c : 0) * temperature), scale = (float)(BINS_PER_NAT / temperature);
+    int32_t bins[BLOCK];
+    memset(s->mass, 0, sizeof(s->mass));
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        const size_t first = b * BLOCK, n = s->block_max[b] >= least ? block_end(s, b) - first : 0;
+        bins_of(bins, logits + first, n, s->max, scale);
+        for (size_t i = 0; i < n; i++) {
+            s->mass[i % 2][bins[i]] += (double)s->p[first + i];
+        }
+    }
+    int32_t bin = 0;
     double above = 0;
-    while (hi - lo > 1) {
-        const candidate pivot = median_of_three(work, lo, hi);
-        size_t mid = lo;
-        double weight = 0;
-        for (size_t i = lo; i < hi; i++) {      /* [lo, mid): ranked at or before the pivot */
-            if (!before(pivot, work[i])) {
-                const candidate t = work[i];
-                weight += count ? 1.0 : (double)t.p;
-                work[i] = work[mid];
-                work[mid++] = t;
-            }
-        }
-        if (above + weight < target) {
-            if (mid == hi) {
-                return pivot;                   /* the pivot is the last of all, and the target was never reached */
-            }
-            above += weight;
-            lo = mid;
-        }
-        else if (mid == hi) {                   /* the pivot ranks last here: set it aside to make progress */
-            size_t last = lo;
-            while (work[last].id != pivot.id) {
-                last++;
-            }
-            work[last] = work[hi - 1];
-            work[hi - 1] = pivot;
-            if (above + weight - (count ? 1.0 : (double)pivot.p) < target) {
-                return pivot;
-            }
-            hi--;
-        }
-        else {
-            hi = mid;
-        }
+    while (bin < BINS - 1 && above + (s->mass[0][bin] + s->mass[1][bin]) < target) {
+        above += s->mass[0][bin] + s->mass[1][bin];
+        bin++;
     }
-    return work[lo];
-}
-
-/* Keeps of s->kept what ranks at or before `last`, in id order. */
-static void
-cut_after(ha_sampler *s, candidate last)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < s->n_kept; i++) {
-        if (!before(last, s->kept[i])) {
-            s->kept[n++] = s->kept[i];
-        }
-    }
-    s->n_kept = n;
-}
-
-static int
-descending(const void *a, const void *b)
-{
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x < y) - (x > y);
-}
-
-/* A logit that at least k tokens reach: the k-th largest block maximum. */
-static float
-reached_by(ha_sampler *s, size_t k)
-{
-    if (k > s->n_blocks) {
-        return -INFINITY;
-    }
-    memcpy(s->ranked, s->block_max, s->n_blocks * sizeof(float));
-    qsort(s->ranked, s->n_blocks, sizeof(float), descending);
-    return s->ranked[k - 1];
-}
-
-/* s->kept: the tokens whose logit is at least `least`, in id order, with p = exp((x - max) * scale). */
-static void
-gather(ha_sampler *s, const ha_kernels *k, const float *logits, float least, float scale)
-{
+    int32_t top[1];
     size_t n = 0;
     for (size_t b = 0; b < s->n_blocks; b++) {
-        if (!(s->block_max[b] >= least)) {
+        bins_of(top, &s->block_max[b], 1, s->max, scale);
+        if (top[0] > bin) {
             continue;
         }
-        const size_t end = (b + 1) * BLOCK < s->vocab_size ? (b + 1) * BLOCK : s->vocab_size;
-        for (size_t i = b * BLOCK; i < end; i++) {
-            if (logits[i] >= least) {
-                s->p[n] = logits[i];
-                s->kept[n++].id = (int32_t)i;
+        const size_t first = b * BLOCK, count = block_end(s, b) - first;
+        bins_of(bins, logits + first, count, s->max, scale);
+        for (size_t i = 0; i < count; i++) {
+            if (bins[i] == bin) {
+                s->candidates[n++] = (candidate){{logits[first + i], (int32_t)(first + i)}, s->p[first + i]};
             }
         }
     }
-    for (size_t i = 0; i < n; i++) {
-        s->kept[i].x = s->p[i];
-    }
-    k->exp_sum_f32(s->p, s->p, s->max, scale, n);
-    for (size_t i = 0; i < n; i++) {
-        s->kept[i].p = s->p[i];
-    }
-    s->n_kept = n;
+    return n > 0 ? prefix_end(s->candidates, n, 0, target - above) : EVERYTHING;
 }
 
-/* Fills s->kept by all filters. s->p holds exp((x - max) / temperature) of the whole vocabulary before, and not after. */
-static void
-filter(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits)
+/* Where the kept head of the ranking ends. s->p holds exp((x - max) / temperature) of the whole vocabulary. */
+static rank
+filter(ha_sampler *s, const ha_sampling *sampling, const float *logits)
 {
-    const double t = sampling->temperature;
-    double all = 0;
-    const int by_rank = sampling->top_k > 0 && sampling->top_k < s->vocab_size;
-    float least = -INFINITY;
-    if (by_rank) {
-        least = reached_by(s, sampling->top_k);
-    }
-    else if (sampling->top_p < 1) {
-        all = sum_of(s->p, s->vocab_size);
-        /* vocab_size tokens below max - c t nats hold less than vocab_size exp(-c) <= (1 - top_p) all; half a nat for rounding */
-        const double c = log((double)s->vocab_size) - log((1 - sampling->top_p) * all) + 0.5;
-        least = (float)(s->max - (c > 0 ? c : 0) * t);
-    }
-    const float min_least = sampling->min_p > 0 ? (float)(s->max + t * log(sampling->min_p)) : -INFINITY;
-    if (!by_rank && min_least > least) {
-        least = min_least;      /* both keep the head of one ranking: the shorter head rules */
-    }
-    gather(s, k, logits, least, (float)(1 / t));
-    if (by_rank) {
-        memcpy(s->work, s->kept, s->n_kept * sizeof(*s->kept));
-        cut_after(s, boundary(s->work, s->n_kept, 1, (double)sampling->top_k));
-        for (size_t i = 0; i < s->n_kept; i++) {
-            all += (double)s->kept[i].p;
+    rank end = EVERYTHING;
+    if (sampling->top_k > 0 && sampling->top_k < s->vocab_size) {
+        end = keep_most_probable(s, logits, sampling->top_k);
+        if (sampling->top_p < 1) {
+            double all = 0;
+            for (size_t i = 0; i < s->n_candidates; i++) {
+                all += (double)s->candidates[i].p;
+            }
+            end = prefix_end(s->candidates, s->n_candidates, 0, sampling->top_p * all);
         }
     }
-    if (sampling->top_p < 1) {
-        memcpy(s->work, s->kept, s->n_kept * sizeof(*s->kept));
-        cut_after(s, boundary(s->work, s->n_kept, 0, sampling->top_p * all));
+    else if (sampling->top_p < 1) {
+        end = keep_nucleus(s, logits, sampling->temperature, sampling->top_p);
     }
-    if (by_rank && sampling->min_p > 0) {
-        cut_after(s, (candidate){.x = min_least, .id = INT32_MAX});
+    if (sampling->min_p > 0) {
+        const rank least = {(float)(s->max + sampling->temperature * log(sampling->min_p)), INT32_MAX};
+        end = before(least, end) ? least : end;     /* all keep the head of one ranking: the shortest head rules */
     }
+    return end;
+}
+
+/* Puts zeros into s->p for what ranks after `end`, in the blocks that hold something kept; s->block_sum of all blocks. Returns the kept mass. */
+static double
+keep(ha_sampler *s, const float *logits, rank end)
+{
+    double total = 0;
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        const size_t first = b * BLOCK, last = block_end(s, b);
+        s->block_sum[b] = 0;
+        if (!(s->block_max[b] >= end.x)) {
+            continue;
+        }
+        for (size_t i = first; end.x > -INFINITY && i < last; i++) {
+            const int kept = (logits[i] > end.x) | ((logits[i] == end.x) & ((int32_t)i <= end.id));
+            s->p[i] = kept ? s->p[i] : 0.0f;
+        }
+        s->block_sum[b] = sum_of(s->p + first, last - first);
+        total += s->block_sum[b];
+    }
+    return total;
 }
 
 /* -- drawing -- */
@@ -255,8 +334,7 @@ static ha_status
 scan(ha_sampler *s, const ha_kernels *k, const float *logits, double *log_sum, ha_error *err)
 {
     for (size_t b = 0; b < s->n_blocks; b++) {
-        const size_t left = s->vocab_size - b * BLOCK;
-        s->block_max[b] = k->max_f32(logits + b * BLOCK, left < BLOCK ? left : BLOCK);
+        s->block_max[b] = k->max_f32(logits + b * BLOCK, block_end(s, b) - b * BLOCK);
     }
     s->max = k->max_f32(s->block_max, s->n_blocks);
     const double sum = k->exp_sum_f32(s->p, logits, s->max, 1.0f, s->vocab_size);
@@ -281,57 +359,43 @@ argmax(const ha_sampler *s, const float *logits)
     return (int32_t)i;
 }
 
-static int
-is_unfiltered(const ha_sampler *s, const ha_sampling *sampling)
+/* Brings s->p to the temperature, and keeps what the filters keep. Returns the kept mass. */
+static double
+shape(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits)
 {
-    return (sampling->top_k == 0 || sampling->top_k >= s->vocab_size) && sampling->top_p >= 1 && sampling->min_p <= 0;
+    if (sampling->temperature != 1.0) {
+        k->exp_sum_f32(s->p, logits, s->max, (float)(1 / sampling->temperature), s->vocab_size);
+    }
+    return keep(s, logits, filter(s, sampling, logits));
 }
 
-/* The first i at which the running sum of s->p exceeds `uniform` of the whole. */
+/* The first kept token at which the running mass exceeds `uniform` of the whole; the last one where rounding lets none. */
 static int32_t
-walk_all(const ha_sampler *s, double uniform)
+walk(const ha_sampler *s, double total, double uniform)
 {
-    const double target = uniform * sum_of(s->p, s->vocab_size);
+    const double target = uniform * total;
     double run = 0;
-    size_t i = 0;
-    for (; i + STRIDE < s->vocab_size; i += STRIDE) {
-        const double sum = sum_of(s->p + i, STRIDE);
-        if (run + sum > target) {
-            break;
+    size_t block = 0;
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        if (s->block_sum[b] > 0) {
+            block = b;
+            if (run + s->block_sum[b] > target) {
+                break;
+            }
+            run += s->block_sum[b];
         }
-        run += sum;
     }
-    for (; i < s->vocab_size; i++) {
+    int32_t token = (int32_t)(block * BLOCK);
+    for (size_t i = block * BLOCK; i < block_end(s, block); i++) {
         run += (double)s->p[i];
-        if (run > target) {
-            return (int32_t)i;
+        if (s->p[i] > 0) {
+            token = (int32_t)i;
+            if (run > target) {
+                break;
+            }
         }
     }
-    size_t last = s->vocab_size - 1;        /* rounding at the very end: the last token that has any probability */
-    while (last > 0 && s->p[last] <= 0) {
-        last--;
-    }
-    return (int32_t)last;
-}
-
-static int32_t
-walk_kept(const ha_sampler *s, double uniform)
-{
-    double total = 0, run = 0;
-    for (size_t i = 0; i < s->n_kept; i++) {
-        total += (double)s->kept[i].p;
-    }
-    int32_t last = s->kept[0].id;
-    for (size_t i = 0; i < s->n_kept; i++) {
-        if (s->kept[i].p > 0) {
-            last = s->kept[i].id;
-        }
-        run += (double)s->kept[i].p;
-        if (run > uniform * total) {
-            return last;
-        }
-    }
-    return last;
+    return token;
 }
 
 ha_status
@@ -343,21 +407,7 @@ ha_sampler_draw(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling,
     if (status != HA_OK) {
         return status;
     }
-    if (sampling->temperature < GREEDY_BELOW) {
-        *token = argmax(s, logits);
-    }
-    else {
-        if (sampling->temperature != 1.0) {
-            k->exp_sum_f32(s->p, logits, s->max, (float)(1 / sampling->temperature), s->vocab_size);
-        }
-        if (is_unfiltered(s, sampling)) {
-            *token = walk_all(s, uniform);
-        }
-        else {
-            filter(s, k, sampling, logits);
-            *token = walk_kept(s, uniform);
-        }
-    }
+    *token = sampling->temperature < GREEDY_BELOW ? argmax(s, logits) : walk(s, shape(s, k, sampling, logits), uniform);
     *logprob = (double)logits[*token] - log_sum;
     return HA_OK;
 }
@@ -365,7 +415,7 @@ ha_sampler_draw(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling,
 ha_status
 ha_sampler_probabilities(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits, float *out, ha_error *err)
 {
-    double log_sum = 0, total = 0;
+    double log_sum = 0;
     ha_status status = scan(s, k, logits, &log_sum, err);
     if (status != HA_OK) {
         return status;
@@ -375,19 +425,11 @@ ha_sampler_probabilities(ha_sampler *s, const ha_kernels *k, const ha_sampling *
         out[argmax(s, logits)] = 1;
         return HA_OK;
     }
-    const float scale = (float)(1 / sampling->temperature);
-    if (is_unfiltered(s, sampling)) {
-        gather(s, k, logits, -INFINITY, scale);
-    }
-    else {
-        k->exp_sum_f32(s->p, logits, s->max, scale, s->vocab_size);
-        filter(s, k, sampling, logits);
-    }
-    for (size_t i = 0; i < s->n_kept; i++) {
-        total += (double)s->kept[i].p;
-    }
-    for (size_t i = 0; i < s->n_kept; i++) {
-        out[s->kept[i].id] = (float)((double)s->kept[i].p / total);
+    const double total = shape(s, k, sampling, logits);
+    for (size_t b = 0; b < s->n_blocks; b++) {
+        for (size_t i = b * BLOCK; s->block_sum[b] > 0 && i < block_end(s, b); i++) {
+            out[i] = (float)((double)s->p[i] / total);
+        }
     }
     return HA_OK;
 }
