@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "models/decoder_impl.h"
 
@@ -41,7 +42,7 @@ ha_decoder_free(ha_decoder *d)
         ha_tensor_file_close(d->file);
         free(d->layers);
         free(d->inv_freq);
-        free(d->packed);
+        ha_pages_free(d->packed, d->packed_bytes);
         free(d);
     }
 }

@@ -4,11 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "models/decoder_impl.h"
 
 #define MAX_PARTS 3
 #define ALIGNMENT 64
+#define PIECE_BYTES ((size_t)16 << 20)     /* of the file between two requests to forget what was read */
 
 /* The stored matrices that make one packed weight, row after row. */
 typedef struct source {
@@ -257,15 +259,12 @@ pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, h
     return HA_OK;
 }
 
+/* Panels [begin, end) of all sources. */
 static ha_status
-pack_all(const reader *r, int n_threads)
+pack_range(const reader *r, size_t begin, size_t end, size_t widest, int n_threads)
 {
     const ha_decoder *d = r->decoder;
-    size_t widest = 0;
-    for (size_t i = 0; i < r->n_sources; i++) {
-        widest = r->sources[i].to->k > widest ? r->sources[i].to->k : widest;
-    }
-    const int threads = ha_threads_for(r->n_panels, 8, n_threads);
+    const int threads = ha_threads_for(end - begin, 8, n_threads);
     ha_status result = HA_OK;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -278,7 +277,7 @@ pack_all(const reader *r, int n_threads)
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
-        for (ptrdiff_t panel = 0; panel < (ptrdiff_t)r->n_panels; panel++) {
+        for (ptrdiff_t panel = (ptrdiff_t)begin; panel < (ptrdiff_t)end; panel++) {
             while (s + 1 < r->n_sources && (size_t)panel >= r->sources[s + 1].first_panel) {
                 s++;
             }
@@ -298,6 +297,36 @@ pack_all(const reader *r, int n_threads)
     }
     (void)threads;
     return result;
+}
+
+/* Everything, a piece at a time: after each, the pieces of the file that were read leave memory again, so that the peak is the packed
+ * weights and not these and the file. */
+static ha_status
+pack_all(const reader *r, int n_threads)
+{
+    size_t widest = 0;
+    for (size_t i = 0; i < r->n_sources; i++) {
+        widest = r->sources[i].to->k > widest ? r->sources[i].to->k : widest;
+    }
+    for (size_t first = 0, last = 0; first < r->n_sources; first = last) {
+        size_t bytes = 0;
+        for (; last < r->n_sources && bytes < PIECE_BYTES; last++) {
+            for (size_t i = 0; i < r->sources[last].n_parts; i++) {
+                bytes += r->sources[last].parts[i]->n_bytes;
+            }
+        }
+        const size_t end = last < r->n_sources ? r->sources[last].first_panel : r->n_panels;
+        ha_status status = pack_range(r, r->sources[first].first_panel, end, widest, n_threads);
+        if (status != HA_OK) {
+            return status;
+        }
+        for (size_t s = first; s < last; s++) {
+            for (size_t i = 0; i < r->sources[s].n_parts; i++) {
+                ha_pages_forget(r->sources[s].parts[i]->data, r->sources[s].parts[i]->n_bytes);
+            }
+        }
+    }
+    return HA_OK;
 }
 
 /* The float32 vectors: norms and biases. */
@@ -423,7 +452,7 @@ ha_decoder_weights_read(ha_decoder *d, int n_threads, ha_error *err)
         goto done;
     }
     d->packed_bytes = (r.n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    d->packed = aligned_alloc(ALIGNMENT, d->packed_bytes);
+    d->packed = ha_pages_alloc(d->packed_bytes);
     if (d->packed == NULL) {
         status = ha_fail(err, HA_ERR_NOMEM, "out of memory: the weights need %zu bytes", d->packed_bytes);
         goto done;
