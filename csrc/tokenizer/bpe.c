@@ -16,6 +16,7 @@ ha_bpe_free(ha_bpe *model)
 void
 ha_bpe_scratch_free(ha_bpe_scratch *scratch)
 {
+    free(scratch->cache);
     free(scratch->symbols);
     free(scratch->heap);
     memset(scratch, 0, sizeof(*scratch));
@@ -325,20 +326,58 @@ unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped
     return *cursor;
 }
 
-ha_status
-ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
+void
+ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch)
 {
-    ha_status status = ha_tokens_reserve(out, end - begin + 1, err);
-    if (status == HA_OK) {
-        status = make_room(scratch, end - begin + 1, err);
+    if (scratch->cache == NULL) {
+        scratch->cache = calloc(HA_BPE_CACHE, sizeof(*scratch->cache));
     }
-    if (status != HA_OK) {
-        return status;
+}
+
+/* The slot of a short word, with its key in `word`. */
+static ha_bpe_cached *
+cache_slot(const ha_bpe_scratch *scratch, const uint8_t *text, size_t length, uint64_t word[2])
+{
+    word[0] = word[1] = 0;
+    memcpy(word, text, length);
+    const uint64_t h = (word[0] ^ length) * 0x9E3779B97F4A7C15u ^ (word[1] + 1) * 0xC2B2AE3D27D4EB4Fu;
+    return &scratch->cache[(h ^ h >> 29) * 0xD6E8FEB86659FD93u >> 51];
+}
+
+static int
+from_cache(const ha_bpe_cached *slot, const uint64_t word[2], size_t begin, size_t length, ha_tokens *out)
+{
+    if (slot->length != length || slot->word[0] != word[0] || slot->word[1] != word[1]) {
+        return 0;
     }
+    size_t at = begin;
+    for (size_t i = 0; i < slot->n; i++) {
+        out->at[out->n++] = (ha_token){slot->ids[i], (uint32_t)at, (uint32_t)(at + slot->lengths[i]), 0};
+        at += slot->lengths[i];
+    }
+    return 1;
+}
+
+static void
+to_cache(ha_bpe_cached *slot, const uint64_t word[2], size_t length, const ha_token *tokens, size_t n)
+{
+    if (n <= HA_BPE_CACHED_TOKENS) {
+        *slot = (ha_bpe_cached){{word[0], word[1]}, (uint8_t)length, (uint8_t)n, {0}, {0}};
+        for (size_t i = 0; i < n; i++) {
+            slot->ids[i] = tokens[i].id;
+            slot->lengths[i] = (uint8_t)(tokens[i].end - tokens[i].begin);
+        }
+    }
+}
+
+/* The word itself; room is there. */
+static void
+encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out)
+{
     int32_t whole = 0;
     if (model->ignore_merges && ha_trie_longest(&model->words, text + begin, end - begin, &whole) == end - begin) {
         out->at[out->n++] = (ha_token){whole, (uint32_t)begin, (uint32_t)end, 0};
-        return HA_OK;
+        return;
     }
     ha_bpe_symbol *s = scratch->symbols;
     size_t n = first_symbols(model, text, begin, end, s);
@@ -353,6 +392,30 @@ ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
             to = unmap(text, end, sum - 1, &cursor, &mapped) + 1;
         }
         out->at[out->n++] = (ha_token){s[i].id, (uint32_t)from, (uint32_t)(to < end ? to : end), 0};
+    }
+}
+
+ha_status
+ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
+{
+    const size_t length = end - begin;
+    ha_status status = ha_tokens_reserve(out, length + 1, err);
+    if (status == HA_OK) {
+        status = make_room(scratch, length + 1, err);
+    }
+    if (status != HA_OK) {
+        return status;
+    }
+    if (scratch->cache == NULL || length > HA_BPE_CACHED_BYTES || !model->all_bytes) {
+        encode_word(model, text, begin, end, scratch, out);
+        return HA_OK;
+    }
+    uint64_t word[2];
+    const size_t first = out->n;
+    ha_bpe_cached *slot = cache_slot(scratch, text + begin, length, word);
+    if (!from_cache(slot, word, begin, length, out)) {
+        encode_word(model, text, begin, end, scratch, out);
+        to_cache(slot, word, length, out->at + first, out->n - first);
     }
     return HA_OK;
 }

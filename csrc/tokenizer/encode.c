@@ -5,7 +5,7 @@
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
 
-enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256 };
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, CACHE_BYTES = 1 << 13 };      /* a cache pays from that much text on */
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
 typedef struct margins { uint32_t lead, trail; } margins;
@@ -401,6 +401,9 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
     {
         worker w;
         memset(&w, 0, sizeof(w));
+        if (tok->model_kind == HA_MODEL_BPE && (n_blocks > 1 || (n > 0 && texts[0].length > CACHE_BYTES))) {
+            ha_bpe_scratch_use_cache(&w.bpe);
+        }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
 #endif

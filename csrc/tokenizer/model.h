@@ -87,7 +87,17 @@ typedef struct ha_bpe {
 typedef struct ha_bpe_symbol { int32_t id; int32_t prev, next; uint32_t length; } ha_bpe_symbol;
 typedef struct ha_bpe_entry { int32_t rank; uint32_t at; int32_t id; } ha_bpe_entry;
 
+/* A short word and what it came to. */
+enum { HA_BPE_CACHED_BYTES = 16, HA_BPE_CACHED_TOKENS = 6, HA_BPE_CACHE = 1 << 13 };
+typedef struct ha_bpe_cached {
+    uint64_t word[2];           /* its bytes, zero-padded */
+    uint8_t length, n;          /* length 0: a free slot */
+    uint8_t lengths[HA_BPE_CACHED_TOKENS];
+    int32_t ids[HA_BPE_CACHED_TOKENS];
+} ha_bpe_cached;
+
 typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
+    ha_bpe_cached *cache;       /* (HA_BPE_CACHE,) direct-mapped; NULL: none, which a short text does without */
     ha_bpe_symbol *symbols;
     size_t cap_symbols;
     ha_bpe_entry *heap;
@@ -95,6 +105,8 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
 } ha_bpe_scratch;
 
 void ha_bpe_scratch_free(ha_bpe_scratch *scratch);
+/* Asks for a cache; without the memory for it there is none. */
+void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
