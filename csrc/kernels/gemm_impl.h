@@ -8,7 +8,7 @@
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
 #define GEMM_KC 512             /* k of a block at most: a block of one panel of B and of one tile of A stay in the near caches */
-#define GEMM_GRAIN 200000       /* multiply-adds a thread, below which starting a thread costs more */
+#define GEMM_GRAIN 500000       /* multiply-adds a thread, below which starting a thread costs more */
 #define GEMM_GROUP 8            /* row tiles that one task packs and multiplies: they stay in the second-level cache */
 
 _Static_assert(HA_PANEL % GEMM_NR == 0, "a panel of a packed weight is whole panels of the register tile");

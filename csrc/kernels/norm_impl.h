@@ -7,27 +7,38 @@ typedef struct norm_stats {
     float mean, rstd;
 } norm_stats;
 
+#define NORM_CHAINS 4           /* independent sums: one would wait for every addition */
+
+/* sum (x[i] - shift)^power over the row, power 1 or 2 */
+HA_INLINE float
+row_sum(const float *x, size_t cols, float shift, const int power)
+{
+    const vf vshift = vf_set1(shift);
+    vf acc[NORM_CHAINS];
+    for (size_t c = 0; c < NORM_CHAINS; c++) {
+        acc[c] = vf_set1(0.0f);
+    }
+    size_t i = 0;
+    for (; i + NORM_CHAINS * VF_LANES <= cols; i += NORM_CHAINS * VF_LANES) {
+#pragma GCC unroll 4
+        for (size_t c = 0; c < NORM_CHAINS; c++) {
+            const vf d = vf_sub(vf_load(x + i + c * VF_LANES), vshift);
+            acc[c] = power == 1 ? vf_add(acc[c], d) : vf_fma(d, d, acc[c]);
+        }
+    }
+    for (size_t c = 0; i < cols; i += VF_LANES, c++) {
+        const vf v = i + VF_LANES <= cols ? vf_load(x + i) : vf_load_n(x + i, cols - i, shift);
+        const vf d = vf_sub(v, vshift);
+        acc[c] = power == 1 ? vf_add(acc[c], d) : vf_fma(d, d, acc[c]);
+    }
+    return vf_sum(vf_add(vf_add(acc[0], acc[1]), vf_add(acc[2], acc[3])));
+}
+
 static norm_stats
 layer_norm_stats(const float *x, size_t cols, float eps)
 {
-    size_t i;
-    vf acc = vf_set1(0.0f);
-    for (i = 0; i < cols; i += VF_LANES) {
-        acc = vf_add(acc, read_n(x + i, cols - i));
-    }
-    const float mean = vf_sum(acc) / (float)cols;
-
-    const vf vmean = vf_set1(mean);
-    acc = vf_set1(0.0f);
-    for (i = 0; i + VF_LANES <= cols; i += VF_LANES) {
-        const vf d = vf_sub(vf_load(x + i), vmean);
-        acc = vf_fma(d, d, acc);
-    }
-    if (i < cols) {
-        const vf d = vf_sub(vf_load_n(x + i, cols - i, mean), vmean);
-        acc = vf_fma(d, d, acc);
-    }
-    return (norm_stats){mean, 1.0f / sqrtf(vf_sum(acc) / (float)cols + eps)};
+    const float mean = row_sum(x, cols, 0.0f, 1) / (float)cols;
+    return (norm_stats){mean, 1.0f / sqrtf(row_sum(x, cols, mean, 2) / (float)cols + eps)};
 }
 
 static void
@@ -63,12 +74,7 @@ rms_norm_f32(float *out, const float *x, const float *weight, size_t rows, size_
     HA_PARALLEL_FOR(n)
     for (ptrdiff_t r = 0; r < (ptrdiff_t)rows; r++) {
         const float *row = x + (size_t)r * cols;
-        vf acc = vf_set1(0.0f);
-        for (size_t i = 0; i < cols; i += VF_LANES) {
-            const vf v = read_n(row + i, cols - i);
-            acc = vf_fma(v, v, acc);
-        }
-        const vf scale = vf_set1(1.0f / sqrtf(vf_sum(acc) / (float)cols + eps));
+        const vf scale = vf_set1(1.0f / sqrtf(row_sum(row, cols, 0.0f, 2) / (float)cols + eps));
         for (size_t i = 0; i < cols; i += VF_LANES) {
             const vf v = vf_mul(read_n(row + i, cols - i), scale);
             write_n(out + (size_t)r * cols + i, vf_mul(v, read_n(weight + i, cols - i)), cols - i);

@@ -435,6 +435,7 @@ test_training(size_t n)
 int
 main(void)
 {
+    ha_parallel_set_adaptive(0);    /* two threads are to be two, whoever else has the cores */
     for (int i = 0; (kern = ha_kernels_at(i)) != NULL; i++) {
         const int passed = n_passed, failed = n_failed;
         seed(42);

@@ -1,4 +1,4 @@
-/* Threads: how many, nested, after fork, and the CPU quota of a cgroup read from made-up files.
+/* Threads: how many, nested, after fork, on busy cores, and the CPU quota of a cgroup read from made-up files.
  * Prints each failure and "N passed, M failed"; exit status 1 if any failed. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/parallel.h"
@@ -104,6 +105,52 @@ test_threads(void)
     CHECK(ha_thread_index() == 0, "outside a region: %d", ha_thread_index());
 }
 
+/* Thread 1 is late by arg milliseconds, as if another program had its core. */
+static void
+late(void *arg, int thread, int n)
+{
+    const struct timespec delay = {.tv_nsec = 1000000L * *(int *)arg};
+    if (thread == 1) {
+        nanosleep(&delay, NULL);
+    }
+    (void)n;
+}
+
+/* Region after region with a late thread, until regions are serial; -1 when they never are. */
+static int
+regions_until_serial(int delay)
+{
+    for (int i = 0; i < 20; i++) {
+        if (ha_team(2) == 1) {
+            return i;
+        }
+        ha_parallel_run(2, late, &delay);
+    }
+    return -1;
+}
+
+static void
+test_busy_cores(void)
+{
+    if (!ha_openmp_enabled()) {
+        CHECK(ha_team(2) == 1, "without OpenMP a team is one thread");
+        return;
+    }
+    ha_parallel_set_adaptive(1);
+    CHECK(ha_team(2) == 2 && ha_team(1) == 1, "teams are whole at first");
+    const int first = regions_until_serial(5);
+    CHECK(first == 1, "one region with a late thread makes the next serial: %d", first);
+    int total = 0, delay = 20;
+    ha_parallel_run(2, late, &delay);       /* serial: thread 1 does not exist */
+    for (total = 0; ha_team(2) == 1 && total < 1000; total++) {
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    }
+    CHECK(total > 0 && total < 1000, "a new try after a pause: %d", total);
+    CHECK(regions_until_serial(5) >= 0, "which fails too");
+    ha_parallel_set_adaptive(0);
+    CHECK(ha_team(2) == 2 && regions_until_serial(1) == -1, "unless switched off");
+}
+
 static void
 test_fork(void)
 {
@@ -126,8 +173,10 @@ main(void)
         return 2;
     }
     ha_parallel_init();
+    ha_parallel_set_adaptive(0);
     test_quota();
     test_threads();
+    test_busy_cores();
     test_fork();
     char command[600];
     snprintf(command, sizeof(command), "rm -r '%s'", root);
