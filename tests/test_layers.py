@@ -53,4 +53,4 @@ def test_manners(path):
     if name(path) not in ("core/parallel.c", "core/parallel.h"):
         assert not re.search(r"\bomp_\w+\s*\(|<omp\.h>", code), f"{name(path)} calls OpenMP: threads come from core/parallel.h"
         regions = re.findall(r"#\s*pragma\s+omp\s+parallel.*", code)
-        assert all("num_threads(" in region for region in regions), f"{name(path)}: a parallel region names its num_threads"
+        assert all("num_threads(ha_team(" in region for region in regions), f"{name(path)}: a parallel region says num_threads(ha_team(n))"

@@ -557,7 +557,7 @@ draw(ha_run *run, wanted *rows, size_t n, ha_error *err)
     int threads = ha_threads_for(n, 1, run->options.n_threads);
     threads = threads < run->n_samplers ? threads : run->n_samplers;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(dynamic, 1)
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)n; i++) {
         wanted *w = &rows[i];

@@ -154,7 +154,7 @@ ha_attention_forward(const ha_attention *attention, float *out, size_t ldo, void
     const int n = threads_for(a, n_threads);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(dynamic, 1)
 #endif
     for (ptrdiff_t t = 0; t < (ptrdiff_t)tasks; t++) {
         const workspace w = workspace_of(scratch, scores, pack, 0, ha_thread_index());
@@ -199,7 +199,7 @@ ha_attention_backward(const ha_attention *attention, const float *dout, size_t l
     const int n = threads_for(a, n_threads);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(dynamic, 1)
 #endif
     for (ptrdiff_t t = 0; t < (ptrdiff_t)tasks; t++) {
         const workspace w = workspace_of(scratch, scores, pack, 1, ha_thread_index());

@@ -210,7 +210,7 @@ rotate_and_store(const ha_decoder *d, ha_decoder_state *s, const ha_segment *seg
     const int threads = ha_threads_for(s->n_rows, ROW_GRAIN, s->n_threads);
     (void)threads;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)s->n_rows; i++) {
         const size_t r = (size_t)i;
@@ -241,7 +241,7 @@ swiglu(const ha_decoder *d, ha_decoder_state *s)
     const int threads = ha_threads_for(s->n_rows, ROW_GRAIN, s->n_threads);
     (void)threads;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
 #endif
     for (ptrdiff_t r = 0; r < (ptrdiff_t)s->n_rows; r++) {
         const float *gate = s->gate_up + (size_t)r * 2 * width;

@@ -165,7 +165,7 @@ void
 ha_attention_run(const ha_decoder *d, ha_decoder_state *state, const ha_segment *segments, size_t layer)
 {
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(state->attention_threads) if (state->attention_threads > 1) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(ha_team(state->attention_threads)) if (state->attention_threads > 1) schedule(dynamic, 1)
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)state->n_tasks; i++) {
         uint8_t *scratch = state->attention_scratch + (size_t)ha_thread_index() * state->attention_thread_bytes;

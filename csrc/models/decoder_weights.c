@@ -267,7 +267,7 @@ pack_range(const reader *r, size_t begin, size_t end, size_t widest, int n_threa
     const int threads = ha_threads_for(end - begin, 8, n_threads);
     ha_status result = HA_OK;
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(ha_team(threads)) if (threads > 1)
 #endif
     {
         ha_error err;

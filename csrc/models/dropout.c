@@ -35,7 +35,7 @@ ha_dropout_rows(const ha_dropout *dropout, float *x, size_t rows, size_t cols, i
     const int n = ha_threads_for(rows * cols, GRAIN, n_threads);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(static)
 #endif
     for (ptrdiff_t r = 0; r < (ptrdiff_t)rows; r++) {
         ha_dropout_row(dropout, (uint64_t)r, x + (size_t)r * cols, x + (size_t)r * cols, cols);

@@ -29,7 +29,7 @@ bias_backward(const pass *p, float *db, const float *dy, size_t m, size_t n)
     const int threads = ha_threads_for(m * n, GRAIN, p->n_threads);
     (void)threads;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
 #endif
     for (ptrdiff_t block = 0; block < (ptrdiff_t)blocks; block++) {
         const size_t first = (size_t)block * COLUMNS, count = n - first < COLUMNS ? n - first : COLUMNS;
@@ -142,7 +142,7 @@ scatter(const pass *p, const float *g)
     const int threads = ha_threads_for(p->tape->n_tokens * h, GRAIN, p->n_threads);
     (void)threads;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
 #endif
     for (ptrdiff_t block = 0; block < (ptrdiff_t)blocks; block++) {
         const size_t first = (size_t)block * COLUMNS, last = h - first < COLUMNS ? h : first + COLUMNS;

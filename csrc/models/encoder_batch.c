@@ -42,7 +42,7 @@ ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, s
     const int n = ha_threads_for((size_t)(batch->offsets[last] - base) * h, GRAIN, n_threads);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(static)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(static)
 #endif
     for (ptrdiff_t row = (ptrdiff_t)first; row < (ptrdiff_t)last; row++) {
         for (int64_t t = batch->offsets[row]; t < batch->offsets[row + 1]; t++) {

@@ -396,7 +396,7 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
     const int n_threads = ha_threads_for(n_blocks, 1, options->n_threads);
     (void)n_threads;
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(n_threads)
+#pragma omp parallel num_threads(ha_team(n_threads))
 #endif
     {
         worker w;

@@ -318,7 +318,7 @@ gradient_norm(ha_trainer *t)
     const int n = threads(t);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(dynamic, CHUNK_GRAIN)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(dynamic, CHUNK_GRAIN)
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)t->n_chunks; i++) {
         t->partials[i] = chunk_norm(t, &t->chunks[i]);
@@ -337,7 +337,7 @@ update_and_clear(ha_trainer *t, const update *u)
     const int n = threads(t);
     (void)n;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(n) if (n > 1) schedule(dynamic, CHUNK_GRAIN)
+#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(dynamic, CHUNK_GRAIN)
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)t->n_chunks; i++) {
         const chunk *c = &t->chunks[i];
