@@ -118,9 +118,9 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
     }
 }
 
-/* All row tiles of the chunk that starts at row m0, for one panel. */
+/* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
 static void
-linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel)
+linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
 {
     const linear_layout *layout = &run->layout;
     const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
@@ -132,7 +132,7 @@ linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tile
         const size_t kc = layout->steps - k0 < block ? layout->steps - k0 : block;
         out.beta = k0 == 0 ? 0.0f : 1.0f;
         out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
-        for (size_t t = 0; t < tiles; t++) {
+        for (size_t t = first_tile; t < end_tile; t++) {
             const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
             out.c = run->y + (m0 + first) * run->ldy + col;
             layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w + k0 * layout->step_bytes, &out);
@@ -151,7 +151,9 @@ linear_body(void *arg, int thread, int n_threads)
     for (size_t m0 = 0; m0 < run->m; m0 += LINEAR_ROWS) {
         const size_t rows_here = run->m - m0 < LINEAR_ROWS ? run->m - m0 : LINEAR_ROWS;
         const size_t tiles = (rows_here + GEMM_MR - 1) / GEMM_MR;
-        size_t task;
+        /* few panels for many threads: the tiles are shared out too */
+        size_t shares = n_threads > 1 ? (4 * (size_t)n_threads + panels - 1) / panels : 1, task;
+        shares = shares < tiles ? shares : tiles;
         if (run->scratch != NULL) {
             while ((task = task_take(&run->counter) - base) < tiles) {
                 const size_t first = tile_start(task, tiles, rows_here), end = tile_start(task + 1, tiles, rows_here);
@@ -160,10 +162,11 @@ linear_body(void *arg, int thread, int n_threads)
             base += tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
         }
-        while ((task = task_take(&run->counter) - base) < panels) {
-            linear_tile_task(run, m0, rows_here, tiles, task);
+        while ((task = task_take(&run->counter) - base) < panels * shares) {
+            const size_t share = task % shares;
+            linear_tile_task(run, m0, rows_here, tiles, task / shares, share * tiles / shares, (share + 1) * tiles / shares);
         }
-        base += panels + (size_t)n_threads;
+        base += panels * shares + (size_t)n_threads;
         ha_parallel_barrier(n_threads);
     }
 }

@@ -54,6 +54,13 @@ test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
     g.c = c2;
     kern->gemm_f32(&g, scratch, 2);
     CHECK(memcmp(c, c2, m * ldc * sizeof(float)) == 0, "%s gemm %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, m, n, k);
+    if (m * n * k > 3000000) {
+        memcpy(c2, c0, m * ldc * sizeof(float));
+        free(scratch);
+        scratch = bytes(kern->gemm_scratch_bytes(m, n, k, 7));
+        kern->gemm_f32(&g, scratch, 7);
+        CHECK(memcmp(c, c2, m * ldc * sizeof(float)) == 0, "%s gemm %zu x %zu x %zu: 1 and 7 threads differ", kern->isa, m, n, k);
+    }
     if (m > 0 && beta == 0) {                               /* the last row alone */
         float *row = floats(n, 1);
         g.a += (ptrdiff_t)(m - 1) * g.a_row, g.m = 1, g.c = row, g.ldc = n;
@@ -103,6 +110,17 @@ test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias
 
     kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 2);
     CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s linear format %d %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, format, m, n, k);
+    if (m * n * k > 1000000) {
+        memset(y2, 0, m * ldy * sizeof(float));
+        free(scratch);
+        scratch = bytes(kern->linear_scratch_bytes(format, m, n, k, 7));
+        kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 7);
+        int bits = 0;
+        for (size_t i = 0; i < m; i++) {
+            bits += memcmp(y + i * ldy, y2 + i * ldy, n * sizeof(float)) != 0;
+        }
+        CHECK(bits == 0, "%s linear format %d %zu x %zu x %zu: 1 and 7 threads differ", kern->isa, format, m, n, k);
+    }
     void *scratch1 = bytes(kern->linear_scratch_bytes(format, 1, n, k, 2));
     float *row = floats(n, 1);
     int differ = 0;
