@@ -8,6 +8,7 @@
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
 #define GEMM_KC 512             /* k of a block at most: a block of one panel of B and of one tile of A stay in the near caches */
+#define PREFETCH_AHEAD 8192     /* bytes of B */
 #define GEMM_GRAIN 500000       /* multiply-adds a thread, below which starting a thread costs more */
 #define GEMM_GROUP 8            /* row tiles that one task packs and multiplies: they stay in the second-level cache */
 
@@ -105,6 +106,9 @@ tile_body(const size_t rows, const int step, size_t kc, const char *a, const cha
         __builtin_prefetch(out->c + r * out->ldc + GEMM_NR - 1, 1);
     }
     for (size_t p = 0; p < kc; p++) {
+        for (size_t at = 0; at < b_step; at += 64) {    /* a weight that is used once comes from memory, across pages where the CPU's own prefetch stops */
+            __builtin_prefetch(b + PREFETCH_AHEAD + at);
+        }
         tile_step(rows, step, a, b, acc);
         a += rows * sizeof(float);
         b += b_step;
