@@ -263,7 +263,8 @@ ha_run_add(ha_run *run, const ha_request *request, ha_error *err)
     }
     prompt *p = calloc(1, sizeof(*p));
     int32_t *ids = malloc(request->n_ids * sizeof(*ids));
-    ha_status status = p != NULL && ids != NULL ? copy_stops(p, request, err) : ha_fail(err, HA_ERR_NOMEM, "out of memory: a prompt of %zu tokens", request->n_ids);
+    ha_status status = p != NULL && ids != NULL ? copy_stops(p, request, err)
+                                                : ha_fail(err, HA_ERR_NOMEM, "out of memory: a prompt of %zu tokens", request->n_ids);
     if (status != HA_OK) {
         free(ids);
         free_prompt(p);

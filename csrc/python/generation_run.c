@@ -84,7 +84,8 @@ as_u64(PyObject *obj, void *out)
 static PyObject *
 generation_run_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"lm", "tokenizer", "batch_size", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "stop_ids", "n_threads", NULL};
+    static char *names[] = {"lm", "tokenizer", "batch_size", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "stop_ids",
+                            "n_threads", NULL};
     PyObject *lm = NULL, *tokenizer = NULL, *stop_obj = NULL, *module = PyType_GetModule(type);
     uint64_t batch_size = 32, max_new_tokens = 64, top_k = 0;
     ha_generation_options options = {.sampling = {.temperature = 1, .top_p = 1}};
