@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from harmaug import evaluate
+from harmaug import evaluate, safety
 from harmaug.data import Row, atomic_file, iter_rows
 from harmaug.distill import DistillConfig, Distiller
 
@@ -36,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--student", default="minilm", help="model to start from: a fetched name or a folder")
     add("--share", action="append", default=[], metavar="FILE=FRACTION",
         help="use only so much of one file, e.g. train_hate=0.3")
-    add("--extra", type=Path, help="more rows, whatever their file is called (a hand-written set)")
+    add("--extra", type=Path, action="append", default=[],
+        help="a file of more rows, whatever its name (a hand-written set); may be repeated")
     add("--extra-weight", type=float, default=1.0, help="how much each of them counts")
     add("--full", action="store_true", help="train all weights instead of an adapter")
     add("--rank", type=int, default=8)
@@ -67,7 +68,7 @@ def sampled(row: Row, share: float, seed: int) -> bool:
 def read_training_rows(
     arguments: argparse.Namespace,
 ) -> tuple[list[Row], list[float], Counter[tuple[str, str]], Counter[str]]:
-    """Rows to train on and their weights; their number by source and licence; rows left out by licence."""
+    """Rows to train on and their weights; their number by source and licence; rows left out by reason."""
     shares = {name: float(share) for name, _, share in (item.partition("=") for item in arguments.share)}
     files = sorted(arguments.data.glob("train_*.jsonl"))
     if not files:
@@ -76,15 +77,17 @@ def read_training_rows(
     if unknown:
         raise SystemExit(f"--share {', '.join(sorted(unknown))}: no such file in {arguments.data}")
     rows, weights, used, left_out = [], [], Counter[tuple[str, str]](), Counter[str]()
-    for file in [*files, *filter(None, [arguments.extra])]:
+    for file in [*files, *arguments.extra]:
         for row in iter_rows(file):
-            licence = row.license or ("Apache-2.0" if file == arguments.extra else "none given")
+            licence = row.license or ("Apache-2.0" if file in arguments.extra else "none given")
             if not PERMITTED.match(licence):
-                left_out[licence] += 1
+                left_out[f"rows under {licence}"] += 1
+            elif safety.blocked_row(row):
+                left_out["rows that the responsible-use filter drops"] += 1
             elif sampled(row, shares.get(file.stem, 1.0), arguments.seed):
                 used[row.source or file.stem, licence] += 1
                 rows.append(smoothed(row, arguments.smoothing))
-                weights.append(arguments.extra_weight if file == arguments.extra else 1.0)
+                weights.append(arguments.extra_weight if file in arguments.extra else 1.0)
     return rows, weights, used, left_out
 
 
@@ -130,7 +133,7 @@ def model_card(arguments: argparse.Namespace, used: Counter[tuple[str, str]], le
     """README.md of the folder."""
     kind = "all weights" if arguments.full else f"LoRA rank {arguments.rank}, alpha {arguments.alpha:g}, float16"
     sources = "\n".join(f"| {source} | {licence} | {n:,} |" for (source, licence), n in sorted(used.items()))
-    without = "; ".join(f"{n:,} rows under {licence}" for licence, n in left_out.most_common()) or "none"
+    without = "; ".join(f"{n:,} {reason}" for reason, n in left_out.most_common()) or "none"
     measured = "\n".join(
         f"| {name} | {m['n']:,} | {m['base_rate']:.3f} | {figure(m['auprc'])} | {figure(m['f1'])} |"
         for name, m in results.items()
@@ -160,7 +163,7 @@ probability of label 1.
 |---|---|---|
 {sources}
 
-Left out for their licence: {without}.
+Left out: {without}.
 
 ## Measured
 
@@ -184,7 +187,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows, weights, used, left_out = read_training_rows(arguments)
     print(f"{len(rows):,} rows, {sum(row.label == 1 for row in rows):,} unsafe; "
-          f"left out for their licence: {sum(left_out.values()):,}", flush=True)
+          f"left out: {sum(left_out.values()):,}", flush=True)
     distiller = Distiller(distil_config(arguments)).fit(rows, out=arguments.out, sample_weight=weights)
     from harmaug.guard import Guard
     guard = Guard.from_pretrained(arguments.out)        # what is measured is the file, not the weights in memory
