@@ -1,6 +1,6 @@
 """Linear layers and matrix products: harmaug beside NumPy (and PyTorch, if installed), on the same arrays, interleaved in one run.
 
-    python benchmarks/bench_gemm.py [--threads 1] [--seconds 0.5] [--json out.json]
+    python benchmarks/bench_gemm.py [--threads 1] [--seconds 1] [--json out.json]
 
 A linear layer is x (m, k) W (n, k)^T: harmaug with the weight packed beforehand, NumPy as `x @ W.T`, PyTorch as
 `torch.nn.functional.linear`. A product is `a @ b` of two arrays that nobody has seen before. The rows named bf16 hold weight (and, where the
@@ -23,11 +23,15 @@ LINEAR = [(1, 1536, 576), (1, 49152, 576), (16, 576, 576), (16, 1536, 576), (48,
 PRODUCTS = [(32, 32, 32, False, True), (128, 128, 32, False, True), (128, 32, 128, False, False), (512, 512, 32, False, True),
             (1536, 384, 1024, True, False)]
 
+# The waiting threads of every library spin for a while after a call, on the cores that the next contender needs: each turn begins with a
+# rest and one call that does not count, and holds calls for TURN seconds
+REST, TURN = 0.04, 0.01
+
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--seconds", type=float, default=0.5, help="for each shape, all contenders together")
+    p.add_argument("--seconds", type=float, default=1.0, help="for each shape, all contenders together")
     p.add_argument("--json", help="also write the rows here")
     return p.parse_args()
 
@@ -81,9 +85,16 @@ def measure(what, contenders, exact, flops, seconds):
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(runs["harmaug"][1]) < 5:
         for fn, times in runs.values():
-            start = time.perf_counter()
+            time.sleep(REST)
             fn()
-            times.append(time.perf_counter() - start)
+            turn = time.perf_counter() + TURN
+            while True:
+                start = time.perf_counter()
+                fn()
+                stop = time.perf_counter()
+                times.append(stop - start)
+                if stop > turn:
+                    break
     rows = []
     for name, (_, times) in runs.items():
         median = statistics.median(times)
