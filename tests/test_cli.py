@@ -79,7 +79,7 @@ def test_help_needs_no_model_and_comes_within_a_second():
     best = 9.0
     for _ in range(3):
         begun = time.monotonic()
-        out = subprocess.run([sys.executable, "-m", "harmaug", "--help"], cwd=ROOT, capture_output=True, check=True).stdout
+        out = subprocess.run([sys.executable, "-m", "harmaug", "--help"], capture_output=True, check=True).stdout
         best = min(best, time.monotonic() - begun)
     assert b"quickstart" in out and best < 1
 
@@ -139,7 +139,7 @@ def test_score_stops_quietly_when_its_reader_does(tmp_path):
             "class G:\n    threshold = None\n    def score(self, p, r): return np.zeros(len(p), np.float32)\n"
             "cli._guard = lambda args: G()\nsys.exit(cli.main(['score', '--model', 'm', sys.argv[1]]))")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}\n' * 20_000)
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 0
@@ -252,8 +252,7 @@ def test_ctrl_c_of_a_real_process(folder):
     code = ("import sys, time\nsys.path.insert(0, sys.argv.pop(1))\nimport test_cli, fake_generator\nfrom pathlib import Path\nfrom harmaug import cli, pipeline\n"
             "pipeline.load_generator = lambda config, **o: fake_generator.FakeGenerator(slow=0.05)\n"
             "pipeline._model_path = lambda name: Path(fake_generator.__file__)\nsys.exit(cli.main(sys.argv[1:]))")
-    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tests"), "run", "config.toml", "--out", "r"], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tests"), "run", "config.toml", "--out", "r"], stderr=subprocess.PIPE, text=True)
     while not Path("r/instructions.jsonl").exists() or not Path("r/instructions.jsonl").stat().st_size:
         assert process.poll() is None
         time.sleep(0.02)

@@ -222,7 +222,7 @@ Distiller(settings).fit(rows_of(200), out=sys.argv[2], progress=False)
 
 def run_script(student, out, rank):
     here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen([sys.executable, "-c", SCRIPT, student, str(out), str(rank)],
                             env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
 

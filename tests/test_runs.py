@@ -23,7 +23,7 @@ FILES = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.
 
 
 def start(folder, batch_size=8, slow=0.0, **options):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])}
     return subprocess.Popen([sys.executable, str(HERE / "fake_run.py"), str(folder), str(batch_size), str(slow)], env=environment, stderr=subprocess.PIPE, **options)
 
 
