@@ -236,6 +236,7 @@ def test_pip_from_a_temporary_environment(tmp_path, monkeypatch):
     """An environment without pip gets one for the moment."""
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    monkeypatch.delenv("PYTHONPATH", raising=False)     # it may name a folder that holds pip
     monkeypatch.setattr(models.sys, "executable", str(bare / "bin" / "python"))
     (tmp_path / "w").mkdir()
     command = models._pip(tmp_path / "w")
