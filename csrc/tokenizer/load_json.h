@@ -1,0 +1,37 @@
+/* What the loaders of the parts of a tokenizer.json share. Private to csrc/tokenizer/load_json*.c. */
+#ifndef HARMAUG_TOKENIZER_LOAD_JSON_H
+#define HARMAUG_TOKENIZER_LOAD_JSON_H
+
+#include "io/json.h"
+#include "tokenizer/pipeline.h"
+
+#define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
+
+typedef struct ha_json_reader {
+    ha_tokenizer *tok;
+    const ha_json *json;
+    size_t max_ids;         /* what a file of this size can hold */
+    ha_error *err;
+} ha_json_reader;
+
+/* Absent, or null. */
+int ha_load_is_null(const ha_json_node *node);
+int ha_load_is_string(const ha_json_node *node, const char *text);
+/* The "type" of a component, which must be an object that has one. */
+ha_status ha_load_type(const ha_json_reader *r, const ha_json_node *node, const char *what, const char **type);
+ha_status ha_load_bool(const ha_json_reader *r, const ha_json_node *node, const char *key, int fallback, int *out);
+/* HA_ERR_FORMAT "<what> '<name>' is not supported". */
+ha_status ha_load_unsupported(const ha_json_reader *r, const char *what, const char *name);
+
+/* One component, or the members of a Sequence (which may not hold another: nothing is lost, and there is no recursion). */
+typedef ha_status (*ha_load_component)(const ha_json_reader *r, const ha_json_node *node, const char *type);
+ha_status ha_load_sequence(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *members, ha_load_component read);
+
+/* The parts, in the order in which they must be read: each relies on those before it. */
+ha_status ha_load_normalizer(const ha_json_reader *r, const ha_json_node *node, const char *type);
+ha_status ha_load_pre_tokenizer(const ha_json_reader *r, const ha_json_node *node, const char *type);
+ha_status ha_load_model(const ha_json_reader *r, const ha_json_node *model);
+ha_status ha_load_post_processor(const ha_json_reader *r, const ha_json_node *node, const char *type);
+ha_status ha_load_decoder(const ha_json_reader *r, const ha_json_node *node);
+
+#endif
