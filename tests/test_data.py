@@ -159,10 +159,10 @@ def test_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
 
 
-def test_deduplicate_merges_exact_duplicates(caplog):
-    rows = [Row(prompt="A b", label=1), Row(prompt=" a  B ", label=0), Row(prompt="a b", response="r", label=0), Row(prompt="a b", response="", label=1)]
-    assert data.deduplicate(rows) == [rows[0], rows[2]]
-    assert "1 groups of duplicate rows disagree" in caplog.text
+def test_duplicates_are_told_whatever_case_and_spacing():
+    same = [Row(prompt="A b"), Row(prompt=" a  B "), Row(prompt="a b", response="")]
+    assert {data.identity(row) for row in same} == {("a b", "")}
+    assert data.identity(Row(prompt="a b", response=" R ")) == ("a b", "r")
 
 
 def test_require_labels():
