@@ -1,7 +1,7 @@
 """The command ``harmaug``: each verb imports what it needs when it runs.
 
-Exit status: 0 done; 1 a check or gate failed; 2 wrong usage or bad input (one line on standard error names file and row); 130
-interrupted, resumable.
+Exit status: 0 done; 1 a check or gate failed; 2 wrong usage or bad input (one line on standard error names file and
+row); 130 interrupted, resumable.
 """
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _STAGES = {
-    "augment": "sample instructions from the generator, filter them", "respond": "answer the instructions", "label": "have the teacher score all rows",
-    "distil": "train the student", "evaluate": "measure the run's guard, or with --model another one, on labelled files",
+    "augment": "sample instructions from the generator, filter them",
+    "respond": "answer the instructions",
+    "label": "have the teacher score all rows",
+    "distil": "train the student",
+    "evaluate": "measure the run's guard, or with --model another one, on labelled files",
 }
 
 

@@ -48,12 +48,7 @@ class RefusalFilter:
     Parameters
     ----------
     patterns : sequence of str, optional
-        Regular expressions; REFUSALS when None.
-
-    Raises
-    ------
-    ValueError
-        If a pattern is not a regular expression.
+        REFUSALS when None. A ValueError names one that is not a regular expression.
 
     Examples
     --------
@@ -86,17 +81,9 @@ def complies(text: str) -> bool:
 
 
 def shingles(text: str, width: int = 5) -> NDArray[np.uint64]:
-    """Return the distinct character n-grams of the normalised text as sorted 64-bit hashes.
+    """Return the distinct character n-grams of the normalised text as sorted 64-bit hashes, shape (n_grams,).
 
-    Parameters
-    ----------
-    text : str
-        Letter case and runs of white space do not count. A text shorter than `width` is one gram.
-    width : int, default 5
-
-    Returns
-    -------
-    ndarray of uint64, shape (n_grams,)
+    Letter case and runs of white space do not count. A text shorter than `width` is one gram.
     """
     points = np.frombuffer(data.normalise(text).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     n = max(len(points) - width + 1, 1)
@@ -117,10 +104,7 @@ def jaccard(a: str, b: str) -> float:
 class NearIndex:
     """Finds the indexed text whose character 5-grams are nearest to a text's: exactly, by an inverted index.
 
-    Parameters
-    ----------
-    threshold : float, default 0.6
-        Jaccard similarity from which on texts are near, in (0, 1].
+    Texts are near from a Jaccard similarity of `threshold`, in (0, 1], on.
     """
 
     def __init__(self, threshold: float = 0.6) -> None:

@@ -245,6 +245,11 @@ class RunFolder:
                 os.close(self._lock)
                 self._lock = -1
 
+    def accounts(self) -> dict[str, Any]:
+        """Return seconds and yield account of each stage."""
+        return {name: {"seconds": entry.get("seconds"), "account": entry.get("account")}
+                for name, entry in self.info["stages"].items()}
+
     def save(self) -> None:
         """Rewrite run.json, whole or not at all."""
         data.write_json(self.path / "run.json", self.info, indent=1)
@@ -298,7 +303,8 @@ class RunFolder:
             if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
                 os.close(lock)
-                raise RunError(f"{self.path}: in use by another process{f' (pid {holder})' if holder else ''}") from None
+                which = f" (pid {holder})" if holder else ""
+                raise RunError(f"{self.path}: in use by another process{which}") from None
             _log.warning("%s: this file system has no locks; see to it that no second process writes here", self.path)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

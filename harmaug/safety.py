@@ -114,21 +114,11 @@ def _join(spaced: re.Match[str]) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return the readings of a text that the filter looks at, one a line.
+    """Return the distinct readings of a text that the filter looks at, one a line.
 
     Lower case, compatibility forms folded (NFKD), accents and invisible characters removed, look-alike letters mapped
     to Latin ones; then the same with digits and signs read as letters, with spaced-out words joined and with
     stretched letters shortened.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        The distinct readings, joined by newlines.
     """
     folded = unicodedata.normalize("NFKD", text).casefold()
     folded = "".join(c for c in folded if c in "\n\t" or unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc"))
@@ -145,20 +135,10 @@ def normalise(text: str) -> str:
 
 
 def blocked(*texts: str | None) -> str | None:
-    """Say why a row may not be used, or None when it may.
+    """Return "sexual_minors" when a row's texts, taken together, speak of minors and of sex; None when it may be used.
 
-    A row is blocked when its texts, taken together, speak of minors and of sex. The rule is broad on purpose: it also
-    blocks some text about protection, news and law. Only English words are known.
-
-    Parameters
-    ----------
-    *texts : str or None
-        The texts of one row: a prompt, or a prompt and its response. None and "" are skipped.
-
-    Returns
-    -------
-    str or None
-        ``"sexual_minors"``, or None.
+    The rule is broad on purpose: it also blocks some text about protection, news and law. Only English words are known.
+    None and "" among the texts are skipped.
 
     Examples
     --------
@@ -186,32 +166,12 @@ class _Row(Protocol):
 
 
 def blocked_row(row: _Row) -> str | None:
-    """Say why a row may not be used, or None: its texts taken together, and its category by itself.
-
-    Parameters
-    ----------
-    row : Row
-        Anything with prompt, response and category.
-
-    Returns
-    -------
-    str or None
-    """
+    """Say why a row may not be used, or None: its texts taken together, and its category by itself."""
     return blocked(row.prompt, row.response) or blocked(row.category)
 
 
 def digest(text: str) -> str:
-    """Return the sha256 of a text in hexadecimal: what remains of a blocked row.
-
-    Parameters
-    ----------
-    text : str
-        Any text; lone surrogates are allowed.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
+    """Return the sha256 of a text, in 64 hexadecimal digits: what remains of a blocked row. Lone surrogates are allowed.
 
     Examples
     --------
@@ -224,19 +184,8 @@ def digest(text: str) -> str:
 def is_cbrne(text: str, category: str | None = None) -> bool:
     """Say whether a row touches chemical, biological, radiological, nuclear or explosive matter.
 
-    Compliant responses to such rows are off by default. The rule is broad on purpose: every row of the category
-    "weapons" counts, and so does any mention of poison or a pathogen.
-
-    Parameters
-    ----------
-    text : str
-        The prompt, or prompt and response.
-    category : str, optional
-        Name of its category; those of `RESTRICTED_CATEGORIES` count without a look at the text.
-
-    Returns
-    -------
-    bool
+    Compliant responses to such rows are off by default. The rule is broad on purpose: every row whose category is among
+    `RESTRICTED_CATEGORIES` counts, and so does any mention of poison or a pathogen.
 
     Examples
     --------

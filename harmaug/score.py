@@ -11,7 +11,7 @@ from harmaug.data import DataError, columns_of_stream, decode_json
 
 
 def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None, batch_size: int = 32) -> int:
-    """Score rows as they come.
+    """Score rows as they come and return how many there were.
 
     Parameters
     ----------
@@ -20,18 +20,14 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
     source : binary file
         JSONL, a JSON list or CSV, gzipped or not.
     out : binary file
-        Gets one JSON object a row, in order: the row's columns as they stand (numbers and escapes to the byte), then score and flagged.
+        Gets one JSON object a row, in order: the row's columns as they stand (numbers and escapes to the byte), then
+        score and flagged.
     name : str
         What messages call the source.
     threshold : float, optional
         A row is flagged when its score is at or over it. None: the guard's, else 0.5.
     batch_size : int, default 32
         Rows scored together. Changes no score.
-
-    Returns
-    -------
-    int
-        Number of rows.
 
     Raises
     ------

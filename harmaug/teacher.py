@@ -18,15 +18,7 @@ STANDIN = "standin"
 
 
 class Teacher(Protocol):
-    """What labels rows.
-
-    Attributes
-    ----------
-    name : str
-        What rows record as their teacher.
-    licence : str
-        Licence of its outputs or weights; "unknown" where nothing says.
-    """
+    """What labels rows; rows record its name, and run.json the licence of its outputs or weights ("unknown" else)."""
 
     name: str
     licence: str
@@ -36,33 +28,14 @@ class Teacher(Protocol):
 
 
 class GuardTeacher:
-    """A guard as a teacher.
-
-    Parameters
-    ----------
-    guard : Guard
-        Anything with ``score(prompts, responses)``.
-    name : str
-    licence : str, default "unknown"
-    """
+    """A guard, or anything with ``score(prompts, responses)``, as a teacher."""
 
     def __init__(self, guard: Any, name: str, licence: str = "unknown") -> None:
         self.guard, self.name, self.licence = guard, name, licence
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> GuardTeacher:
-        """Open a guard folder (or a fetched name); "standin" is the one that ships with the package.
-
-        Parameters
-        ----------
-        folder : str or path
-        **options
-            Passed to Guard.from_pretrained.
-
-        Returns
-        -------
-        GuardTeacher
-        """
+        """Open a guard folder (or a fetched name; "standin" ships with the package) with options of Guard.from_pretrained."""
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
@@ -124,10 +97,6 @@ def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size:
         Rows that the teacher gets at once.
     engine : str, default "local"
         See engines.map_rows.
-
-    Yields
-    ------
-    tuple of (str, Row, float)
 
     Raises
     ------
