@@ -64,16 +64,18 @@ class CategoryTable:
         seen: set[str] = set()
         for number, category in enumerate(self.categories, 1):
             if not _NAME.match(category.name):
-                raise ValueError(f"category {number}: name must be 1 to 40 of a-z, 0-9, '_' and '-', got {category.name!r}")
-            if category.name == OTHER or category.name in seen:
-                raise ValueError(f"category {number}: name {category.name!r} is " +
-                                 ("reserved" if category.name == OTHER else "given twice"))
+                raise ValueError(f"category {number}: name must be 1 to 40 of a-z, 0-9, '_' and '-', "
+                                 f"got {category.name!r}")
+            if category.name in (OTHER, *seen):
+                problem = "reserved" if category.name == OTHER else "given twice"
+                raise ValueError(f"category {number}: name {category.name!r} is {problem}")
             if not category.title.strip() or "\n" in category.title:
                 raise ValueError(f"category {category.name}: title must be one line of text, got {category.title!r}")
             if not category.keywords or not all(k.rstrip("*").strip() for k in category.keywords):
                 raise ValueError(f"category {category.name}: keywords must be non-empty texts")
             if safety.blocked(category.name, category.title):
-                raise ValueError(f"category {number}: not a category that harmaug generates (sexual content about minors)")
+                raise ValueError(f"category {number}: not a category that harmaug generates "
+                                 "(sexual content about minors)")
             seen.add(category.name)
         object.__setattr__(self, "_patterns", tuple(
             tuple(re.compile(_pattern(k)) for k in dict.fromkeys(c.keywords)) for c in self.categories))
@@ -85,20 +87,15 @@ class CategoryTable:
 
     def title(self, name: str) -> str:
         """Return what people read for a name, of this table or of the user's rows; one it lacks is its own title."""
-        for category in self.categories:
-            if category.name == name:
-                return category.title
-        return "other harmful requests" if name == OTHER else name.replace("_", " ")
+        titles = {OTHER: "other harmful requests", **{category.name: category.title for category in self.categories}}
+        return titles.get(name, name.replace("_", " "))
 
     def assign(self, text: str) -> str:
-        """Return the category with the most distinct keywords in a text: the first on a tie, "other" when none occurs."""
+        """Return the category with the most distinct keywords in a text; the first on a tie, "other" without any."""
         folded = text.casefold()
-        best, best_count = OTHER, 0
-        for category, patterns in zip(self.categories, self._patterns):
-            count = sum(pattern.search(folded) is not None for pattern in patterns)
-            if count > best_count:
-                best, best_count = category.name, count
-        return best
+        counts = [sum(pattern.search(folded) is not None for pattern in patterns) for patterns in self._patterns]
+        most = max(counts)
+        return self.categories[counts.index(most)].name if most else OTHER
 
 
 def load_table(path: str | Path) -> CategoryTable:

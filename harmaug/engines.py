@@ -8,10 +8,9 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-ENGINES = ("local",)
 
-
-def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, engine: str = "local", batch_size: int = 64) -> Iterator[tuple[_T, _R]]:
+def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, engine: str = "local",
+             batch_size: int = 64) -> Iterator[tuple[_T, _R]]:
     """Yield (row, result) in the order of the rows.
 
     Resuming is the caller's: it records each result under its row's key and leaves the done rows out when it calls
@@ -43,4 +42,5 @@ def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, 
                 break
             yield batch[n - 1], result
         if n != len(batch):
-            raise RuntimeError(f"the mapped function gave {'more than ' if n > len(batch) else ''}{min(n, len(batch))} results for {len(batch)} rows")
+            gave = f"more than {len(batch)}" if n > len(batch) else n
+            raise RuntimeError(f"the mapped function gave {gave} results for {len(batch)} rows")

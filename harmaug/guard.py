@@ -286,7 +286,7 @@ class Guard:
             raise ValueError(f"row {first + row} has {lengths[row]} tokens, the guard reads at most {self.max_length}; "
                              "long='windows' or 'truncate' reads it")
         pieces = [[(ids[begin:end], types[begin:end])] for begin, end in zip(offsets, offsets[1:])]
-        for i in long_rows:
+        for i in long_rows.tolist():
             pieces[i] = list(self._windows(*rows[i]))
         flat = [piece for own in pieces for piece in own]
         each = np.empty((len(flat), logits.shape[1]), dtype=np.float32)
@@ -413,7 +413,8 @@ class _Template:
     """The special tokens around one text and around a pair, learnt from the tokenizer by one probe of each."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        x, y = tokenizer.encode_batch(["a", "b"], add_special_tokens=False)
+        plain = tokenizer.encode_batch(["a", "b"], add_special_tokens=False)
+        x, y = plain[0], plain[1]
         one, two = tokenizer.encode_batch(["a"]), tokenizer.encode_batch(["a"], ["b"])
         at, a, b = _find(one[0], x), _find(two[0], x), _find(two[0], y, last=True)
 

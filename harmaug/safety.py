@@ -171,7 +171,7 @@ def blocked_row(row: _Row) -> str | None:
 
 
 def digest(text: str) -> str:
-    """Return the sha256 of a text, in 64 hexadecimal digits: what remains of a blocked row. Lone surrogates are allowed.
+    """Return the sha256 of a text, in 64 hexadecimal digits: what remains of a blocked row. Lone surrogates may be.
 
     Examples
     --------

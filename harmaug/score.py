@@ -10,7 +10,8 @@ import numpy as np
 from harmaug.data import DataError, columns_of_stream, decode_json
 
 
-def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None, batch_size: int = 32) -> int:
+def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None,
+                 batch_size: int = 32) -> int:
     """Score rows as they come and return how many there were.
 
     Parameters
@@ -48,7 +49,8 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
             failure = exc
         if not batch and failure is None:
             break
-        scores = np.asarray(guard.score([row[2] for row in batch], [row[3] for row in batch]), dtype=np.float32) if batch else ()
+        given = guard.score([row[2] for row in batch], [row[3] for row in batch]) if batch else []
+        scores = np.asarray(given, dtype=np.float32)
         for (where, columns, *_), score in zip(batch, scores):
             if not 0 <= score <= 1:
                 raise DataError(f"{where}: the guard's score is {score}")
@@ -75,5 +77,5 @@ def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:
             raise DataError(f"{where}: {column} must be text")
         texts.append(value)
     if not texts[0] or texts[0].isspace():
-        raise DataError(f"{where}: the prompt is {'empty' if 'prompt' in columns and texts[0] is not None else 'missing'}")
+        raise DataError(f"{where}: the prompt is {'missing' if texts[0] is None else 'empty'}")
     return texts[0], texts[1] or None

@@ -14,7 +14,7 @@ from harmaug import engines
 from harmaug.data import DataError, Row
 
 STANDIN = "standin"
-"""Name of the teacher that ships with the package: a small model trained on public labels, a stand-in for a large guard."""
+"""The teacher that ships with the package: a small model trained on public labels, for want of a large guard."""
 
 
 class Teacher(Protocol):
@@ -35,7 +35,7 @@ class GuardTeacher:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> GuardTeacher:
-        """Open a guard folder (or a fetched name; "standin" ships with the package) with options of Guard.from_pretrained."""
+        """Open a guard folder, a fetched name or "standin"; options are those of Guard.from_pretrained."""
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
@@ -59,14 +59,16 @@ class CallableTeacher:
     licence : str, default "unknown"
     """
 
-    def __init__(self, function: Callable[[Sequence[str], Sequence[str | None]], ArrayLike], name: str | None = None, licence: str = "unknown") -> None:
+    def __init__(self, function: Callable[[Sequence[str], Sequence[str | None]], ArrayLike], name: str | None = None,
+                 licence: str = "unknown") -> None:
         self._function = function
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.licence = licence
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
-        return np.asarray(self._function(prompts, [None] * len(prompts) if responses is None else responses), dtype=np.float32)
+        answers = [None] * len(prompts) if responses is None else responses
+        return np.asarray(self._function(prompts, answers), dtype=np.float32)
 
 
 def as_teacher(teacher: Any) -> Teacher:
@@ -74,7 +76,8 @@ def as_teacher(teacher: Any) -> Teacher:
     if isinstance(teacher, (str, os.PathLike)):
         return GuardTeacher.from_pretrained(teacher)
     if hasattr(teacher, "score"):
-        return teacher if hasattr(teacher, "name") and hasattr(teacher, "licence") else GuardTeacher(teacher, type(teacher).__name__)
+        whole = hasattr(teacher, "name") and hasattr(teacher, "licence")
+        return teacher if whole else GuardTeacher(teacher, type(teacher).__name__)
     if callable(teacher):
         return CallableTeacher(teacher)
     raise TypeError(f"a teacher must be a folder, a guard or a callable, got {type(teacher).__name__}")
@@ -85,7 +88,8 @@ def standin_folder() -> Path:
     return Path(str(resources.files("harmaug") / "data" / "standin_teacher"))
 
 
-def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256, engine: str = "local") -> Iterator[tuple[str, Row, float]]:
+def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256,
+               engine: str = "local") -> Iterator[tuple[str, Row, float]]:
     """Yield (where, row, P(unsafe)) in order.
 
     Parameters
@@ -105,9 +109,11 @@ def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size:
     """
 
     def score(batch: Sequence[tuple[str, Row]]) -> list[float]:
-        scores = np.asarray(teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch]), dtype=np.float32)
+        given = teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch])
+        scores = np.asarray(given, dtype=np.float32)
         if scores.shape != (len(batch),):
-            raise DataError(f"teacher {teacher.name}: scores of shape {scores.shape} for {len(batch)} rows from {batch[0][0]} on")
+            raise DataError(f"teacher {teacher.name}: scores of shape {scores.shape} for {len(batch)} rows "
+                            f"from {batch[0][0]} on")
         for (where, _), value in zip(batch, scores.tolist()):
             if not 0 <= value <= 1:
                 raise DataError(f"{where}: the score of teacher {teacher.name} must be in [0, 1], got {value}")
