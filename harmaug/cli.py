@@ -149,9 +149,9 @@ def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
         parser.add_argument(option, action="store_true", help=what)
 
 
-def _teller(args: argparse.Namespace, to: Any) -> Callable[[str], None]:
-    """What prints the lines that a person reads, or nothing with --quiet."""
-    return (lambda line: None) if args.quiet else (lambda line: print(line, file=to, flush=True))
+def _teller(quiet: bool, to: Any = None) -> Callable[[str], None]:
+    """What prints the lines that a person reads, or nothing."""
+    return (lambda line: None) if quiet else (lambda line: print(line, file=to, flush=True))
 
 
 def _quickstart(args: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def _quickstart(args: argparse.Namespace) -> int:
                               seed=args.seed or 0)
     metrics = quickstart(args.out, config, n_threads=args.n_threads, offline=args.offline,
                          allow_mixed=args.allow_mixed, quiet=args.quiet,
-                         tell=_teller(args, sys.stderr if args.json else sys.stdout))
+                         tell=_teller(args.quiet, sys.stderr if args.json else None))
     if args.json:
         _print_json(metrics)
     return 0
@@ -191,7 +191,7 @@ def _run(args: argparse.Namespace) -> int:
             args.seed = begun["seed"] if args.seed is None else args.seed
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, only=args.only, quiet=args.quiet,
-                                     tell=_teller(args, sys.stderr if args.json else sys.stdout))
+                                     tell=_teller(args.quiet or args.json))
     from harmaug.report import report_run
 
     page = report_run(out)
@@ -241,7 +241,7 @@ def _score(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}")
-    if args.file != "-" and not os.path.isfile(args.file):
+    if args.file != "-" and not os.path.exists(args.file):
         raise ValueError(f"{args.file}: no such file")
     guard = _guard(args)
     options = {"threshold": threshold, "batch_size": args.batch_size}
@@ -266,10 +266,10 @@ def _print_json(value: Any) -> None:
 
 
 def _message(exc: BaseException) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        full = exc.errno in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some space and run the same command again, nothing is lost" if full else ""
-        return (f"{exc.filename}: " if exc.filename else "") + exc.strerror + hint
+    if isinstance(exc, OSError):
+        text = (f"{exc.filename}: " if exc.filename else "") + exc.strerror if exc.strerror else str(exc)
+        full = text.endswith(tuple(map(os.strerror, (errno.EFBIG, errno.ENOSPC, errno.EDQUOT))))
+        return text + ("; free some space and run the same command again, nothing is lost" if full else "")
     if isinstance(exc, MemoryError):
         return "out of memory"
     return str(exc) or type(exc).__name__

@@ -6,7 +6,7 @@ cannot give (precision without a flagged row, AUPRC with one class only) is None
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -179,23 +179,32 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
 
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "threshold": threshold, "datasets": {}}
     for name, source in datasets.items():
-        rows = list(read_rows(source)) if isinstance(source, (str, PathLike)) else list(source)
-        if not rows:
-            raise ValueError(f"{name}: the set is empty")
-        labels = []
-        for i, row in enumerate(rows):
-            if row.label is None:
-                raise ValueError(f"{name}, row {i + 1}: an evaluation row needs a label")
-            labels.append(row.label)
+        where = fspath(source) if isinstance(source, (str, PathLike)) else name
+        rows = read_rows(source) if isinstance(source, (str, PathLike)) else list(source)
+        labels = labels_of(rows, where)
         scores = guard.score([r.prompt for r in rows], [r.response for r in rows])
         try:
             entry = metrics(labels, scores, threshold)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         for metric in ("auprc", "f1") if draws else ():
             entry[f"{metric}_interval"] = bootstrap(labels, scores, metric, threshold=threshold, draws=draws, seed=seed)
         report["datasets"][name] = entry
     return report
+
+
+def labels_of(rows: Sequence[Row], where: str) -> list[int]:
+    """Return the labels of evaluation rows; a DataError names the set (or its file) and a row without one."""
+    from harmaug.data import DataError
+
+    if not rows:
+        raise DataError(f"{where}: the set is empty")
+    labels = []
+    for i, row in enumerate(rows):
+        if row.label is None:
+            raise DataError(f"{where}, row {i + 1}: an evaluation row needs a label")
+        labels.append(row.label)
+    return labels
 
 
 def format_table(report: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The stages over a run folder: augment, respond, label, distil, evaluate. Each resumes where it stopped.
 
 Each stage is a function that takes an open RunFolder and returns its account; one that is done is skipped. `run_config`
-runs those that a TOML file has a table for. Options that stages share: `models` maps names to the sha256 of model files,
-for run.json; `batch_size` changes no row; `quiet` shows no progress bar.
+runs those that a TOML file has a table for. Options that stages share: `models` maps names to the sha256 of their
+files, for run.json; `batch_size` changes no row; `quiet` shows no progress bar.
 """
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from harmaug import respond as respond_stage
 from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
-from harmaug.data import DataError, Row, encode_row, identity, read_rows, write_json
+from harmaug.checks import one_of, within
+from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json
 from harmaug.generator import Generator
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
@@ -57,7 +58,8 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
     table = table or default_table()
     inputs = {"seed": digest(seed_rows), "evaluation": digest(evaluation_rows),
               "categories": hashlib.sha256(repr(table.categories).encode()).hexdigest()}
-    stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models)
+    stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models,
+                      makes=(INSTRUCTIONS, REJECTED))
     if not stage.done:
         augmenter = Augmenter(_made(generator), config, table=table, batch_size=batch_size)
         with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
@@ -72,7 +74,8 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     """Answer the instructions into pairs.jsonl, and what contradicts its intent into pairs_rejected.jsonl."""
     config = config or RespondConfig()
     inputs = {INSTRUCTIONS: _finished(run, "augment", INSTRUCTIONS)}
-    stage = run.stage("respond", config=dataclasses.asdict(config), inputs=inputs, models=models)
+    stage = run.stage("respond", config=dataclasses.asdict(config), inputs=inputs, models=models,
+                      makes=(PAIRS, PAIRS_REJECTED))
     if not stage.done:
         with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
             instructions = _rows_of(run / INSTRUCTIONS)
@@ -106,7 +109,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             inputs[file] = _finished(run, before, file)
     make = by if name is not None else lambda: teacher.as_teacher(by)
     name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
-    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models)
+    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models, makes=(LABELLED,))
     if stage.done:
         return _account(stage)
     rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
@@ -156,7 +159,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models)
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(f"{folder}/checkpoint/state.json",))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
@@ -227,12 +230,18 @@ class GeneratorConfig(_Table):
     dtype: str | None = None
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        within(self, batch_size="in [1, 65536]")
+
 
 class LabelConfig(_Table):
     """The teacher: a guard folder, a fetched name, or "standin"."""
 
     teacher: str = teacher.STANDIN
     batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        within(self, batch_size=">= 1")
 
 
 class EvaluateConfig(_Table):
@@ -242,6 +251,10 @@ class EvaluateConfig(_Table):
     draws: int = 1000
     long: str = "windows"
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
+        one_of("long", self.long, ("windows", "truncate", "error"))
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -341,12 +354,17 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    seeds = _seed_rows(config.data.seed, folder) if set(wanted) & {"augment", "label", "distil"} else []
+    labelled = "distil" in wanted and config.label is None
+    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
     sets = {name: folder / file for name, file in config.data.evaluation.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     measured = set(wanted) & {"augment", "evaluate"}
     held_out = {name: read_rows(file) for name, file in sets.items()} if measured else {}
+    for name in held_out if "evaluate" in wanted else ():      # now rather than after hours of training
+        evaluate_module.labels_of(held_out[name], str(sets[name]))
+    if labelled:
+        require_labels(seeds, f"{where}: the rows of [data] seed")
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
@@ -412,11 +430,14 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
 
 
-def _seed_rows(files: Sequence[str | SeedFile], folder: Path) -> list[Row]:
+def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) -> list[Row]:
     rows: list[Row] = []
     for entry in files:
         file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
         found = read_rows(folder / file.file)
+        unlabelled = next((i for i, row in enumerate(found) if row.hard_label is None), None) if labelled else None
+        if unlabelled is not None:
+            raise DataError(f"{folder / file.file}, row {unlabelled + 1}: neither a label nor an unsafe-score")
         if file.limit is not None and file.limit < len(found):
             found = [found[i] for i in sorted(random.Random(file.seed).sample(range(len(found)), file.limit))]
         rows += found
@@ -469,8 +490,9 @@ def _rows_of(path: Path) -> list[Row]:
     return read_rows(path) if path.stat().st_size else []
 
 
-def _made(generator: Generator | Callable[[], Generator]) -> Generator:
-    return generator() if callable(generator) and not hasattr(generator, "stream") else generator  # type: ignore[return-value]
+def _made(generator: Any) -> Generator:
+    made: Generator = generator if hasattr(generator, "stream") else generator()
+    return made
 
 
 def _account(stage: Stage) -> dict[str, Any]:

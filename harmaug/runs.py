@@ -255,7 +255,7 @@ class RunFolder:
         data.write_json(self.path / "run.json", self.info, indent=1)
 
     def stage(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-              models: Mapping[str, str] | None = None, restart: bool = False) -> Stage:
+              models: Mapping[str, str] | None = None, restart: bool = False, makes: Iterable[str] = ()) -> Stage:
         """Begin or resume a stage.
 
         Parameters
@@ -267,6 +267,8 @@ class RunFolder:
             Name to sha256.
         restart : bool, default False
             Forget an earlier entry: the stage is done anew each time.
+        makes : iterable of str
+            Files of the run folder. While all are absent or empty, the stage may begin anew with other settings.
 
         Raises
         ------
@@ -277,7 +279,10 @@ class RunFolder:
         here = machine()
         now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"config": config, "inputs": inputs or {}}))
         made_by = {"harmaug": here["harmaug"], "cpu_isa": here["cpu_isa"], "models": dict(models or {})}
-        if restart:
+        files = [self.path / file for file in makes]
+        entry = self.info["stages"].get(name, {})
+        nothing_made = files and not entry.get("done") and not any(p.exists() and p.stat().st_size for p in files)
+        if restart or nothing_made:
             self.info["stages"].pop(name, None)
         entry = self.info["stages"].setdefault(name, {**now, "made_by": [made_by], "done": False})
         for part in ("config", "inputs"):
