@@ -354,20 +354,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    labelled = "distil" in wanted and config.label is None
-    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
-    sets = {name: folder / file for name, file in config.data.evaluation.items()}
-    if "evaluate" in wanted and not sets:
-        raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
-    measured = set(wanted) & {"augment", "evaluate"}
-    held_out = {name: read_rows(file) for name, file in sets.items()} if measured else {}
-    for name in held_out if "evaluate" in wanted else ():      # now rather than after hours of training
-        evaluate_module.labels_of(held_out[name], str(sets[name]))
-    if labelled:
-        require_labels(seeds, f"{where}: the rows of [data] seed")
-    for name, n in leaks(seeds, held_out).items():
-        _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
-                     where, n, name)
+    seeds, held_out = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
@@ -400,6 +387,25 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         report[name] = make(name)
         tell(f"{name}: {describe(name, report[name])}")
     return report
+
+
+def _read_data(config: Config, folder: Path, wanted: Sequence[str],
+               where: str) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Return the seed rows and evaluation sets that the stages need, checked now rather than after hours of training."""
+    labelled = "distil" in wanted and config.label is None
+    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
+    if labelled:
+        require_labels(seeds, f"{where}: the rows of [data] seed")
+    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    if "evaluate" in wanted and not sets:
+        raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
+    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
+    for name in held_out if "evaluate" in wanted else ():
+        evaluate_module.labels_of(held_out[name], str(sets[name]))
+    for name, n in leaks(seeds, held_out).items():
+        _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
+                     where, n, name)
+    return seeds, held_out
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:

@@ -66,7 +66,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
     from harmaug import models, pipeline, safety, teacher
     from harmaug.augment import AugmentConfig
     from harmaug.data import read_rows
-    from harmaug.distill import DistillConfig, split_validation
+    from harmaug.distill import split_validation
     from harmaug.guard import Guard
     from harmaug.respond import RespondConfig
     from harmaug.runs import RunFolder, sha256
@@ -106,25 +106,37 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         labelled = read_rows(run / pipeline.LABELLED)
         chosen = [labelled[i] for i in validation]
         without = [labelled[i] for i in training]
-        of_student = DistillConfig(student=str(folders["minilm"]), layers=_LAYERS, new_head=True, lr=2e-4,
-                                   warmup_steps=10, weight_decay=0.01, batch_size=32, max_steps=config.steps,
-                                   eval_every=max(config.steps // 5, 1), max_length=128, seed=config.seed,
-                                   n_threads=n_threads or 0)
-        places = {"teacher": standin}
-        for name, stage, folder, rows in (
-                ("student with", "distil", "guard", without + labelled[len(seeds):]),
-                ("student without", "distil_without", "guard_without", without)):
-            tell(f"train the {name} augmentation: {len(rows)} rows, {config.steps} steps")
-            pipeline.distil(run, rows, config=of_student, validation_rows=chosen, name=stage, folder=folder,
-                            models={"minilm": hashes["minilm"]}, quiet=quiet)
-            places[name] = run / folder
-        systems = {name: load_teacher().guard if name == "teacher" else Guard.from_pretrained(place, **options)
-                   for name, place in places.items()}
-        sizes = {name: weights_mb(place) for name, place in places.items()}
+        sets = {"with": without + labelled[len(seeds):], "without": without}
+        places = _train(run, sets, chosen, folders["minilm"], config, n_threads=n_threads, quiet=quiet, tell=tell)
+        systems = {"teacher": load_teacher().guard,
+                   **{name: Guard.from_pretrained(place, **options) for name, place in places.items()}}
+        sizes = {name: weights_mb(place) for name, place in {"teacher": standin, **places}.items()}
         if (standin / "adapter_config.json").exists():
             sizes["teacher"] += weights_mb(folders["minilm"])
         report = _measure(systems, sizes, held_out, chosen)
         return _finish(run, report, time.monotonic() - begun, tell)
+
+
+def _train(run: Any, sets: Mapping[str, Sequence[Any]], validation: Sequence[Any], minilm: Path,
+           config: QuickstartConfig, *, n_threads: int | None, quiet: bool,
+           tell: Callable[[str], None]) -> dict[str, Path]:
+    """Train a student on each set, and return their folders."""
+    from harmaug import pipeline
+    from harmaug.distill import DistillConfig
+    from harmaug.runs import sha256
+
+    student = DistillConfig(student=str(minilm), layers=_LAYERS, new_head=True, lr=2e-4, warmup_steps=10,
+                            weight_decay=0.01, batch_size=32, max_steps=config.steps,
+                            eval_every=max(config.steps // 5, 1), max_length=128, seed=config.seed,
+                            n_threads=n_threads or 0)
+    places = {}
+    for name, rows in sets.items():
+        suffix = "" if name == "with" else f"_{name}"
+        tell(f"train the student {name} augmentation: {len(rows)} rows, {config.steps} steps")
+        pipeline.distil(run, rows, config=student, validation_rows=validation, name=f"distil{suffix}",
+                        folder=f"guard{suffix}", models={"minilm": sha256(minilm)}, quiet=quiet)
+        places[f"student {name}"] = run / f"guard{suffix}"
+    return places
 
 
 def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], None]) -> None:
