@@ -6,6 +6,7 @@ killed at any moment.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -331,22 +332,17 @@ class Distiller:
         ValueError
             If the loss is not finite (the last checkpoint stays), or out holds the checkpoint of another run.
         """
-        if out is not None:
-            return self._fit(rows, validation_rows, Path(out), True, progress, sample_weight)
-        with tempfile.TemporaryDirectory(prefix="harmaug-") as folder:
-            return self._fit(rows, validation_rows, Path(folder), False, progress, sample_weight)
-
-    def _fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None, out: Path, keep: bool,
-             progress: bool | None, sample_weight: Sequence[float] | None) -> Distiller:
-        run = _Run(self.config, list(rows), None if validation_rows is None else list(validation_rows), out, keep,
-                   sample_weight)
-        run.train(runs.shows_bars() if progress is None else progress)
-        self.counts_, self.history_ = run.counts, run.log.rows
-        self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
-        self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
-        self.guard_ = run.guard()
-        if keep:
-            run.save(self.guard_)
+        held_out = None if validation_rows is None else list(validation_rows)
+        scratch: Any = tempfile.TemporaryDirectory(prefix="harmaug-") if out is None else contextlib.nullcontext(out)
+        with scratch as folder:
+            run = _Run(self.config, list(rows), held_out, Path(folder), out is not None, sample_weight)
+            run.train(runs.shows_bars() if progress is None else progress)
+            self.counts_, self.history_ = run.counts, run.log.rows
+            self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
+            self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
+            self.guard_ = run.guard()
+            if out is not None:
+                run.save(self.guard_)
         return self
 
 

@@ -391,7 +391,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
 def _read_data(config: Config, folder: Path, wanted: Sequence[str],
                where: str) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Return the seed rows and evaluation sets that the stages need, checked now rather than after hours of training."""
+    """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
     labelled = "distil" in wanted and config.label is None
     seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
     if labelled:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from harmaug.data import Row, atomic_file
+from harmaug.data import Row, atomic_file, read_object
 
 _NOTICE = ("The rows of this run were invented by a language model and many are harmful. They are for training and "
            "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
@@ -55,25 +55,29 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
 
     A ValueError if it is not a run folder, or a file in it is damaged.
     """
-    from harmaug.runs import RunError
+    from harmaug.runs import RunError, read_info
 
     run = Path(folder)
     if not (run / "run.json").is_file():
         raise RunError(f"{run}: not a run folder: no run.json")
+    info = read_info(run)
+    metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
-        info = msgspec.json.decode((run / "run.json").read_bytes())
-        metrics = msgspec.json.decode((run / "metrics.json").read_bytes()) if (run / "metrics.json").exists() else {}
-    except msgspec.DecodeError as exc:
-        raise RunError(f"{run}: run.json or metrics.json is damaged: {exc}") from None
-    tables = [(f"Measures: {name}", lines) for name, lines in metrics.get("tables", {}).items()]
-    if "datasets" in metrics:
-        names = ("n", "base_rate", "f1", "auprc", "auprc_interval", "precision", "recall")
-        lines = [[name, *(entry.get(key) for key in names)] for name, entry in metrics["datasets"].items()]
-        tables.append(("Measures", [["set", *names], *lines]))
-    tables += accounts(info["stages"])
+        tables = [*_measures(metrics), *accounts(info["stages"])]
+    except (AttributeError, TypeError, ValueError):
+        raise RunError(f"{run}: run.json or metrics.json is damaged: not what a run writes") from None
     write_report(run / "report.html", f"harmaug run {run.name}", tables=tables, notes=metrics.get("notes", ()),
                  rows=_sample(run), info=info)
     return run / "report.html"
+
+
+def _measures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[list[Any]]]]:
+    for name, lines in metrics.get("tables", {}).items():
+        yield f"Measures: {name}", lines
+    if "datasets" in metrics:
+        names = ("n", "base_rate", "f1", "auprc", "auprc_interval", "precision", "recall")
+        lines = [[name, *(entry.get(key) for key in names)] for name, entry in metrics["datasets"].items()]
+        yield "Measures", [["set", *names], *lines]
 
 
 def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:

@@ -5,6 +5,7 @@ crash leaves at most one torn last line; opening the stage again cuts it away an
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -98,7 +99,7 @@ class RowFile:
                 begin += len(line)
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The rows of one stage, in two files under one count of keys: those that it keeps, and those that it rejects.
 
     Parameters
@@ -151,9 +152,6 @@ class Journal:
         for file in self._files:
             file.close()
 
-    def __enter__(self) -> Journal:  # noqa: PYI034
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -182,7 +180,7 @@ class Stage:
             self._run.save()
 
 
-class RunFolder:
+class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     """A run folder, held under a lock while it is open.
 
     Parameters
@@ -200,6 +198,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], *, allow_mixed: bool = False) -> None:
         self.path = Path(path)
+        self.info: dict[str, Any] = {}
         self._allow_mixed = allow_mixed
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: not a folder")
@@ -217,17 +216,15 @@ class RunFolder:
             if not (self.path / "NOTICE").exists():
                 with data.atomic_file(self.path / "NOTICE") as file:
                     file.write(_NOTICE.encode())
-            self.info: dict[str, Any] = (self._read() or
-                                         {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}})
+            begun = (self.path / "run.json").exists()
+            new = {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}}
+            self.info = read_info(self.path) if begun else new
         except BaseException:
             self.close()
             raise
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
-
-    def __enter__(self) -> RunFolder:  # noqa: PYI034
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -236,7 +233,7 @@ class RunFolder:
         """Write run.json once more and give up the lock."""
         if self._lock >= 0:
             try:
-                if hasattr(self, "info"):
+                if self.info:
                     self.save()
             except OSError:
                 if sys.exc_info()[0] is None:
@@ -315,19 +312,19 @@ class RunFolder:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         return lock
 
-    def _read(self) -> dict[str, Any] | None:
-        path = self.path / "run.json"
-        if not path.exists():
-            return None
-        try:
-            info = msgspec.json.decode(path.read_bytes())
-            if info["schema_version"] != SCHEMA_VERSION:
-                raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
-            if not isinstance(info["stages"], dict):
-                raise TypeError
-        except (msgspec.DecodeError, UnicodeError, TypeError, KeyError):
-            raise RunError(f"{path}: damaged; the rows beside it are whole") from None
-        return info  # type: ignore[no-any-return]
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return what run.json of a folder holds; a RunError names it when it is damaged."""
+    path = folder / "run.json"
+    try:
+        info = data.read_object(path)
+        if info["schema_version"] != SCHEMA_VERSION:
+            raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
+        if not all(isinstance(entry, dict) for entry in info["stages"].values()):
+            raise TypeError
+    except (data.FormatError, AttributeError, TypeError, KeyError):
+        raise RunError(f"{path}: damaged; the rows beside it are whole") from None
+    return info
 
 
 def machine() -> dict[str, Any]:
