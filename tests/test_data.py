@@ -1,5 +1,6 @@
 """harmaug.data: layouts, tolerant labels, and an error that names file and row for everything else."""
 import csv
+import errno
 import gzip
 import json
 import os
@@ -177,3 +178,17 @@ def test_a_pipe_is_read(tmp_path):
     code = "import sys; from harmaug import data; print(len(list(data.columns_of_stream(sys.stdin.buffer, 'stdin'))))"
     out = subprocess.run([sys.executable, "-c", code], input=jsonl(ROWS).encode(), capture_output=True, check=True)
     assert out.stdout == b"2\n"
+
+
+def test_a_write_that_fails_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as missing:
+        data.write_json(tmp_path / "none" / "out.json", {})
+    assert missing.value.filename == str(tmp_path / "none" / "out.json")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device.*out.json"):
+        data.write_json(tmp_path / "out.json", {})
+    assert not list(tmp_path.iterdir())
