@@ -21,7 +21,7 @@ ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size_t length,
 typedef struct text_out { char *text; size_t n, capacity; } text_out;
 
 static ha_status
-append(text_out *out, const char *text, size_t length, ha_error *err)
+make_room(text_out *out, size_t length, ha_error *err)
 {
     if (length + 1 > out->capacity - out->n) {
         const size_t capacity = (out->n + length + 1) * 2 + 256;
@@ -32,10 +32,19 @@ append(text_out *out, const char *text, size_t length, ha_error *err)
         out->text = grown;
         out->capacity = capacity;
     }
-    memcpy(out->text + out->n, text, length);
-    out->n += length;
-    out->text[out->n] = '\0';
     return HA_OK;
+}
+
+static ha_status
+append(text_out *out, const char *text, size_t length, ha_error *err)
+{
+    const ha_status status = make_room(out, length, err);
+    if (status == HA_OK) {
+        memcpy(out->text + out->n, text, length);
+        out->n += length;
+        out->text[out->n] = '\0';
+    }
+    return status;
 }
 
 /* Replaces every `from` in out[begin..), left to right, by the shorter or equally long `to`. */
@@ -83,6 +92,13 @@ write_token(const ha_tokenizer *tok, int32_t id, int is_first, text_out *out, ha
     switch (decoder->kind) {
     case HA_DECODER_BYTE_LEVEL:
         return append(out, (const char *)tok->raw + tok->raw_at[id], tok->raw_at[id + 1] - tok->raw_at[id], err);
+    case HA_DECODER_METASPACE:
+        status = make_room(out, length, err);
+        if (status == HA_OK) {
+            out->n += ha_metaspace_decode(&decoder->metaspace, is_first, text, length, out->text + out->n);
+            out->text[out->n] = '\0';
+        }
+        return status;
     case HA_DECODER_WORDPIECE:
         if (!is_first && length >= decoder->prefix_length && memcmp(text, decoder->prefix, decoder->prefix_length) == 0) {
             text += decoder->prefix_length;

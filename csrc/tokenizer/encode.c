@@ -21,6 +21,7 @@ typedef struct side {
 typedef struct worker {
     ha_norm_scratch norm;
     ha_bpe_scratch bpe;
+    ha_unigram_scratch unigram;
     ha_text_buf text, spare_text;
     ha_pieces raw, pieces, spare;
     side a, b;
@@ -43,6 +44,7 @@ worker_free(worker *w)
 {
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
+    ha_unigram_scratch_free(&w->unigram);
     ha_text_buf_free(&w->text);
     ha_text_buf_free(&w->spare_text);
     ha_pieces_free(&w->raw);
@@ -62,7 +64,7 @@ cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error
     const uint8_t *original = (const uint8_t *)text.data;
     w->raw.n = w->pieces.n = 0;
     w->text.length = 0;
-    w->text.aligned = aligned;
+    w->text.aligned = aligned || tok->pre.needs_origin;
     ha_status status = ha_added_tokens_split(&tok->added, 0, original, 0, text.length, &w->raw, err);
     for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
         const ha_piece piece = w->raw.at[p];
@@ -99,6 +101,8 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
             }
         } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
             status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, out, err);
+        } else if (tok->model_kind == HA_MODEL_UNIGRAM) {
+            status = ha_unigram_encode(&tok->unigram, w->text.text, piece.begin, piece.end, &w->unigram, out, err);
         } else {
             status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, &w->bpe, out, err);
         }

@@ -35,6 +35,13 @@ ha_load_bool(const ha_json_reader *r, const ha_json_node *node, const char *key,
 }
 
 ha_status
+ha_load_string(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const ha_json_node **out)
+{
+    *out = ha_json_get(r->json, node, key);
+    return *out != NULL && (*out)->type == HA_JSON_STRING ? HA_OK : ha_fail(r->err, HA_ERR_FORMAT, "%s: \"%s\" is missing or no string", what, key);
+}
+
+ha_status
 ha_load_unsupported(const ha_json_reader *r, const char *what, const char *name)
 {
     return ha_fail(r->err, HA_ERR_FORMAT, "%s '%.100s' is not supported", what, name);

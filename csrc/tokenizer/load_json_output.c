@@ -147,6 +147,10 @@ ha_load_decoder(const ha_json_reader *r, const ha_json_node *node)
         decoder->kind = HA_DECODER_BYTE_LEVEL;
         return HA_OK;
     }
+    if (strcmp(type, "Metaspace") == 0) {
+        decoder->kind = HA_DECODER_METASPACE;
+        return ha_load_metaspace(r, node, &decoder->metaspace);
+    }
     if (strcmp(type, "WordPiece") != 0) {
         return ha_load_unsupported(r, "decoder", type);
     }

@@ -1,5 +1,6 @@
-/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT) and
- * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2). */
+/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT),
+ * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2), and the unigram language model (Kudo 2018,
+ * arXiv 1804.10959). */
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
@@ -115,6 +116,36 @@ void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
 void ha_bpe_free(ha_bpe *model);
 ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);
+
+typedef struct ha_unigram {
+    ha_trie trie;               /* every token, byte tokens and special ones too, as in the reference */
+    double *scores;             /* (vocab.n_ids,) logarithms of probabilities, all finite; owned */
+    double unk_score;
+    int32_t unk_id;             /* -1: a character that is no token is an error */
+    int byte_fallback;          /* an unknown run is the tokens "<0x41>" of its bytes, when all of them have one */
+    int32_t byte_ids[256];      /* -1: none */
+} ha_unigram;
+
+enum { HA_UNIGRAM_NONE = -1 };
+
+typedef struct ha_unigram_node {
+    double score;               /* of the best path to this byte */
+    uint32_t begin;             /* its last token */
+    int32_t id;
+    uint32_t end;               /* the token of the best path that begins here */
+    int32_t token;
+} ha_unigram_node;
+
+typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread */
+    ha_unigram_node *nodes;
+    size_t capacity;
+} ha_unigram_scratch;
+
+void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
+/* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
+ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
+void ha_unigram_free(ha_unigram *model);
+ha_status ha_unigram_encode(const ha_unigram *model, const uint8_t *text, size_t begin, size_t end, ha_unigram_scratch *scratch, ha_tokens *out, ha_error *err);
 
 /* GPT-2's map between bytes and printable characters (bytes_to_unicode of its encoder.py): a byte's code point, and a code point's byte or -1. */
 uint32_t ha_byte_to_char(uint8_t byte);

@@ -77,20 +77,21 @@ ha_status ha_truncate(const ha_post_processor *post, const ha_encode_options *op
 
 /* ---- decoder ---- */
 
-typedef enum ha_decoder_kind { HA_DECODER_NONE, HA_DECODER_WORDPIECE, HA_DECODER_BYTE_LEVEL } ha_decoder_kind;
+typedef enum ha_decoder_kind { HA_DECODER_NONE, HA_DECODER_WORDPIECE, HA_DECODER_BYTE_LEVEL, HA_DECODER_METASPACE } ha_decoder_kind;
 
 typedef struct ha_decoder {
     ha_decoder_kind kind;
     int cleanup;
     char *prefix;
     size_t prefix_length;
+    ha_metaspace metaspace;     /* a sign is a space, or in the first token nothing unless its prepend is HA_PREPEND_NEVER */
 } ha_decoder;
 
 ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
 
 /* ---- the whole ---- */
 
-typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE } ha_model_kind;
+typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM } ha_model_kind;
 
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
@@ -101,6 +102,7 @@ struct ha_tokenizer {
     size_t n_model_tokens, n_model_ids;     /* of the model itself, without added tokens: ids are below n_model_ids */
     ha_wordpiece wordpiece;
     ha_bpe bpe;
+    ha_unigram unigram;
     ha_post_processor post;
     ha_decoder decoder;
     int32_t pad_id;                 /* -1: the file says none */

@@ -16,6 +16,8 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_added_tokens_free(&tok->added);
     ha_wordpiece_free(&tok->wordpiece);
     ha_bpe_free(&tok->bpe);
+    ha_unigram_free(&tok->unigram);
+    ha_normalizer_free(&tok->normalizer);
     free(tok->decoder.prefix);
     free(tok->raw);
     free(tok->raw_at);
@@ -57,6 +59,8 @@ build_raw(ha_tokenizer *tok, ha_error *err)
         tok->raw_at[id] = at;
         if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL) {
             at += raw_bytes(text, length, tok->raw + at);
+        } else if (length > 0 && tok->decoder.kind == HA_DECODER_METASPACE) {
+            at += ha_metaspace_decode(&tok->decoder.metaspace, 0, text, length, (char *)tok->raw + at);
         } else if (length > 0) {
             memcpy(tok->raw + at, text, length);
             at += length;
