@@ -62,7 +62,11 @@ def trained() -> str:
     tok.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Precompiled(nmt_nfkc()), two_spaces()])
     tok.pre_tokenizer = pre_tokenizers.Sequence([metaspace()])
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"<0x{b:02X}>" for b in range(256))]
-    tok.train_from_iterator(extract() + random_unicode(1500, 1) + TEXTS, trainers.UnigramTrainer(
+    other = ["".join(c for c in line if c < "\u0700") for line in random_unicode(1500, 1)]      # every character of the corpus becomes a piece
+    r = random.Random(2)
+    stems = ["".join(r.choices(["ba", "ko", "ri", "tus", "men", "a", "lo", "ств", "ова", "στη", "é"], k=r.randint(2, 4))) for _ in range(6000)]
+    other += [" ".join(r.choice(stems) + r.choice(["", "ing", "s", "ly"]) for _ in range(12)) for _ in range(3000)]
+    tok.train_from_iterator(extract() + other, trainers.UnigramTrainer(
         vocab_size=8000, special_tokens=special, unk_token="[UNK]", n_sub_iterations=1, max_piece_length=12, show_progress=False))
     tok.add_special_tokens([AddedToken("[MASK]", lstrip=True, normalized=False)])
     tok.post_processor = bert_template("[CLS]", "[SEP]", tok)
@@ -129,6 +133,7 @@ def test_families(name: str, tmp_path: Path) -> None:
 def test_code_points(name: str, tmp_path: Path) -> None:
     ours, theirs = both(family(name), tmp_path)
     points = [*range(0x3400), *range(0xA000, 0xAC00), *range(0xAC00, 0xD7B0, 13), *range(0xD7B0, 0x12000), *range(0x1D000, 0x20000, 3), *range(0x20000, 0x110000, 499)]
+    points = points if name == "deberta" else points[::4]
     assert difference(ours, theirs, code_point_lines(points), decode=False) == []
 
 
@@ -237,8 +242,8 @@ def test_models(vocab: Any, unk: int, fallback: bool, tmp_path: Path) -> None:
 
 def test_no_unk_id(tmp_path: Path) -> None:
     ours, theirs = both(unigram([("a", -1.0), ("ab", -2.0), ("abc", -30.0)], None), tmp_path)
-    assert difference(ours, theirs, ["", "a", "ab", "aab", "abab"]) == []
-    for text in ("abc", "b", "ax"):
+    assert difference(ours, theirs, ["", "a", "ab", "aab", "abab", "abc"]) == []     # `abc` costs less than an unknown character
+    for text in ("b", "ax", "abcb"):
         with pytest.raises(Exception, match="unk_id"):
             theirs.encode(text)
         with pytest.raises(ValueError, match="row 0: a character is not in the vocabulary, and the model has no unk_id"):
@@ -250,7 +255,7 @@ def test_scores_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
     r = random.Random(0)
     vocab: list[list[Any]] = [["<unk>", "-50"], ["a", "0"]]
     for i in range(2000):
-        digits = "".join(r.choices("0123456789", k=r.choice([2, 15, 16, 17, 18, 19, 22, 40])))
+        digits = r.choice("123456789") + "".join(r.choices("0123456789", k=r.choice([1, 14, 15, 16, 17, 18, 21, 39])))
         number = f"-{digits[0]}.{digits[1:]}" if r.random() < 0.8 else f"-{digits}e-{len(digits) - r.randint(0, 2)}"
         near = repr(float(number)) if r.random() < 0.5 else number + r.choice(["", "0", "1", "00000000000000000001"])
         vocab += [[chr(0x4E00 + i), number], ["a" + chr(0x4E00 + i), near]]
@@ -302,7 +307,7 @@ def with_model(**members: Any) -> Any:
     (precompiled(""), "precompiled_charsmap: a trie of 0 bytes"), (precompiled("abc"), "malformed base64"), (precompiled("ab=="), "malformed base64"),
     (precompiled("!!!!"), "malformed base64"), (precompiled(b"\x00\x00\x01\x00abc"), "a trie of 65536 bytes in a map of 7"),
     (precompiled(b"\xff\xff\xff\xff" + bytes(64)), "a trie of 4294967295 bytes"), (precompiled(charsmap({"a": "b"}) + b"\xff"), "replacements are not UTF-8"),
-    (precompiled(struct.pack("<5I", 16, 0, 0, 0, 0)), "leads out of the trie"), (precompiled(unit(0, 0x7FFFFC00)), "unit 0 leads out of the trie of 768 units"),
+    (precompiled(struct.pack("<5I", 16, 0, 0, 0, 0)), "leads out of the trie"), (precompiled(unit(0, 0x7FFFFC00)), "unit 0 leads out of the trie of 512 units"),
     (lambda s: s.update(normalizer={"type": "Replace", "pattern": {"Regex": "a+"}, "content": ""}), r"'Replace' with pattern 'a\+' is not supported"),
     (lambda s: s.update(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": ""}), "'Replace' with pattern '' is not supported"),
     (lambda s: s.update(normalizer={"type": "Replace", "pattern": {"String": "a"}}), "\"content\" is missing"),
