@@ -155,7 +155,7 @@ read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     }
     tok->model_kind = HA_MODEL_BPE;
     tok->bpe.unk_id = -1;
-    tok->decoder.kind = HA_DECODER_BYTE_LEVEL;
+    TRY(ha_token_decoder_add(&tok->decoder, (ha_decoder_step){.kind = HA_DECODER_BYTE_LEVEL}, err));
     TRY(read_pre(tok, file, err));
     TRY(read_tokens(tok, file, err));
     TRY(read_merges(tok, file, err));

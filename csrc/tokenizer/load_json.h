@@ -38,6 +38,6 @@ ha_status ha_load_normalizer(const ha_json_reader *r, const ha_json_node *node, 
 ha_status ha_load_pre_tokenizer(const ha_json_reader *r, const ha_json_node *node, const char *type);
 ha_status ha_load_model(const ha_json_reader *r, const ha_json_node *model);
 ha_status ha_load_post_processor(const ha_json_reader *r, const ha_json_node *node, const char *type);
-ha_status ha_load_decoder(const ha_json_reader *r, const ha_json_node *node);
+ha_status ha_load_decoder(const ha_json_reader *r, const ha_json_node *node, const char *type);
 
 #endif

@@ -126,6 +126,10 @@ read_bpe(const ha_json_reader *r, const ha_json_node *model)
     TRY(ha_load_bool(r, model, "fuse_unk", 0, &bpe->fuse_unk));
     TRY(ha_load_bool(r, model, "ignore_merges", 0, &bpe->ignore_merges));
     TRY(read_merges(r, model));
+    if (!r->tok->pre.byte_level) {
+        TRY(ha_load_bool(r, model, "byte_fallback", 0, &bpe->byte_fallback));
+        return ha_bpe_read_characters(bpe, &r->tok->vocab, r->err);
+    }
     ha_bpe_read_bytes(bpe, &r->tok->vocab);
     if (!bpe->all_bytes) {
         TRY(expect_off(r, model, "BPE", "byte_fallback"));      /* it would matter */
@@ -251,8 +255,8 @@ ha_load_model(const ha_json_reader *r, const ha_json_node *model)
     } else {
         return ha_load_unsupported(r, "model", type);
     }
-    if ((r->tok->model_kind == HA_MODEL_BPE) != r->tok->pre.byte_level) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "model '%s' %s pre_tokenizer 'ByteLevel' is not supported", type, r->tok->pre.byte_level ? "with" : "without");
+    if (r->tok->model_kind != HA_MODEL_BPE && r->tok->pre.byte_level) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "model '%s' with pre_tokenizer 'ByteLevel' is not supported", type);
     }
     return HA_OK;
 }

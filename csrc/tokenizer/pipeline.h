@@ -77,17 +77,34 @@ ha_status ha_truncate(const ha_post_processor *post, const ha_encode_options *op
 
 /* ---- decoder ---- */
 
-typedef enum ha_decoder_kind { HA_DECODER_NONE, HA_DECODER_WORDPIECE, HA_DECODER_BYTE_LEVEL, HA_DECODER_METASPACE } ha_decoder_kind;
+/* A step turns a list of tokens into another, as the component of that name does in Hugging Face `tokenizers`; what is left is joined. */
+typedef enum ha_decoder_kind {
+    HA_DECODER_WORDPIECE,           /* from: the prefix of a token that goes on a word */
+    HA_DECODER_BYTE_LEVEL,
+    HA_DECODER_METASPACE,           /* a sign is a space, or in the first token nothing unless its prepend is HA_PREPEND_NEVER */
+    HA_DECODER_REPLACE,             /* from -> to */
+    HA_DECODER_BYTE_FALLBACK,
+    HA_DECODER_FUSE,
+    HA_DECODER_STRIP                /* from: one character, up to `start` times at the beginning of a token and `stop` times at its end */
+} ha_decoder_kind;
 
-typedef struct ha_decoder {
+typedef struct ha_decoder_step {
     ha_decoder_kind kind;
-    int cleanup;
-    char *prefix;
-    size_t prefix_length;
-    ha_metaspace metaspace;     /* a sign is a space, or in the first token nothing unless its prepend is HA_PREPEND_NEVER */
-} ha_decoder;
+    int cleanup;                    /* WORDPIECE */
+    size_t start, stop;             /* STRIP */
+    const char *from, *to;          /* owned by the decoder */
+    size_t from_length, to_length;
+    ha_metaspace metaspace;
+} ha_decoder_step;
 
-ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
+#define HA_MAX_DECODERS 16
+
+typedef struct ha_token_decoder { ha_decoder_step steps[HA_MAX_DECODERS]; size_t n; } ha_token_decoder;     /* n 0: tokens are joined by spaces */
+
+void ha_token_decoder_free(ha_token_decoder *decoder);
+/* Adds a step; its texts are copied. HA_ERR_FORMAT when there are too many. */
+ha_status ha_token_decoder_add(ha_token_decoder *decoder, ha_decoder_step step, ha_error *err);
+ha_status ha_decoder_set_wordpiece(ha_token_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
 
 /* ---- the whole ---- */
 
@@ -104,7 +121,7 @@ struct ha_tokenizer {
     ha_bpe bpe;
     ha_unigram unigram;
     ha_post_processor post;
-    ha_decoder decoder;
+    ha_token_decoder decoder;
     int32_t pad_id;                 /* -1: the file says none */
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
@@ -115,10 +132,10 @@ ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
 
+/* Fills tok->raw and tok->raw_at. */
+ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
+
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
 ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);
-
-/* Reads the whole byte-level model's byte table from the vocabulary. */
-void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
 
 #endif

@@ -18,71 +18,13 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_bpe_free(&tok->bpe);
     ha_unigram_free(&tok->unigram);
     ha_normalizer_free(&tok->normalizer);
-    free(tok->decoder.prefix);
+    ha_token_decoder_free(&tok->decoder);
     free(tok->raw);
     free(tok->raw_at);
     free(tok);
 }
 
-/* The bytes that byte-level decoding gives for a token: those of its characters when all stand for bytes, else its UTF-8. */
-static size_t
-raw_bytes(const char *text, size_t length, uint8_t *out)
-{
-    size_t n = 0, size;
-    for (size_t i = 0; i < length; i += size) {
-        const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
-        if (byte < 0) {
-            memcpy(out, text, length);
-            return length;
-        }
-        out[n++] = (uint8_t)byte;
-    }
-    return n;
-}
-
-static ha_status
-build_raw(ha_tokenizer *tok, ha_error *err)
-{
-    size_t total = 0, length;
-    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
-        ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
-        total += length;
-    }
-    tok->raw = malloc(total + 1);
-    tok->raw_at = malloc((tok->vocab.n_ids + 1) * sizeof(*tok->raw_at));
-    if (tok->raw == NULL || tok->raw_at == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->vocab.n_ids);
-    }
-    size_t at = 0;
-    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
-        const char *text = ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
-        tok->raw_at[id] = at;
-        if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL) {
-            at += raw_bytes(text, length, tok->raw + at);
-        } else if (length > 0 && tok->decoder.kind == HA_DECODER_METASPACE) {
-            at += ha_metaspace_decode(&tok->decoder.metaspace, 0, text, length, (char *)tok->raw + at);
-        } else if (length > 0) {
-            memcpy(tok->raw + at, text, length);
-            at += length;
-        }
-    }
-    tok->raw_at[tok->vocab.n_ids] = at;
-    return HA_OK;
-}
-
-void
-ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
-{
-    model->all_bytes = 1;
-    for (unsigned byte = 0; byte < 256; byte++) {
-        uint8_t text[4];
-        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
-        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
-        model->all_bytes &= model->byte_ids[byte] >= 0;
-    }
-}
-
-/* With ignore_merges: a trie over the raw bytes of the model's tokens that are written in byte characters alone. */
+/* With ignore_merges: a trie over the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
 static ha_status
 build_words(ha_tokenizer *tok, ha_error *err)
 {
@@ -97,6 +39,12 @@ build_words(ha_tokenizer *tok, ha_error *err)
     for (size_t id = 0; id < tok->vocab.n_ids && status == HA_OK; id++) {
         const char *text = ha_vocab_text(&tok->vocab, (int32_t)id, &length);
         size_t n_bytes = 0, size, i = 0;
+        if (tok->bpe.characters) {
+            if (length > 0 && id < tok->n_model_ids) {
+                keys[n++] = (ha_trie_key){text, length, (int32_t)id};
+            }
+            continue;
+        }
         for (; text != NULL && i < length && id < tok->n_model_ids; i += size) {
             const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
             if (byte < 0) {
@@ -132,7 +80,7 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
     if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
         status = build_words(tok, err);
     }
-    return status == HA_OK ? build_raw(tok, err) : status;
+    return status == HA_OK ? ha_tokenizer_build_raw(tok, err) : status;
 }
 
 /* ---- opening ---- */
