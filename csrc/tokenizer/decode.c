@@ -42,6 +42,20 @@ ha_decoder_set_wordpiece(ha_token_decoder *decoder, const char *prefix, size_t l
     return ha_token_decoder_add(decoder, (ha_decoder_step){.kind = HA_DECODER_WORDPIECE, .cleanup = cleanup, .from = prefix, .from_length = length}, err);
 }
 
+ha_status
+ha_token_decoder_add_fallback(ha_token_decoder *decoder, int strip, ha_error *err)
+{
+    const ha_decoder_step steps[] = {
+        {.kind = HA_DECODER_REPLACE, .from = "\xE2\x96\x81", .from_length = 3, .to = " ", .to_length = 1},
+        {.kind = HA_DECODER_BYTE_FALLBACK}, {.kind = HA_DECODER_FUSE}, {.kind = HA_DECODER_STRIP, .from = " ", .from_length = 1, .start = 1},
+    };
+    ha_status status = HA_OK;
+    for (int i = 0; i < (strip ? 4 : 3) && status == HA_OK; i++) {
+        status = ha_token_decoder_add(decoder, steps[i], err);
+    }
+    return status;
+}
+
 /* ---- lists of tokens ---- */
 
 typedef struct token_list {
@@ -343,6 +357,9 @@ ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err)
         size_t length;
         const char *text = ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
         tok->raw_at[id] = all.length;
+        if (tok->model_kind == HA_MODEL_SENTENCEPIECE && tok->sentencepiece.types[id] == HA_SPM_CONTROL) {
+            length = 0;         /* stands for no text */
+        }
         if (length > 0) {
             status = token_bytes(&tok->decoder, text, length, &now, &next, err);
             status = status == HA_OK ? ha_text_buf_reserve(&all, now.length, err) : status;
@@ -359,6 +376,18 @@ ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err)
     ha_text_buf_free(&now);
     ha_text_buf_free(&next);
     return status;
+}
+
+/* What sentencepiece makes of the ids. */
+static ha_status
+decode_own(const ha_tokenizer *tok, const int32_t *ids, size_t n, ha_text_buf *out, ha_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || (size_t)ids[i] >= tok->sentencepiece.n) {
+            return ha_fail(err, HA_ERR_VALUE, "decode: ids[%zu] = %ld is no token, the vocabulary has ids below %zu", i, (long)ids[i], tok->sentencepiece.n);
+        }
+    }
+    return ha_sentencepiece_decode(&tok->sentencepiece, ids, n, out, err);
 }
 
 /* The tokens of the ids. */
@@ -391,9 +420,10 @@ ha_tokenizer_decode(const ha_tokenizer *tok, const int32_t *ids, size_t n, int s
                     char **out_text, size_t *out_length, ha_error *err)
 {
     token_list now = {0}, next = {0};
-    ha_status status = gather(tok, ids, n, skip_special_tokens, &now, err);
+    const int own = tok->model_kind == HA_MODEL_SENTENCEPIECE && !tok->sentencepiece.llama;
+    ha_status status = own ? decode_own(tok, ids, n, &now.text, err) : gather(tok, ids, n, skip_special_tokens, &now, err);
     *out_text = NULL;
-    for (size_t i = 0; i < tok->decoder.n && status == HA_OK; i++) {
+    for (size_t i = 0; !own && i < tok->decoder.n && status == HA_OK; i++) {
         status = run_step(&tok->decoder.steps[i], &now, &next, err);
         const token_list swap = now;
         now = next, next = swap;

@@ -5,6 +5,7 @@
 #include "tokenizer/model.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/sentencepiece.h"
 #include "tokenizer/tokenizer.h"
 
 /* ---- added tokens: found in the text before the model sees it ---- */
@@ -68,6 +69,9 @@ typedef struct ha_post_processor {
 void ha_post_processor_none(ha_post_processor *post);
 void ha_post_processor_bert(ha_post_processor *post, int32_t cls, int32_t sep, int roberta);
 
+/* bos A eos, and for a pair bos A eos bos B eos with `pair_type` from the second bos on; an id of -1 is left out. */
+void ha_post_processor_bos_eos(ha_post_processor *post, int32_t bos, int32_t eos, uint8_t pair_type);
+
 /* Tokens that the template adds. */
 size_t ha_template_added(const ha_template *t);
 
@@ -105,10 +109,12 @@ void ha_token_decoder_free(ha_token_decoder *decoder);
 /* Adds a step; its texts are copied. HA_ERR_FORMAT when there are too many. */
 ha_status ha_token_decoder_add(ha_token_decoder *decoder, ha_decoder_step step, ha_error *err);
 ha_status ha_decoder_set_wordpiece(ha_token_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
+/* Replace(U+2581, " "), ByteFallback, Fuse and, with `strip`, Strip(" ", 1, 0): how Llama-2 and Gemma decode. */
+ha_status ha_token_decoder_add_fallback(ha_token_decoder *decoder, int strip, ha_error *err);
 
 /* ---- the whole ---- */
 
-typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM } ha_model_kind;
+typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM, HA_MODEL_SENTENCEPIECE } ha_model_kind;
 
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
@@ -120,6 +126,7 @@ struct ha_tokenizer {
     ha_wordpiece wordpiece;
     ha_bpe bpe;
     ha_unigram unigram;
+    ha_sentencepiece sentencepiece;     /* takes the place of normalizer, pre-tokenizer and added tokens too */
     ha_post_processor post;
     ha_token_decoder decoder;
     int32_t pad_id;                 /* -1: the file says none */
@@ -131,6 +138,8 @@ struct ha_tokenizer {
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_spm(ha_tokenizer *tok, const char *path, ha_error *err);         /* as transformers converts it */
+ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_error *err);     /* as sentencepiece reads it */
 
 /* Fills tok->raw and tok->raw_at. */
 ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);

@@ -18,6 +18,7 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_bpe_free(&tok->bpe);
     ha_unigram_free(&tok->unigram);
     ha_normalizer_free(&tok->normalizer);
+    ha_sentencepiece_free(&tok->sentencepiece);
     ha_token_decoder_free(&tok->decoder);
     free(tok->raw);
     free(tok->raw_at);
@@ -124,33 +125,61 @@ load_from_folder(ha_tokenizer *tok, const char *folder, const char *name, ha_sta
     return status;
 }
 
+/* The first of the usual names of a sentencepiece model that the folder has. */
 static ha_status
-load(ha_tokenizer *tok, const char *path, ha_error *err)
+load_spm_from_folder(ha_tokenizer *tok, const char *folder, int own, int *found, ha_error *err)
+{
+    static const char *const names[] = {"spm.model", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"};
+    ha_status status = HA_OK;
+    *found = 0;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && status == HA_OK && !*found; i++) {
+        status = load_from_folder(tok, folder, names[i], own ? ha_tokenizer_load_spm_own : ha_tokenizer_load_spm, found, err);
+    }
+    return status;
+}
+
+static ha_status
+load_file(ha_tokenizer *tok, const char *path, const char magic[4], int own, ha_error *err)
+{
+    const int is_model = ends_with(path, ".model");
+    if (own && !is_model) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: reference \"sentencepiece\" needs a sentencepiece .model", path);
+    }
+    return memcmp(magic, "GGUF", 4) == 0 ? ha_tokenizer_load_gguf(tok, path, err)
+           : is_model && own ? ha_tokenizer_load_spm_own(tok, path, err) : is_model ? ha_tokenizer_load_spm(tok, path, err)
+           : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
+}
+
+static ha_status
+load(ha_tokenizer *tok, const char *path, int own, ha_error *err)
 {
     char magic[4] = {0};
     FILE *file = fopen(path, "rb");
-    const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt"));
+    const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt") || ends_with(path, ".model"));
     if (file != NULL) {
         fclose(file);
     }
     if (is_file) {
-        return memcmp(magic, "GGUF", 4) == 0 ? ha_tokenizer_load_gguf(tok, path, err)
-               : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
+        return load_file(tok, path, magic, own, err);
     }
     int found = 0;
-    ha_status status = load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
+    ha_status status = own ? HA_OK : load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
     if (status == HA_OK && !found) {
+        status = load_spm_from_folder(tok, path, own, &found, err);
+    }
+    if (status == HA_OK && !found && !own) {
         status = load_from_folder(tok, path, "vocab.txt", ha_tokenizer_load_vocab_txt, &found, err);
     }
     if (status == HA_OK && !found) {
-        status = ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json or vocab.txt, or a file tokenizer.json, "
-                         "vocab.txt or .gguf", path);
+        status = own ? ha_fail(err, HA_ERR_IO, "%.300s: no sentencepiece model there: expected a .model file, or a folder that has one", path)
+                 : ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model or vocab.txt, or a file "
+                           "tokenizer.json, .model, vocab.txt or .gguf", path);
     }
     return status;
 }
 
 ha_status
-ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
+ha_tokenizer_open(const char *path, ha_reference reference, ha_tokenizer **out, ha_error *err)
 {
     *out = NULL;
     ha_tokenizer *tok = calloc(1, sizeof(*tok));
@@ -158,7 +187,7 @@ ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
-    ha_status status = load(tok, path, err);
+    ha_status status = load(tok, path, reference == HA_REFERENCE_SENTENCEPIECE, err);
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;
