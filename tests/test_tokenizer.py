@@ -376,7 +376,7 @@ A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     (byte_level, "model/continuing_subword_prefix", "##", "continuing_subword_prefix"), (byte_level, "model/merges/0", "t", r"merges\[0\]: expected"),
     (byte_level, "model/merges/0", "t h e", r"merges\[0\]: expected"), (byte_level, "model/merges/0", "t h", "^ok"), (byte_level, "model/merges/0", ["t", "h"], "^ok"),
     (byte_level, "model/merges/1", ["q", "w"], r"merges\[1\]: the merged token"), (byte_level, "model/merges/1", ["zz", "w"], r"merges\[1\]: the left half"),
-    (byte_level, "model/merges/1", ["", "w"], r"merges\[1\]"), (byte_level, "model/merges", {}, '"merges" is missing'), (byte_level, "pre_tokenizer", None, "without pre_tokenizer 'ByteLevel'"),
+    (byte_level, "model/merges/1", ["", "w"], r"merges\[1\]"), (byte_level, "model/merges", {}, '"merges" is missing'), (byte_level, "pre_tokenizer", None, "^ok"),
     (byte_level, "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]}, "'Digits' after 'ByteLevel'"),
     (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False}, r"'Split' with pattern '\\w\+' is not supported"),
     (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False}, "no Regex"),
