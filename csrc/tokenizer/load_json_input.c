@@ -1,4 +1,5 @@
 /* tokenizer.json: normalizers and pre-tokenizers. */
+#include <stdio.h>
 #include <string.h>
 
 #include "tokenizer/load_json.h"
@@ -89,24 +90,6 @@ ha_load_normalizer(const ha_json_reader *r, const ha_json_node *node, const char
 
 /* ---- pre_tokenizer ---- */
 
-static ha_status
-read_split(const ha_json_reader *r, const ha_json_node *node)
-{
-    const ha_json_node *pattern = ha_json_get(r->json, ha_json_get(r->json, node, "pattern"), "Regex");
-    const ha_json_node *behavior = ha_json_get(r->json, node, "behavior");
-    ha_pre_kind kind;
-    int invert;
-    TRY(ha_load_bool(r, node, "invert", 0, &invert));
-    if (pattern == NULL || pattern->type != HA_JSON_STRING || !ha_pre_pattern(pattern->string, pattern->length, &kind)) {
-        return ha_load_unsupported(r, "pre_tokenizer 'Split' with pattern", pattern != NULL && pattern->type == HA_JSON_STRING ? pattern->string : "(no Regex)");
-    }
-    /* the known patterns match everywhere, so nothing lies between matches: each match apart, or all but the matches removed, is the same */
-    if (!ha_load_is_string(behavior, "Isolated") && !(ha_load_is_string(behavior, "Removed") && invert)) {
-        return ha_load_unsupported(r, "pre_tokenizer 'Split' with behavior", behavior != NULL && behavior->type == HA_JSON_STRING ? behavior->string : "(none)");
-    }
-    return ha_pre_tokenizer_add(&r->tok->pre, kind, r->err);
-}
-
 /* A word of a closed list; `fallback` when the member is absent. */
 static ha_status
 read_choice(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const char *const *names, size_t n, size_t fallback, size_t *out)
@@ -122,6 +105,42 @@ read_choice(const ha_json_reader *r, const ha_json_node *node, const char *what,
         }
     }
     return ha_load_unsupported(r, what, value->type == HA_JSON_STRING ? value->string : "(no string)");
+}
+
+/* A step whose delimiters are single characters, with its "behavior". */
+static ha_status
+read_delimiters(const ha_json_reader *r, const ha_json_node *node, const char *type, ha_pre_kind kind)
+{
+    static const char *const behaviors[] = {
+        [HA_SPLIT_REMOVED] = "Removed", [HA_SPLIT_ISOLATED] = "Isolated", [HA_SPLIT_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
+        [HA_SPLIT_MERGED_WITH_NEXT] = "MergedWithNext", [HA_SPLIT_CONTIGUOUS] = "Contiguous",
+    };
+    char what[64];
+    size_t behavior;
+    snprintf(what, sizeof(what), "pre_tokenizer '%s' with behavior", type);
+    TRY(read_choice(r, node, what, "behavior", behaviors, 5, HA_SPLIT_ISOLATED, &behavior));
+    return ha_pre_tokenizer_add_step(&r->tok->pre, (ha_pre_step){.kind = kind, .behavior = (ha_split_behavior)behavior}, r->err);
+}
+
+static ha_status
+read_split(const ha_json_reader *r, const ha_json_node *node)
+{
+    const ha_json_node *pattern = ha_json_get(r->json, ha_json_get(r->json, node, "pattern"), "Regex");
+    const ha_json_node *behavior = ha_json_get(r->json, node, "behavior");
+    ha_pre_kind kind;
+    int invert;
+    TRY(ha_load_bool(r, node, "invert", 0, &invert));
+    if (ha_load_is_string(ha_json_get(r->json, ha_json_get(r->json, node, "pattern"), "String"), " ") && behavior != NULL && !invert) {
+        return read_delimiters(r, node, "Split", HA_PRE_SPACES);
+    }
+    if (pattern == NULL || pattern->type != HA_JSON_STRING || !ha_pre_pattern(pattern->string, pattern->length, &kind)) {
+        return ha_load_unsupported(r, "pre_tokenizer 'Split' with pattern", pattern != NULL && pattern->type == HA_JSON_STRING ? pattern->string : "(no Regex)");
+    }
+    /* the known patterns match everywhere, so nothing lies between matches: each match apart, or all but the matches removed, is the same */
+    if (!ha_load_is_string(behavior, "Isolated") && !(ha_load_is_string(behavior, "Removed") && invert)) {
+        return ha_load_unsupported(r, "pre_tokenizer 'Split' with behavior", behavior != NULL && behavior->type == HA_JSON_STRING ? behavior->string : "(none)");
+    }
+    return ha_pre_tokenizer_add(&r->tok->pre, kind, r->err);
 }
 
 ha_status
@@ -169,13 +188,7 @@ ha_load_pre_tokenizer(const ha_json_reader *r, const ha_json_node *node, const c
         return ha_pre_tokenizer_add(pre, strcmp(type, "Whitespace") == 0 ? HA_PRE_WORDS : HA_PRE_WHITE_SPACE, r->err);
     }
     if (strcmp(type, "Punctuation") == 0) {
-        static const char *const behaviors[] = {
-            [HA_SPLIT_REMOVED] = "Removed", [HA_SPLIT_ISOLATED] = "Isolated", [HA_SPLIT_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
-            [HA_SPLIT_MERGED_WITH_NEXT] = "MergedWithNext", [HA_SPLIT_CONTIGUOUS] = "Contiguous",
-        };
-        size_t behavior;
-        TRY(read_choice(r, node, "pre_tokenizer 'Punctuation' with behavior", "behavior", behaviors, 5, HA_SPLIT_ISOLATED, &behavior));
-        return ha_pre_tokenizer_add_step(pre, (ha_pre_step){.kind = HA_PRE_PUNCTUATION, .behavior = (ha_split_behavior)behavior}, r->err);
+        return read_delimiters(r, node, type, HA_PRE_PUNCTUATION);
     }
     if (strcmp(type, "Metaspace") == 0) {
         ha_pre_step step = {.kind = HA_PRE_METASPACE};

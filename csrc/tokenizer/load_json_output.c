@@ -134,22 +134,11 @@ ha_load_post_processor(const ha_json_reader *r, const ha_json_node *node, const 
 
 /* ---- decoder ---- */
 
-/* The string under `key`. */
-static ha_status
-read_text(const ha_json_reader *r, const ha_json_node *node, const char *type, const char *key, const ha_json_node **out)
-{
-    *out = ha_json_get(r->json, node, key);
-    if (*out == NULL || (*out)->type != HA_JSON_STRING) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "decoder: %s without \"%s\"", type, key);
-    }
-    return HA_OK;
-}
-
 static ha_status
 read_replace(const ha_json_reader *r, const ha_json_node *node)
 {
     const ha_json_node *pattern = ha_json_get(r->json, node, "pattern"), *from = ha_json_get(r->json, pattern, "String"), *to;
-    TRY(read_text(r, node, "Replace", "content", &to));
+    TRY(ha_load_string(r, node, "decoder: Replace", "content", &to));
     if (from == NULL || from->type != HA_JSON_STRING || from->length == 0) {
         return ha_fail(r->err, HA_ERR_FORMAT, "decoder: Replace with a pattern that is no String, or an empty one, is not supported");
     }
@@ -163,7 +152,7 @@ read_strip(const ha_json_reader *r, const ha_json_node *node)
     const ha_json_node *content;
     ha_decoder_step step = {.kind = HA_DECODER_STRIP};
     size_t size = 0;
-    TRY(read_text(r, node, "Strip", "content", &content));
+    TRY(ha_load_string(r, node, "decoder: Strip", "content", &content));
     if (content->length > 0) {
         ha_utf8_decode((const uint8_t *)content->string, &size);
     }
@@ -204,7 +193,7 @@ ha_load_decoder(const ha_json_reader *r, const ha_json_node *node, const char *t
     }
     const ha_json_node *prefix;
     int cleanup;
-    TRY(read_text(r, node, type, "prefix", &prefix));
+    TRY(ha_load_string(r, node, "decoder: WordPiece", "prefix", &prefix));
     TRY(ha_load_bool(r, node, "cleanup", 1, &cleanup));
     return ha_decoder_set_wordpiece(&r->tok->decoder, prefix->string, prefix->length, cleanup, r->err);
 }

@@ -243,15 +243,16 @@ cut_runs(const uint8_t *s, size_t begin, size_t end, int words, ha_pieces *out, 
     return previous != HA_UC_WHITE_SPACE && status == HA_OK ? ha_pieces_push(out, start, end, -1, err) : status;
 }
 
-/* Delimiters are single characters of punctuation. */
+/* Delimiters are single characters: punctuation, or U+0020. */
 static ha_status
-cut_punctuation(const uint8_t *s, size_t begin, size_t end, ha_split_behavior behavior, ha_pieces *out, ha_error *err)
+cut_delimiters(const uint8_t *s, size_t begin, size_t end, int spaces, ha_split_behavior behavior, ha_pieces *out, ha_error *err)
 {
     ha_status status = HA_OK;
     size_t start = begin, size;
     int previous = -1;      /* whether the character before is a delimiter */
     for (size_t i = begin; i < end && status == HA_OK; i += size) {
-        const int now = (ha_uc_flags(ha_utf8_decode(s + i, &size)) & HA_UC_PUNCT) != 0;
+        const uint32_t c = ha_utf8_decode(s + i, &size);
+        const int now = spaces ? c == ' ' : (ha_uc_flags(c) & HA_UC_PUNCT) != 0;
         const int cut = behavior == HA_SPLIT_CONTIGUOUS ? now != previous
                         : behavior == HA_SPLIT_MERGED_WITH_PREVIOUS ? previous == 1
                         : behavior == HA_SPLIT_MERGED_WITH_NEXT ? now : now || previous == 1;
@@ -382,7 +383,8 @@ cut_piece(const ha_pre_step *step, const uint8_t *s, ha_piece piece, ha_pieces *
     case HA_PRE_DIGITS_INDIVIDUAL: return cut_digits(s, piece.begin, piece.end, 1, out, err);
     case HA_PRE_WHITE_SPACE: return cut_runs(s, piece.begin, piece.end, 0, out, err);
     case HA_PRE_WORDS: return cut_runs(s, piece.begin, piece.end, 1, out, err);
-    case HA_PRE_PUNCTUATION: return cut_punctuation(s, piece.begin, piece.end, step->behavior, out, err);
+    case HA_PRE_PUNCTUATION:
+    case HA_PRE_SPACES: return cut_delimiters(s, piece.begin, piece.end, step->kind == HA_PRE_SPACES, step->behavior, out, err);
     default: return cut_matches(step->kind, s, piece.begin, piece.end, out, err);
     }
 }

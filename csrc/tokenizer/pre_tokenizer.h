@@ -25,6 +25,7 @@ typedef enum ha_pre_kind {
     HA_PRE_WHITE_SPACE,             /* WhitespaceSplit: white space removed */
     HA_PRE_WORDS,                   /* Whitespace: runs of \\w and of what is neither \\w nor white space */
     HA_PRE_PUNCTUATION,
+    HA_PRE_SPACES,                  /* Split at " " */
     HA_PRE_METASPACE,
     HA_PRE_PREFIX_SPACE,            /* ByteLevel add_prefix_space: a space before each piece that has none */
     HA_PRE_GPT2,                    /* the regular expressions of these models, every match a piece */
@@ -56,7 +57,7 @@ size_t ha_metaspace_decode(const ha_metaspace *metaspace, int first, const char 
 
 typedef struct ha_pre_step {
     ha_pre_kind kind;
-    ha_split_behavior behavior;     /* PUNCTUATION */
+    ha_split_behavior behavior;     /* PUNCTUATION, SPACES */
     ha_metaspace metaspace;
 } ha_pre_step;
 

@@ -169,14 +169,14 @@ write_piece(writer *w, int32_t id, size_t begin, size_t end)
 /* ---- Unigram ---- */
 
 static void
-offer(ha_sp_node *node, double candidate, int32_t id, size_t start)
+offer(ha_sp_node *node, float candidate, int32_t id, size_t start)
 {
-    if (node->id == -1 || candidate > (double)node->score) {
-        *node = (ha_sp_node){(float)candidate, id, (uint32_t)start, 0};
+    if (node->id == -1 || candidate > node->score) {
+        *node = (ha_sp_node){candidate, id, (uint32_t)start, 0};
     }
 }
 
-/* The best path to every byte of the text. Sums are made in double precision, compared with and rounded to single. */
+/* The best path to every byte of the text; of equal ones the first that is found, in order of where its last piece begins. */
 static void
 fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node *best)
 {
@@ -195,13 +195,12 @@ fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node 
                 continue;
             }
             const float bonus = (float)walk.length * sp->max_score;
-            const double score = type == HA_SPM_USER_DEFINED ? (double)bonus - 0.1 : (double)sp->scores[walk.value];
-            offer(&best[start + walk.length], score + (double)here, walk.value, start);
+            const float score = type == HA_SPM_USER_DEFINED ? (float)((double)bonus - 0.1) : sp->scores[walk.value];
+            offer(&best[start + walk.length], score + here, walk.value, start);
             single |= walk.length == size;
         }
         if (!single) {
-            const float candidate = sp->unk_score + here;
-            offer(&best[start + size], (double)candidate, sp->unk_id, start);
+            offer(&best[start + size], sp->unk_score + here, sp->unk_id, start);
         }
     }
 }
