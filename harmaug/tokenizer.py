@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +15,7 @@ from harmaug import _C, models
 
 _FILES = (
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja",
+    "chat_template.jinja", "spm.model", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model",
 )
 
 
@@ -120,10 +121,11 @@ class Encoding:
 
 
 class Tokenizer:
-    """A tokenizer of a Hugging Face folder or file, or of a GGUF file.
+    """A tokenizer of a Hugging Face folder or file, of a sentencepiece model, or of a GGUF file.
 
-    WordPiece (BERT) and byte-level BPE (GPT-2, Llama-3, Qwen2, SmolLM2), read from tokenizer.json, vocab.txt or GGUF metadata. Ids, type ids and
-    spans equal those of the `tokenizers` library; a file that asks for something else is refused by name.
+    WordPiece (BERT), byte-level BPE (GPT-2, Llama-3, Qwen2, SmolLM2), Unigram and BPE of sentencepiece (DeBERTa-v2/v3, XLM-R, T5, ALBERT; Llama-2,
+    Mistral, Gemma), read from tokenizer.json, a .model file, vocab.txt or GGUF metadata. Ids, type ids and spans equal those of the `tokenizers` library;
+    a file that asks for something else is refused by name.
 
     Use `from_pretrained` to open one. It is immutable: threads may share it.
 
@@ -131,6 +133,8 @@ class Tokenizer:
     ----------
     path : Path
         Folder or file that it was opened from.
+    reference : str
+        Whose ids a sentencepiece model gives.
     pad_id : int
         What `Encoding.padded` fills with.
 
@@ -141,19 +145,24 @@ class Tokenizer:
     [101, 7592, 2088, 102]
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, reference: str = "tokenizers") -> None:
         self.path = Path(path)
-        self._tokenizer = _C.Tokenizer(self.path)
+        self.reference = reference
+        self._tokenizer = _C.Tokenizer(self.path, reference=reference)
         self.pad_id = self._find_pad()
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    def from_pretrained(cls, path: str | os.PathLike[str], *, reference: str = "tokenizers") -> Tokenizer:
         """Open a tokenizer.
 
         Parameters
         ----------
         path : str or path-like
-            A folder with tokenizer.json or vocab.txt, one of these files, a .gguf file, or the name of a fetched model (`harmaug.models`).
+            A folder with tokenizer.json, a sentencepiece model (spm.model, tokenizer.model, sentencepiece.bpe.model, spiece.model) or vocab.txt, one of
+            these files, a .gguf file, or the name of a fetched model (`harmaug.models`).
+        reference : {"tokenizers", "sentencepiece"}
+            Whose ids a sentencepiece model gives: those of the fast tokenizer that transformers 4 makes of it for the tokenizer_class that
+            tokenizer_config.json names, or those of sentencepiece itself, without special tokens.
 
         Raises
         ------
@@ -162,10 +171,10 @@ class Tokenizer:
         FormatError
             If the file is damaged, or names a component or option that is not supported exactly.
         """
-        return cls(models.resolve(path))
+        return cls(models.resolve(path), reference=reference)
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str]]:
-        return Tokenizer, (os.fspath(self.path.absolute()),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Tokenizer, reference=self.reference), (os.fspath(self.path.absolute()),)
 
     def __repr__(self) -> str:
         return f"Tokenizer({os.fspath(self.path)!r}, vocab_size={self.vocab_size})"

@@ -341,17 +341,23 @@ tokenizer_pad_id(PyObject *self, void *unused)
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", NULL};
+    static char *names[] = {"path", "reference", NULL};
     PyObject *path = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Tokenizer", names, PyUnicode_FSConverter, &path)) {
+    const char *reference = "tokenizers";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$s:Tokenizer", names, PyUnicode_FSConverter, &path, &reference)) {
         return NULL;
+    }
+    const int own = strcmp(reference, "sentencepiece") == 0;
+    if (!own && strcmp(reference, "tokenizers") != 0) {
+        Py_DECREF(path);
+        return PyErr_Format(PyExc_ValueError, "reference must be 'tokenizers' or 'sentencepiece', got '%s'", reference);
     }
     const char *bytes = PyBytes_AsString(path);
     ha_tokenizer *tokenizer = NULL;
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_tokenizer_open(bytes, &tokenizer, &err);
+    status = ha_tokenizer_open(bytes, own ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS, &tokenizer, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     if (status != HA_OK) {
@@ -403,13 +409,15 @@ static PyGetSetDef tokenizer_getters[] = {
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path)\n"
+"Tokenizer(path, *, reference='tokenizers')\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
-"    A folder with tokenizer.json or vocab.txt, or a tokenizer.json, vocab.txt or .gguf file.\n\n"
+"    A folder with tokenizer.json, a sentencepiece model or vocab.txt, or a tokenizer.json, .model, vocab.txt or .gguf file.\n"
+"reference : {'tokenizers', 'sentencepiece'}\n"
+"    Whose ids a sentencepiece model gives.\n\n"
 "Raises\n"
 "------\n"
 "OSError\n"

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/hash.h"
+#include "core/utf8.h"
 #include "tokenizer/model.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
@@ -10,6 +11,7 @@ void
 ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
+    ha_trie_free(&model->chars);
     ha_trie_free(&model->words);
 }
 
@@ -38,6 +40,45 @@ ha_char_to_byte(uint32_t c)
         return (c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c != 0xAD) ? (int)c : -1;
     }
     return c < 0x121 ? (int)(c - 0x100) : c < 0x143 ? (int)(c - 0x121 + 0x7F) : c == 0x143 ? 0xAD : -1;
+}
+
+/* ---- symbols of the vocabulary ---- */
+
+void
+ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
+{
+    model->all_bytes = 1;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        uint8_t text[4];
+        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
+        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
+        model->all_bytes &= model->byte_ids[byte] >= 0;
+    }
+}
+
+ha_status
+ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    ha_trie_key *keys = malloc((vocab->n_tokens + 1) * sizeof(*keys));
+    size_t n = 0, size;
+    if (keys == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", vocab->n_tokens);
+    }
+    for (size_t i = 0; i < vocab->n_tokens; i++) {
+        const ha_vocab_token t = vocab->tokens[i];
+        if (t.length > 0 && t.length <= 4 && (ha_utf8_decode((const uint8_t *)t.text, &size), size == t.length)) {
+            keys[n++] = (ha_trie_key){t.text, t.length, t.id};
+        }
+    }
+    for (unsigned byte = 0; byte < 256; byte++) {
+        const char text[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
+        model->byte_ids[byte] = ha_vocab_id(vocab, text, sizeof(text));
+    }
+    model->characters = 1;
+    const ha_status status = ha_trie_build(keys, n, &model->chars, err);
+    free(keys);
+    return status;
 }
 
 /* ---- merges ---- */
@@ -173,18 +214,18 @@ before(ha_bpe_entry a, ha_bpe_entry b)
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
 
-static void
-sift_up(ha_bpe_entry *heap, size_t i)
+void
+ha_bpe_heap_push(ha_bpe_entry *heap, size_t *n, ha_bpe_entry entry)
 {
-    const ha_bpe_entry moved = heap[i];
-    for (; i > 0 && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) {
+    size_t i = (*n)++;
+    for (; i > 0 && before(entry, heap[(i - 1) / 2]); i = (i - 1) / 2) {
         heap[i] = heap[(i - 1) / 2];
     }
-    heap[i] = moved;
+    heap[i] = entry;
 }
 
-static ha_bpe_entry
-pop(ha_bpe_entry *heap, size_t *n)
+ha_bpe_entry
+ha_bpe_heap_pop(ha_bpe_entry *heap, size_t *n)
 {
     const ha_bpe_entry top = heap[0], moved = heap[--*n];
     size_t i = 0;
@@ -210,8 +251,7 @@ offer(const ha_bpe *model, const ha_bpe_symbol *s, ha_bpe_entry *heap, size_t *n
     if (left >= 0 && right >= 0) {
         const ha_bpe_merge *m = find(model, s[left].id, s[right].id);
         if (m != NULL) {
-            heap[*n_heap] = (ha_bpe_entry){m->rank, (uint32_t)left, m->id};
-            sift_up(heap, (*n_heap)++);
+            ha_bpe_heap_push(heap, n_heap, (ha_bpe_entry){m->rank, (uint32_t)left, m->id});
         }
     }
 }
@@ -229,7 +269,7 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
         offer(model, s, heap, &n_heap, (int32_t)i, (int32_t)i + 1);
     }
     while (n_heap > 0) {
-        const ha_bpe_entry top = pop(heap, &n_heap);
+        const ha_bpe_entry top = ha_bpe_heap_pop(heap, &n_heap);
         ha_bpe_symbol *left = &s[top.at];
         if (left->length == 0 || left->next < 0) {
             continue;
@@ -315,6 +355,43 @@ first_symbols(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
     return n;
 }
 
+/* One symbol a character, or one a byte where a character falls back on its bytes. */
+static size_t
+first_characters(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_symbol *s)
+{
+    size_t n = 0, unk = 0, size;        /* unk: bytes of the unknown symbol that is still open */
+    for (size_t i = begin; i < end; i += size) {
+        int32_t id = -1;
+        ha_utf8_decode(text + i, &size);
+        int fallback = ha_trie_longest(&model->chars, text + i, size, &id) == 0 && model->byte_fallback;
+        for (size_t k = 0; k < size && fallback; k++) {
+            fallback = model->byte_ids[text[i + k]] >= 0;
+        }
+        if (fallback) {         /* as in the reference: before an unknown symbol that is open, not after it */
+            for (size_t k = 0; k < size; k++) {
+                s[n++] = (ha_bpe_symbol){model->byte_ids[text[i + k]], 0, 0, 1};
+            }
+            continue;
+        }
+        if (id < 0 && model->unk_id < 0) {
+            continue;
+        }
+        if (unk > 0 && (id >= 0 || !model->fuse_unk)) {
+            s[n++] = (ha_bpe_symbol){model->unk_id, 0, 0, (uint32_t)unk};
+            unk = 0;
+        }
+        if (id >= 0) {
+            s[n++] = (ha_bpe_symbol){id, 0, 0, (uint32_t)size};
+        } else {
+            unk += size;
+        }
+    }
+    if (unk > 0) {
+        s[n++] = (ha_bpe_symbol){model->unk_id, 0, 0, (uint32_t)unk};
+    }
+    return n;
+}
+
 /* The byte of the word whose mapped character holds mapped byte `at`; *cursor and *mapped walk forward. */
 static size_t
 unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped)
@@ -380,13 +457,14 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
         return;
     }
     ha_bpe_symbol *s = scratch->symbols;
-    size_t n = first_symbols(model, text, begin, end, s);
+    size_t n = model->characters ? first_characters(model, text, begin, end, s) : first_symbols(model, text, begin, end, s);
+    const int mapped_lengths = !model->all_bytes && !model->characters;
     n = n <= SMALL ? merge_small(model, s, n) : merge_large(model, s, n, scratch->heap);
     size_t at = begin, cursor = begin, mapped = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         size_t from = at, to = at + s[i].length;
         at = to;
-        if (!model->all_bytes) {
+        if (mapped_lengths) {
             from = unmap(text, end, sum, &cursor, &mapped);
             sum += s[i].length;
             to = unmap(text, end, sum - 1, &cursor, &mapped) + 1;
@@ -406,7 +484,7 @@ ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
     if (status != HA_OK) {
         return status;
     }
-    if (scratch->cache == NULL || length > HA_BPE_CACHED_BYTES || !model->all_bytes) {
+    if (scratch->cache == NULL || length > HA_BPE_CACHED_BYTES || (!model->all_bytes && !model->characters)) {
         encode_word(model, text, begin, end, scratch, out);
         return HA_OK;
     }

@@ -21,6 +21,8 @@ typedef struct side {
 typedef struct worker {
     ha_norm_scratch norm;
     ha_bpe_scratch bpe;
+    ha_unigram_scratch unigram;
+    ha_sp_scratch sentencepiece;
     ha_text_buf text, spare_text;
     ha_pieces raw, pieces, spare;
     side a, b;
@@ -43,6 +45,8 @@ worker_free(worker *w)
 {
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
+    ha_unigram_scratch_free(&w->unigram);
+    ha_sp_scratch_free(&w->sentencepiece);
     ha_text_buf_free(&w->text);
     ha_text_buf_free(&w->spare_text);
     ha_pieces_free(&w->raw);
@@ -62,7 +66,7 @@ cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error
     const uint8_t *original = (const uint8_t *)text.data;
     w->raw.n = w->pieces.n = 0;
     w->text.length = 0;
-    w->text.aligned = aligned;
+    w->text.aligned = aligned || tok->pre.needs_origin;
     ha_status status = ha_added_tokens_split(&tok->added, 0, original, 0, text.length, &w->raw, err);
     for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
         const ha_piece piece = w->raw.at[p];
@@ -99,6 +103,8 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
             }
         } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
             status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, out, err);
+        } else if (tok->model_kind == HA_MODEL_UNIGRAM) {
+            status = ha_unigram_encode(&tok->unigram, w->text.text, piece.begin, piece.end, &w->unigram, out, err);
         } else {
             status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, &w->bpe, out, err);
         }
@@ -195,11 +201,31 @@ check_text(ha_text text, ha_error *err)
     return valid == text.length ? HA_OK : ha_fail(err, HA_ERR_VALUE, "the text is not UTF-8: byte %zu", valid);
 }
 
+/* sentencepiece works on the whole text, and says where its tokens stand in it. */
+static ha_status
+encode_sentencepiece(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
+{
+    w->text.aligned = spans;
+    ha_status status = ha_sentencepiece_encode(&tok->sentencepiece, (const uint8_t *)text.data, text.length, &w->sentencepiece, &w->text, &out->tokens, err);
+    if (status == HA_OK && spans) {
+        status = map_code_points(text, w, err);
+    }
+    for (size_t t = 0; t < out->tokens.n && status == HA_OK && spans; t++) {
+        ha_token *token = &out->tokens.at[t];
+        token->begin = w->code_points[token->begin];
+        token->end = w->code_points[token->end];
+    }
+    return status;
+}
+
 static ha_status
 encode_text(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
 {
     out->tokens.n = 0;
     ha_status status = check_text(text, err);
+    if (status == HA_OK && tok->model_kind == HA_MODEL_SENTENCEPIECE) {
+        return encode_sentencepiece(tok, text, spans, w, out, err);
+    }
     if (status == HA_OK && text.length > 0) {
         status = cut_text(tok, text, spans, w, err);
     }

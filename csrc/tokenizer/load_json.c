@@ -35,6 +35,13 @@ ha_load_bool(const ha_json_reader *r, const ha_json_node *node, const char *key,
 }
 
 ha_status
+ha_load_string(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const ha_json_node **out)
+{
+    *out = ha_json_get(r->json, node, key);
+    return *out != NULL && (*out)->type == HA_JSON_STRING ? HA_OK : ha_fail(r->err, HA_ERR_FORMAT, "%s: \"%s\" is missing or no string", what, key);
+}
+
+ha_status
 ha_load_unsupported(const ha_json_reader *r, const char *what, const char *name)
 {
     return ha_fail(r->err, HA_ERR_FORMAT, "%s '%.100s' is not supported", what, name);
@@ -143,7 +150,12 @@ read_root(const ha_json_reader *r)
     TRY(read_added_tokens(r, ha_json_get(r->json, root, "added_tokens")));
     TRY(ha_load_sequence(r, ha_json_get(r->json, root, "post_processor"), "post_processor", "processors", ha_load_post_processor));
     TRY(read_pad(r, ha_json_get(r->json, root, "padding")));
-    return ha_load_decoder(r, ha_json_get(r->json, root, "decoder"));
+    const ha_json_node *decoder = ha_json_get(r->json, root, "decoder");
+    TRY(ha_load_sequence(r, decoder, "decoder", "decoders", ha_load_decoder));
+    if (!ha_load_is_null(decoder) && r->tok->decoder.n == 0) {     /* an empty Sequence: no spaces between tokens */
+        return ha_token_decoder_add(&r->tok->decoder, (ha_decoder_step){.kind = HA_DECODER_FUSE}, r->err);
+    }
+    return HA_OK;
 }
 
 ha_status

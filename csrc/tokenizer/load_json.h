@@ -23,6 +23,12 @@ ha_status ha_load_bool(const ha_json_reader *r, const ha_json_node *node, const 
 /* HA_ERR_FORMAT "<what> '<name>' is not supported". */
 ha_status ha_load_unsupported(const ha_json_reader *r, const char *what, const char *name);
 
+/* The string member `key`; HA_ERR_FORMAT when it is missing or no string. */
+ha_status ha_load_string(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const ha_json_node **out);
+
+/* The options of a Metaspace, as pre-tokenizer and as decoder. */
+ha_status ha_load_metaspace(const ha_json_reader *r, const ha_json_node *node, ha_metaspace *out);
+
 /* One component, or the members of a Sequence (which may not hold another: nothing is lost, and there is no recursion). */
 typedef ha_status (*ha_load_component)(const ha_json_reader *r, const ha_json_node *node, const char *type);
 ha_status ha_load_sequence(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *members, ha_load_component read);
@@ -32,6 +38,6 @@ ha_status ha_load_normalizer(const ha_json_reader *r, const ha_json_node *node, 
 ha_status ha_load_pre_tokenizer(const ha_json_reader *r, const ha_json_node *node, const char *type);
 ha_status ha_load_model(const ha_json_reader *r, const ha_json_node *model);
 ha_status ha_load_post_processor(const ha_json_reader *r, const ha_json_node *node, const char *type);
-ha_status ha_load_decoder(const ha_json_reader *r, const ha_json_node *node);
+ha_status ha_load_decoder(const ha_json_reader *r, const ha_json_node *node, const char *type);
 
 #endif

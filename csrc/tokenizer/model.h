@@ -1,5 +1,6 @@
-/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT) and
- * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2). */
+/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT),
+ * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2), and the unigram language model (Kudo 2018,
+ * arXiv 1804.10959). */
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
@@ -76,12 +77,15 @@ typedef struct ha_bpe {
     ha_bpe_merge *merges;       /* hash table; n_slots is a power of two */
     size_t n_slots, n_merges;
     uint64_t seed;
-    int32_t byte_ids[256];      /* the token of one byte; -1: none */
-    int all_bytes;              /* none is missing: unk never happens */
-    int32_t unk_id;             /* -1: a byte without a token is dropped */
+    int characters;             /* symbols begin as characters of the text, else as bytes */
+    ha_trie chars;              /* with characters: the tokens of one character */
+    int byte_fallback;          /* with characters: one without a token is the tokens of its bytes, when all of them have one */
+    int32_t byte_ids[256];      /* the token of one byte (with characters: "<0x41>"); -1: none */
+    int all_bytes;              /* without characters: none is missing, unk never happens */
+    int32_t unk_id;             /* -1: a byte or character without a token is dropped */
     int fuse_unk;
     int ignore_merges;          /* a whole word that is a token is that token */
-    ha_trie words;              /* with ignore_merges: raw bytes of every token */
+    ha_trie words;              /* with ignore_merges: every token, as the text has it */
 } ha_bpe;
 
 typedef struct ha_bpe_symbol { int32_t id; int32_t prev, next; uint32_t length; } ha_bpe_symbol;
@@ -104,6 +108,10 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
     size_t cap_heap;
 } ha_bpe_scratch;
 
+/* A heap of n entries, the lowest rank on top, of equal ones the leftmost. The caller has the room. */
+void ha_bpe_heap_push(ha_bpe_entry *heap, size_t *n, ha_bpe_entry entry);
+ha_bpe_entry ha_bpe_heap_pop(ha_bpe_entry *heap, size_t *n);
+
 void ha_bpe_scratch_free(ha_bpe_scratch *scratch);
 /* Asks for a cache; without the memory for it there is none. */
 void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
@@ -113,8 +121,41 @@ ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
 /* The same by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
+/* Reads the tokens of single bytes from the vocabulary: those of byte-level characters, or for a model of characters those of one character and "<0x00>" to "<0xFF>". */
+void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
+ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err);
 void ha_bpe_free(ha_bpe *model);
 ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);
+
+typedef struct ha_unigram {
+    ha_trie trie;               /* every token, byte tokens and special ones too, as in the reference */
+    double *scores;             /* (vocab.n_ids,) logarithms of probabilities, all finite; owned */
+    double unk_score;
+    int32_t unk_id;             /* -1: a character that is no token is an error */
+    int byte_fallback;          /* an unknown run is the tokens "<0x41>" of its bytes, when all of them have one */
+    int32_t byte_ids[256];      /* -1: none */
+} ha_unigram;
+
+enum { HA_UNIGRAM_NONE = -1 };
+
+typedef struct ha_unigram_node {
+    double score;               /* of the best path to this byte */
+    uint32_t begin;             /* its last token */
+    int32_t id;
+    uint32_t end;               /* the token of the best path that begins here */
+    int32_t token;
+} ha_unigram_node;
+
+typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread */
+    ha_unigram_node *nodes;
+    size_t capacity;
+} ha_unigram_scratch;
+
+void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
+/* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
+ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
+void ha_unigram_free(ha_unigram *model);
+ha_status ha_unigram_encode(const ha_unigram *model, const uint8_t *text, size_t begin, size_t end, ha_unigram_scratch *scratch, ha_tokens *out, ha_error *err);
 
 /* GPT-2's map between bytes and printable characters (bytes_to_unicode of its encoder.py): a byte's code point, and a code point's byte or -1. */
 uint32_t ha_byte_to_char(uint8_t byte);

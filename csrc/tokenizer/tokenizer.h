@@ -10,9 +10,12 @@
 
 typedef struct ha_tokenizer ha_tokenizer;
 
-/* Opens a folder (tokenizer.json, else vocab.txt), a tokenizer.json, a vocab.txt or a .gguf. A component or expression that this library does not
- * honour exactly is HA_ERR_FORMAT by name. */
-ha_status ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err);
+/* Whose ids a sentencepiece model gives. */
+typedef enum ha_reference { HA_REFERENCE_TOKENIZERS, HA_REFERENCE_SENTENCEPIECE } ha_reference;
+
+/* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt), a tokenizer.json, a sentencepiece .model, a vocab.txt or a .gguf; for
+ * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name. */
+ha_status ha_tokenizer_open(const char *path, ha_reference reference, ha_tokenizer **out, ha_error *err);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
 
 typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRUNCATE_ONLY_FIRST, HA_TRUNCATE_ONLY_SECOND } ha_truncation;
