@@ -93,6 +93,13 @@ ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size
 
 typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM } ha_model_kind;
 
+/* How a Unigram tokenizer's texts are read word by word (unigram_text.c); on 0: not. */
+typedef struct ha_word_plan {
+    int on, strip_left, strip_right;
+    const ha_norm_step *precompiled;    /* NULL: none */
+    uint8_t ascii[128];                 /* what each byte is to a word */
+} ha_word_plan;
+
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
     ha_added_tokens added;
@@ -103,6 +110,7 @@ struct ha_tokenizer {
     ha_wordpiece wordpiece;
     ha_bpe bpe;
     ha_unigram unigram;
+    ha_word_plan words;
     ha_post_processor post;
     ha_decoder decoder;
     int32_t pad_id;                 /* -1: the file says none */
@@ -114,6 +122,12 @@ struct ha_tokenizer {
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
+
+/* Sets tok->words; once all parts are there. */
+void ha_unigram_plan(ha_tokenizer *tok);
+/* The tokens of a text, without their places; *done 0: the text is one for the general path. `pieces` is scratch. */
+ha_status ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, ha_norm_scratch *norm, ha_unigram_scratch *scratch, ha_pieces *pieces,
+                                 ha_tokens *out, int *done, ha_error *err);
 
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
 ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);
