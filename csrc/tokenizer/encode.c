@@ -226,6 +226,13 @@ encode_text(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *o
     if (status == HA_OK && tok->model_kind == HA_MODEL_SENTENCEPIECE) {
         return encode_sentencepiece(tok, text, spans, w, out, err);
     }
+    if (status == HA_OK && text.length > 0 && !spans && tok->words.on) {
+        int done;
+        status = ha_unigram_encode_text(tok, (const uint8_t *)text.data, text.length, &w->norm, &w->unigram, &w->raw, &out->tokens, &done, err);
+        if (status != HA_OK || done) {
+            return status;
+        }
+    }
     if (status == HA_OK && text.length > 0) {
         status = cut_text(tok, text, spans, w, err);
     }

@@ -146,12 +146,22 @@ typedef struct ha_unigram_node {
     int32_t token;
 } ha_unigram_node;
 
+/* A raw word and what it came to (unigram_text.c). */
+enum { HA_CACHED_IDS = 3, HA_WORD_CACHE_BITS = 14 };
+typedef struct ha_cached_word {
+    uint64_t word[2];           /* its bytes, zero-padded */
+    int32_t ids[HA_CACHED_IDS];
+    uint32_t n;                 /* 0: a free slot */
+} ha_cached_word;
+
 typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread */
     ha_unigram_node *nodes;
     size_t capacity;
+    ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS,) direct-mapped, or NULL */
 } ha_unigram_scratch;
 
 void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
+ha_status ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *err);
 /* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
 ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
 void ha_unigram_free(ha_unigram *model);

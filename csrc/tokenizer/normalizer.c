@@ -527,8 +527,8 @@ rewrite_unit(rewrite *w, const uint8_t *unit, size_t n, const char *text, size_t
 
 /* A grapheme cluster of fewer than 6 bytes is one unit: the rule of its shortest prefix replaces all of it. Without one, and in a longer cluster, each
  * character is a unit. */
-static ha_status
-pass_precompiled(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
+ha_status
+ha_norm_precompiled(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
 {
     const ha_charsmap *map = &step->charsmap;
     rewrite w = {.r = {in, out, 0}};
@@ -566,7 +566,7 @@ run_step(const ha_norm_step *step, const ha_text_buf *in, ha_norm_scratch *scrat
     switch (step->pass) {
     case HA_NORM_NFD: case HA_NORM_NFC: case HA_NORM_NFKD: case HA_NORM_NFKC: return pass_form(step->pass, in, scratch, out, err);
     case HA_NORM_STRIP: return pass_strip(step, in, out, err);
-    case HA_NORM_PRECOMPILED: return pass_precompiled(step, in, out, err);
+    case HA_NORM_PRECOMPILED: return ha_norm_precompiled(step, in, out, err);
     case HA_NORM_REPLACE: return pass_replace(step, in, out, err);
     case HA_NORM_PREPEND: return pass_prepend(step, in, out, err);
     default: break;

@@ -84,6 +84,9 @@ ha_status ha_normalizer_add_bert(ha_normalizer *normalizer, int clean_text, int 
 /* Fills `ascii`; once, after the last step was added. */
 void ha_normalizer_finish(ha_normalizer *normalizer);
 
+/* The step of a charsmap alone: appends to `out`. */
+ha_status ha_norm_precompiled(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err);
+
 /* Appends the normal form of bytes [begin, end) of the original (well-formed) to `out`, with alignment when out->aligned. */
 ha_status ha_normalize(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end,
                        ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err);

@@ -116,6 +116,13 @@ ha_status ha_token_decoder_add_fallback(ha_token_decoder *decoder, int strip, ha
 
 typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM, HA_MODEL_SENTENCEPIECE } ha_model_kind;
 
+/* How a Unigram tokenizer's texts are read word by word (unigram_text.c); on 0: not. */
+typedef struct ha_word_plan {
+    int on, strip_left, strip_right;
+    const ha_norm_step *precompiled;    /* NULL: none */
+    uint8_t ascii[128];                 /* what each byte is to a word */
+} ha_word_plan;
+
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
     ha_added_tokens added;
@@ -127,6 +134,7 @@ struct ha_tokenizer {
     ha_bpe bpe;
     ha_unigram unigram;
     ha_sentencepiece sentencepiece;     /* takes the place of normalizer, pre-tokenizer and added tokens too */
+    ha_word_plan words;
     ha_post_processor post;
     ha_token_decoder decoder;
     int32_t pad_id;                 /* -1: the file says none */
@@ -143,6 +151,12 @@ ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_erro
 
 /* Fills tok->raw and tok->raw_at. */
 ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
+
+/* Sets tok->words; once all parts are there. */
+void ha_unigram_plan(ha_tokenizer *tok);
+/* The tokens of a text, without their places; *done 0: the text is one for the general path. `pieces` is scratch. */
+ha_status ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, ha_norm_scratch *norm, ha_unigram_scratch *scratch, ha_pieces *pieces,
+                                 ha_tokens *out, int *done, ha_error *err);
 
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
 ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);

@@ -81,6 +81,7 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
     if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
         status = build_words(tok, err);
     }
+    ha_unigram_plan(tok);
     return status == HA_OK ? ha_tokenizer_build_raw(tok, err) : status;
 }
 

@@ -57,12 +57,6 @@ ha_uc_compose(uint32_t first, uint32_t second)
 
 /* ---- grapheme clusters ---- */
 
-static unsigned
-grapheme_flags(uint32_t c)
-{
-    return ha_uc_grapheme_flags[ha_uc_grapheme_blocks[(size_t)ha_uc_grapheme_index[c >> 8] << 8 | (c & 0xFF)]];
-}
-
 enum { ZWJ = 0x200D };
 
 /* Whether the characters a, b with these flags stay together: rules GB3 to GB11 in the order of UAX #29. conjunct 2: a consonant and a linker stand before b
@@ -84,7 +78,7 @@ ha_uc_grapheme(const uint8_t *text, size_t begin, size_t end, ha_grapheme_state 
     size_t size;
     unsigned pictograph = 0;
     uint32_t c = ha_utf8_decode(text + begin, &size);
-    unsigned flags = grapheme_flags(c);
+    unsigned flags = ha_uc_grapheme_class(c);
     size_t at = begin + size;
     for (;;) {
         state->conjunct = flags & HA_GR_CONSONANT ? 1 : flags & HA_GR_LINKER ? state->conjunct * 2 : flags & HA_GR_INCB_EXTEND ? state->conjunct : 0;
@@ -94,7 +88,7 @@ ha_uc_grapheme(const uint8_t *text, size_t begin, size_t end, ha_grapheme_state 
             return at - begin;
         }
         const uint32_t next = ha_utf8_decode(text + at, &size);
-        const unsigned next_flags = grapheme_flags(next);
+        const unsigned next_flags = ha_uc_grapheme_class(next);
         if (!joined(c, next, flags, next_flags, state->conjunct, pictograph)) {
             return at - begin;
         }

@@ -98,6 +98,12 @@ size_t ha_uc_decompose(uint32_t c, int compatibility, uint32_t out[HA_UC_MAX_PAR
 /* The canonical composite of first + second, or 0. */
 uint32_t ha_uc_compose(uint32_t first, uint32_t second);
 
+static inline unsigned
+ha_uc_grapheme_class(uint32_t c)
+{
+    return ha_uc_grapheme_flags[ha_uc_grapheme_blocks[(size_t)ha_uc_grapheme_index[c >> 8] << 8 | (c & 0xFF)]];
+}
+
 /* Bytes of the extended grapheme cluster at text[begin], begin < end; `state` is zeroed before the first of a text. Pairs of regional indicators are not told
  * apart from others: the Precompiled normalizer, whose clusters these are, does the same to both. */
 typedef struct ha_grapheme_state { unsigned conjunct; } ha_grapheme_state;

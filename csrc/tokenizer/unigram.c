@@ -18,7 +18,17 @@ void
 ha_unigram_scratch_free(ha_unigram_scratch *scratch)
 {
     free(scratch->nodes);
+    free(scratch->cache);
     memset(scratch, 0, sizeof(*scratch));
+}
+
+ha_status
+ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *err)
+{
+    if (scratch->cache == NULL) {
+        scratch->cache = calloc((size_t)1 << HA_WORD_CACHE_BITS, sizeof(*scratch->cache));
+    }
+    return scratch->cache != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for the words of a tokenizer");
 }
 
 ha_status
