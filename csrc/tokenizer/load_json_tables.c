@@ -84,7 +84,8 @@ add_merge(const ha_json_reader *r, const ha_json *json, const ha_json_node *item
         list->at = at;
         list->capacity = capacity;
     }
-    TRY(ha_merge_find(&r->tok->vocab, list->n, half, length, &list->at[list->n], err));
+    const int32_t guess = list->n > 0 ? list->at[list->n - 1].merged + 1 : -1;
+    TRY(ha_merge_find(&r->tok->vocab, list->n, half, length, guess, &list->at[list->n], err));
     list->n++;
     return HA_OK;
 }

@@ -111,8 +111,9 @@ void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
-/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
-ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_merge *out, ha_error *err);
+/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. The merged token is looked for
+ * at id `guess` first (-1: no guess): files have them in order. */
+ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err);
 /* The two in one. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
 void ha_bpe_free(ha_bpe *model);
