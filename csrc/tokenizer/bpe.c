@@ -149,7 +149,7 @@ ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
 }
 
 ha_status
-ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err)
+ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err)
 {
     char small[256], *both = small;
     const size_t total = length[0] + length[1];
@@ -159,7 +159,10 @@ ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char
     memcpy(both, half[0], length[0]);
     memcpy(both + length[0], half[1], length[1]);
     const int32_t left = ha_vocab_id(vocab, half[0], length[0]), right = ha_vocab_id(vocab, half[1], length[1]);
-    const int32_t merged = ha_vocab_id(vocab, both, total);
+    size_t guessed_length;
+    const char *guessed = ha_vocab_text(vocab, guess, &guessed_length);
+    const int known = guessed != NULL && guessed_length == total && memcmp(guessed, both, total) == 0;
+    const int32_t merged = known ? guess : ha_vocab_id(vocab, both, total);
     if (both != small) {
         free(both);
     }
@@ -167,8 +170,19 @@ ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char
         return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: %s is not in the vocabulary", i,
                        left < 0 ? "the left half" : right < 0 ? "the right half" : "the merged token");
     }
-    ha_bpe_add_merge(model, left, right, merged);
+    *out = (ha_merge){left, right, merged};
     return HA_OK;
+}
+
+ha_status
+ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err)
+{
+    ha_merge merge;
+    const ha_status status = ha_merge_find(vocab, i, half, length, -1, &merge, err);
+    if (status == HA_OK) {
+        ha_bpe_add_merge(model, merge.left, merge.right, merge.merged);
+    }
+    return status;
 }
 
 /* ---- one word ---- */

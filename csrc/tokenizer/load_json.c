@@ -168,10 +168,12 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
     if (status != HA_OK) {
         return status;
     }
-    status = ha_json_parse(path, (const char *)file.data, file.size, &json, err);
+    /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
+    ha_load_merge_list merges = {0};
+    ha_json_reader r = {tok, NULL, &merges, file.size / 2 + 65536, &cause};
+    status = ha_json_parse_with(path, (const char *)file.data, file.size, ha_load_sinks, HA_LOAD_SINKS, &r, &json, err);
     if (status == HA_OK) {
-        /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
-        const ha_json_reader r = {tok, json, file.size / 2 + 65536, &cause};
+        r.json = json;
         status = read_root(&r);
         if (status == HA_OK) {
             status = ha_tokenizer_finish(tok, &cause);
@@ -180,6 +182,7 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
             ha_fail(err, status, "%.250s: %.250s", path, cause.message);
         }
     }
+    free(merges.at);
     ha_json_free(json);
     ha_map_file_close(&file);
     return status;

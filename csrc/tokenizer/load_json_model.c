@@ -6,27 +6,6 @@
 #include "io/decimal.h"
 #include "tokenizer/load_json.h"
 
-/* ---- model ---- */
-
-static ha_status
-read_vocab(const ha_json_reader *r, const ha_json_node *model)
-{
-    const ha_json_node *vocab = ha_json_get(r->json, model, "vocab");
-    if (vocab == NULL || vocab->type != HA_JSON_OBJECT) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "model: \"vocab\" is missing or no object");
-    }
-    for (const ha_json_node *item = ha_json_first(r->json, vocab); item != NULL; item = ha_json_next(r->json, item)) {
-        uint64_t id;
-        if (!ha_json_u64(item, &id)) {
-            return ha_fail(r->err, HA_ERR_FORMAT, "vocab: the id of '%.80s' is no non-negative integer", item->key);
-        }
-        TRY(ha_vocab_add(&r->tok->vocab, item->key, item->key_length, id, r->max_ids, r->err));
-    }
-    r->tok->n_model_tokens = r->tok->vocab.n_tokens;
-    r->tok->n_model_ids = r->tok->vocab.n_ids;
-    return HA_OK;
-}
-
 /* A member that is absent, null, "", false or 0; anything else is an option that is not honoured. */
 static ha_status
 expect_off(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key)
@@ -59,7 +38,7 @@ read_wordpiece(const ha_json_reader *r, const ha_json_node *model)
 {
     ha_wordpiece *wp = &r->tok->wordpiece;
     const ha_json_node *prefix = ha_json_get(r->json, model, "continuing_subword_prefix");
-    TRY(read_vocab(r, model));
+    TRY(ha_load_vocab(r, model));
     TRY(token_id(r, model, "unk_token", &wp->unk_id));
     if (wp->unk_id < 0) {
         return ha_fail(r->err, HA_ERR_FORMAT, "WordPiece: \"unk_token\" is missing");
@@ -71,61 +50,18 @@ read_wordpiece(const ha_json_reader *r, const ha_json_node *model)
     return ha_wordpiece_build(&r->tok->vocab, ha_load_is_null(prefix) ? "##" : prefix->string, ha_load_is_null(prefix) ? 2 : prefix->length, wp, r->err);
 }
 
-/* Left and right half of a merge, "a b" or ["a", "b"]. */
-static int
-merge_halves(const ha_json_reader *r, const ha_json_node *item, const char *half[2], size_t length[2])
-{
-    if (item->type == HA_JSON_STRING) {
-        const char *space = memchr(item->string, ' ', item->length);
-        if (space == NULL || memchr(space + 1, ' ', item->length - (size_t)(space + 1 - item->string)) != NULL) {
-            return 0;
-        }
-        half[0] = item->string, length[0] = (size_t)(space - item->string);
-        half[1] = space + 1, length[1] = item->length - length[0] - 1;
-        return 1;
-    }
-    const ha_json_node *left = item->type == HA_JSON_ARRAY && item->length == 2 ? ha_json_first(r->json, item) : NULL;
-    const ha_json_node *right = left != NULL ? ha_json_next(r->json, left) : NULL;
-    if (right == NULL || left->type != HA_JSON_STRING || right->type != HA_JSON_STRING) {
-        return 0;
-    }
-    half[0] = left->string, length[0] = left->length;
-    half[1] = right->string, length[1] = right->length;
-    return 1;
-}
-
-static ha_status
-read_merges(const ha_json_reader *r, const ha_json_node *model)
-{
-    const ha_json_node *merges = ha_json_get(r->json, model, "merges");
-    if (merges == NULL || merges->type != HA_JSON_ARRAY) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "BPE: \"merges\" is missing or no array");
-    }
-    TRY(ha_bpe_reserve(&r->tok->bpe, merges->length, r->err));
-    size_t i = 0;
-    for (const ha_json_node *item = ha_json_first(r->json, merges); item != NULL; item = ha_json_next(r->json, item), i++) {
-        const char *half[2];
-        size_t length[2];
-        if (!merge_halves(r, item, half, length)) {
-            return ha_fail(r->err, HA_ERR_FORMAT, "merges[%zu]: expected \"left right\" or [\"left\", \"right\"]", i);
-        }
-        TRY(ha_bpe_add_merge_text(&r->tok->bpe, &r->tok->vocab, i, half, length, r->err));
-    }
-    return HA_OK;
-}
-
 static ha_status
 read_bpe(const ha_json_reader *r, const ha_json_node *model)
 {
     ha_bpe *bpe = &r->tok->bpe;
-    TRY(read_vocab(r, model));
+    TRY(ha_load_vocab(r, model));
     TRY(expect_off(r, model, "BPE", "dropout"));
     TRY(expect_off(r, model, "BPE", "continuing_subword_prefix"));
     TRY(expect_off(r, model, "BPE", "end_of_word_suffix"));
     TRY(token_id(r, model, "unk_token", &bpe->unk_id));
     TRY(ha_load_bool(r, model, "fuse_unk", 0, &bpe->fuse_unk));
     TRY(ha_load_bool(r, model, "ignore_merges", 0, &bpe->ignore_merges));
-    TRY(read_merges(r, model));
+    TRY(ha_load_merges(r, model));
     if (!r->tok->pre.byte_level) {
         TRY(ha_load_bool(r, model, "byte_fallback", 0, &bpe->byte_fallback));
         return ha_bpe_read_characters(bpe, &r->tok->vocab, r->err);

@@ -4,19 +4,22 @@
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
-#include "core/strmap.h"
 #include "tokenizer/trie.h"
 
 /* Tokens by text and by id. */
-typedef struct ha_vocab_token { const char *text; size_t length; int32_t id; } ha_vocab_token;
+typedef struct ha_vocab_token { uint32_t at, length; int32_t id; } ha_vocab_token;      /* its text: ha_vocab.text + at */
+typedef struct ha_vocab_slot { uint32_t hash, token; } ha_vocab_slot;                   /* token: index into `tokens` plus 1; 0: a free slot */
 
 typedef struct ha_vocab {           /* zeroed by the owner */
     ha_vocab_token *tokens;         /* (n_tokens,) in the order in which they came */
     size_t n_tokens, cap_tokens;
     int32_t *by_id;                 /* (n_ids,) index into `tokens`, -1: an id without a token */
     size_t n_ids, cap_ids;
-    ha_strmap map;                  /* text -> index into `tokens` */
-    struct ha_vocab_chunk *chunks;  /* where the texts lie */
+    char *text;                     /* every token's, NUL-terminated, below 2^32 bytes; it moves while tokens are added */
+    size_t n_text, cap_text;
+    ha_vocab_slot *slots;           /* by text: open addressing, a power of two of slots, at most half of them taken */
+    size_t n_slots;
+    uint64_t hash_key[2];
 } ha_vocab;
 
 void ha_vocab_free(ha_vocab *vocab);
@@ -26,14 +29,9 @@ void ha_vocab_free(ha_vocab *vocab);
 ha_status ha_vocab_add(ha_vocab *vocab, const char *text, size_t length, uint64_t id, size_t max_ids, ha_error *err);
 
 /* -1: none. */
-static inline int32_t
-ha_vocab_id(const ha_vocab *vocab, const char *text, size_t length)
-{
-    uint32_t index;
-    return ha_strmap_get(&vocab->map, text, length, &index) ? vocab->tokens[index].id : -1;
-}
+int32_t ha_vocab_id(const ha_vocab *vocab, const char *text, size_t length);
 
-/* NULL (and length 0): none. NUL-terminated. */
+/* NULL (and length 0): none. NUL-terminated; valid until another token is added. */
 static inline const char *
 ha_vocab_text(const ha_vocab *vocab, int32_t id, size_t *length)
 {
@@ -41,8 +39,9 @@ ha_vocab_text(const ha_vocab *vocab, int32_t id, size_t *length)
         *length = 0;
         return NULL;
     }
-    *length = vocab->tokens[vocab->by_id[id]].length;
-    return vocab->tokens[vocab->by_id[id]].text;
+    const ha_vocab_token *token = &vocab->tokens[vocab->by_id[id]];
+    *length = token->length;
+    return vocab->text + token->at;
 }
 
 /* One token of a text: bytes [begin, end) of the normalized text. */
@@ -71,6 +70,7 @@ ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t p
 void ha_wordpiece_free(ha_wordpiece *model);
 ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err);
 
+typedef struct ha_merge { int32_t left, right, merged; } ha_merge;
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
 
 typedef struct ha_bpe {
@@ -119,7 +119,10 @@ void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
-/* The same by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
+/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. The merged token is looked for
+ * at id `guess` first (-1: no guess): files have them in order. */
+ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err);
+/* The two in one. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
 /* Reads the tokens of single bytes from the vocabulary: those of byte-level characters, or for a model of characters those of one character and "<0x00>" to "<0xFF>". */
 void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 256, WORDS = BLOCK / 64, MAX_OPEN = 64, MAX_FAILURES = 16, MAX_UNITS = 1 << 24, FEW = 24 };
+enum { BLOCK = 256, WORDS = BLOCK / 64, MAX_OPEN = 32, MAX_FAILURES = 16, MAX_UNITS = 1 << 24, FEW = 48 };
 
 typedef struct job { uint32_t node; size_t begin, end, depth; } job;     /* keys [begin, end) share `depth` bytes, which lead to `node` */
 
@@ -174,20 +174,24 @@ swap(ha_trie_key *a, ha_trie_key *b)
     *b = t;
 }
 
-/* Sorts keys, all longer than `depth`, by the byte there: by insertion when they are few, else by moving each to its bucket (McIlroy, Bostic & McIlroy 1993,
- * "Engineering radix sort"). */
 static void
-sort_at(ha_trie_key *keys, size_t n, size_t depth)
+sort_few(ha_trie_key *keys, size_t n, size_t depth)
+{
+    for (size_t i = 1; i < n; i++) {
+        const ha_trie_key key = keys[i];
+        size_t k = i;
+        for (; k > 0 && (uint8_t)keys[k - 1].text[depth] > (uint8_t)key.text[depth]; k--) {
+            keys[k] = keys[k - 1];
+        }
+        keys[k] = key;
+    }
+}
+
+/* Sorts keys, all longer than `depth`, by the byte there: each is moved to its bucket (McIlroy, Bostic & McIlroy 1993, "Engineering radix sort"). */
+static void
+sort_many(ha_trie_key *keys, size_t n, size_t depth)
 {
     size_t next[BLOCK] = {0}, end[BLOCK], at = 0;
-    for (size_t i = 1; n <= FEW && i < n; i++) {
-        for (size_t k = i; k > 0 && (uint8_t)keys[k - 1].text[depth] > (uint8_t)keys[k].text[depth]; k--) {
-            swap(&keys[k - 1], &keys[k]);
-        }
-    }
-    if (n <= FEW) {
-        return;
-    }
     for (size_t i = 0; i < n; i++) {
         next[(uint8_t)keys[i].text[depth]]++;
     }
@@ -224,7 +228,7 @@ expand(builder *b, ha_trie_key *keys, job now, job *stack, size_t *n_stack, ha_e
         b->units[now.node].value = keys[i].value;
         swap(&keys[now.begin++], &keys[i]);
     }
-    sort_at(keys + now.begin, now.end - now.begin, now.depth);
+    (now.end - now.begin <= FEW ? sort_few : sort_many)(keys + now.begin, now.end - now.begin, now.depth);
     for (size_t i = now.begin; i < now.end; i++) {
         const uint8_t label = (uint8_t)keys[i].text[now.depth];
         if (n == 0 || labels[n - 1] != label) {
