@@ -324,7 +324,7 @@ def test_gguf_bos_and_eos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "match"), [
-    ({"pre": "chameleon"}, "tokenizer.ggml.pre 'chameleon' is not supported"), ({"model": "llama"}, "tokenizer.ggml.model 'llama' is not supported"),
+    ({"pre": "chameleon"}, "tokenizer.ggml.pre 'chameleon' is not supported"), ({"model": "llama"}, "'tokenizer.ggml.scores' is missing"),
     ({"types": [1, 1]}, "token_type has 2 elements"), ({"tokens": ["a", "a"], "types": [1, 1]}, r"tokens\[1\] is the same as token 0"),
     ({"merges": ["ab"]}, r"merges\[0\]: expected"), ({"merges": ["t zz"]}, r"merges\[0\]: the right half is not in the vocabulary"),
     ({"merges": ["t t"]}, "the merged token is not"), ({"add_bos": True, "bos": 9999}, "bos_token_id is 9999"), ({"pad": 12345}, "padding_token_id is 12345"),

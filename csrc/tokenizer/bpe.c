@@ -67,8 +67,9 @@ ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err)
     }
     for (size_t i = 0; i < vocab->n_tokens; i++) {
         const ha_vocab_token t = vocab->tokens[i];
-        if (t.length > 0 && t.length <= 4 && (ha_utf8_decode((const uint8_t *)t.text, &size), size == t.length)) {
-            keys[n++] = (ha_trie_key){t.text, t.length, t.id};
+        const char *text = vocab->text + t.at;
+        if (t.length > 0 && t.length <= 4 && (ha_utf8_decode((const uint8_t *)text, &size), size == t.length)) {
+            keys[n++] = (ha_trie_key){text, t.length, t.id};
         }
     }
     for (unsigned byte = 0; byte < 256; byte++) {
