@@ -388,17 +388,8 @@ def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False,
 def show(name: str, *, verify: bool = False) -> dict[str, Any]:
     """What is known about one model of the registry, and whether it is here.
 
-    Parameters
-    ----------
-    name : str
-    verify : bool, default False
-        Compute every sha256 again, whatever was verified before.
-
-    Returns
-    -------
-    dict
-        name, title, source, licence, download_bytes, bytes, files (name to sha256), path (None: not here), damage
-        (None: intact).
+    A dict of name, title, source, licence, download_bytes, bytes, files (name to sha256), path (None: not here) and
+    damage (None: intact). With `verify` every sha256 is computed again, whatever was verified before.
     """
     model = _known(name)
     damages = {root / name: _damage(root / name, model, full=verify) for root in _roots() if (root / name).exists()}

@@ -40,7 +40,7 @@ class QuickstartConfig:
 def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: QuickstartConfig | None = None, *,
                n_threads: int | None = None, offline: bool = False, allow_mixed: bool = False, quiet: bool = False,
                tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run the quick start and return what metrics.json holds.
+    """Run the quick start and return what metrics.json holds: systems, comparison, stages, and the report's tables.
 
     Parameters
     ----------
@@ -54,11 +54,6 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         No progress bars.
     tell : callable
         Gets the lines that a person reads.
-
-    Returns
-    -------
-    dict
-        schema_version, systems (teacher, student with, student without augmentation), comparison, stages.
     """
     config = config or QuickstartConfig()
     _announce(out, offline, tell)
@@ -163,16 +158,10 @@ def weights_mb(folder: str | os.PathLike[str]) -> float:
 
 
 def bert_flops(config: Mapping[str, Any], tokens: int = TOKENS) -> float:
-    """Return the floating-point operations of one forward pass of a BERT classifier, counted from its shapes.
+    """Return the floating-point operations of one forward pass of a BERT classifier, counted from its config.json.
 
     2 per weight of a linear layer and token, and 4 hidden_size tokens^2 a layer for the scores and the sum of
     attention. Norms, activations and embeddings are left out.
-
-    Parameters
-    ----------
-    config : mapping
-        hidden_size, intermediate_size and num_hidden_layers, as in config.json.
-    tokens : int, default 64
     """
     names = ("hidden_size", "intermediate_size", "num_hidden_layers")
     hidden, intermediate, layers = (int(config[name]) for name in names)

@@ -22,16 +22,8 @@ def write_report(path: str | os.PathLike[str], title: str, *, tables: Sequence[t
                  info: Mapping[str, Any] | None = None) -> None:
     """Write the page, whole or not at all.
 
-    Parameters
-    ----------
-    tables : sequence of (heading, lines)
-        The first line of each is its head.
-    notes : sequence of str
-        Sentences under the title.
-    rows : sequence of mapping
-        Rows to show on a click.
-    info : mapping, optional
-        What is shown as JSON at the end.
+    Each of `tables` is (heading, lines), and the first line its head; `notes` are sentences under the title; `rows` are
+    shown on a click; `info` is shown as JSON at the end.
     """
     shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
     page = _templates().page(title, tables, notes, _lines(rows), shown)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from harmaug import data
+from harmaug._C import FormatError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -257,7 +258,6 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
         Parameters
         ----------
-        name : str
         config : mapping
             The settings that decide the rows; a stage cannot go on under others.
         inputs, models : mapping, optional
@@ -322,7 +322,7 @@ def read_info(folder: Path) -> dict[str, Any]:
             raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
         if not all(isinstance(entry, dict) for entry in info["stages"].values()):
             raise TypeError
-    except (data.FormatError, AttributeError, TypeError, KeyError):
+    except (FormatError, AttributeError, TypeError, KeyError):
         raise RunError(f"{path}: damaged; the rows beside it are whole") from None
     return info
 

@@ -17,12 +17,10 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
     Parameters
     ----------
     guard : Guard
-        Anything with ``score(prompts, responses)``; its ``threshold`` is used when none is given.
-    source : binary file
-        JSONL, a JSON list or CSV, gzipped or not.
-    out : binary file
-        Gets one JSON object a row, in order: the row's columns as they stand (numbers and escapes to the byte), then
-        score and flagged.
+        Anything with ``score(prompts, responses)``.
+    source, out : binary file
+        JSONL, a JSON list or CSV, gzipped or not; and one JSON object a row, in order: the row's columns as they stand
+        (numbers and escapes to the byte), then score and flagged.
     name : str
         What messages call the source.
     threshold : float, optional

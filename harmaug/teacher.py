@@ -50,13 +50,8 @@ class GuardTeacher:
 class CallableTeacher:
     """A function as a teacher.
 
-    Parameters
-    ----------
-    function : callable
-        Takes (prompts, responses), two lists of equal length, and returns P(unsafe) for each.
-    name : str, optional
-        The function's own name when None.
-    licence : str, default "unknown"
+    It takes (prompts, responses), two lists of equal length, and returns P(unsafe) for each. Its own name is the
+    teacher's when none is given.
     """
 
     def __init__(self, function: Callable[[Sequence[str], Sequence[str | None]], ArrayLike], name: str | None = None,
@@ -90,22 +85,10 @@ def standin_folder() -> Path:
 
 def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256,
                engine: str = "local") -> Iterator[tuple[str, Row, float]]:
-    """Yield (where, row, P(unsafe)) in order.
+    """Yield (where, row, P(unsafe)) in order; `where` names a row in messages, such as "instructions.jsonl, row 3".
 
-    Parameters
-    ----------
-    teacher : Teacher
-    rows : sequence of (where, Row)
-        `where` names a row in messages, such as "instructions.jsonl, row 3".
-    batch_size : int, default 256
-        Rows that the teacher gets at once.
-    engine : str, default "local"
-        See engines.map_rows.
-
-    Raises
-    ------
-    DataError
-        If a score is NaN or outside [0, 1], or there is not one for each row; the row is named.
+    The teacher gets `batch_size` rows at once; `engine` is that of engines.map_rows. A DataError names the row whose
+    score is NaN or outside [0, 1], or the batch that did not get one for each row.
     """
 
     def score(batch: Sequence[tuple[str, Row]]) -> list[float]:
