@@ -264,7 +264,7 @@ def add_random_template(tok: tokenizers.Tokenizer, r: random.Random) -> None:
         special_tokens=[("X", x[1]), ("Y", y[1])])
     options = {"trim_offsets": r.random() < 0.7, "add_prefix_space": r.random() < 0.5}
     choices = [None, template, processors.BertProcessing(x, y)]
-    if isinstance(tok.model, models.BPE):
+    if "ByteLevel" in str(tok.pre_tokenizer):
         trim = processors.ByteLevel(**options)
         choices += [trim, processors.RobertaProcessing(x, y, **options), processors.Sequence([trim, template]), processors.Sequence([template, trim])]
     chosen = r.choice(choices)

@@ -490,12 +490,19 @@ add_special(const loader *l, ha_spm_text text, const ha_json_node *node, const h
     return ha_hf_add_token(l->tok, text.text, t, own, l->err);
 }
 
+static const ha_json_node *
+additional_tokens(const loader *l, const ha_json **json)
+{
+    *json = member(l->map, "additional_special_tokens") != NULL ? l->map : l->config;
+    return member(*json, "additional_special_tokens");
+}
+
 /* "additional_special_tokens", or T5's own. */
 static ha_status
 add_additional(const loader *l)
 {
-    const ha_json *json = member(l->map, "additional_special_tokens") != NULL ? l->map : l->config;
-    const ha_json_node *list = member(json, "additional_special_tokens");
+    const ha_json *json;
+    const ha_json_node *list = additional_tokens(l, &json);
     size_t n_extra = 0;
     for (const ha_json_node *item = ha_json_first(json, list); item != NULL; item = ha_json_next(json, item)) {
         const ha_json_node *content = item->type == HA_JSON_OBJECT ? ha_json_get(json, item, "content") : item;
@@ -550,27 +557,39 @@ add_template(const loader *l, const int32_t ids[N_SPECIALS])
     return HA_OK;
 }
 
+/* Whether the configuration names a text as a special token. */
+static ha_status
+is_named(const loader *l, ha_spm_text text, int *out)
+{
+    const ha_json_node *node;
+    const ha_json *json;
+    *out = 0;
+    for (int i = 0; i < N_SPECIALS && !*out; i++) {
+        ha_spm_text special;
+        TRY(special_text(l, (special_kind)i, &special, &node, &json));
+        *out = node != NULL && special.length == text.length && memcmp(special.text, text.text, text.length) == 0;
+    }
+    node = additional_tokens(l, &json);
+    for (const ha_json_node *item = ha_json_first(json, node); item != NULL && !*out; item = ha_json_next(json, item)) {
+        const ha_json_node *content = item->type == HA_JSON_OBJECT ? ha_json_get(json, item, "content") : item;
+        *out = content != NULL && content->type == HA_JSON_STRING && content->length == text.length && memcmp(content->string, text.text, text.length) == 0;
+    }
+    return HA_OK;
+}
+
 /* "added_tokens.json": {"[MASK]": 128000, ...}, which older folders have instead of added_tokens_decoder. */
 static ha_status
 add_legacy_tokens(const loader *l, const ha_json *added)
 {
     for (const ha_json_node *item = ha_json_first(added, added != NULL ? ha_json_root(added) : NULL); item != NULL; item = ha_json_next(added, item)) {
         uint64_t id;
-        ha_added_token t = {.length = item->key_length, .normalized = 1};
+        ha_added_token t = {.length = item->key_length};
         const int32_t known = ha_vocab_id(&l->tok->vocab, item->key, item->key_length);
         if (!ha_json_u64(item, &id) || id != (known >= 0 ? (uint64_t)known : l->tok->vocab.n_ids) || item->key_length == 0) {
             return ha_fail(l->err, HA_ERR_FORMAT, "added_tokens.json: the id of '%.80s' is not its place in the vocabulary", item->key);
         }
-        for (int i = 0; i < N_SPECIALS; i++) {
-            ha_spm_text text;
-            const ha_json_node *node;
-            const ha_json *json;
-            TRY(special_text(l, (special_kind)i, &text, &node, &json));
-            if (node != NULL && text.length == t.length && memcmp(text.text, item->key, t.length) == 0) {
-                t.special = 1;
-                t.normalized = 0;
-            }
-        }
+        TRY(is_named(l, (ha_spm_text){item->key, item->key_length}, &t.special));
+        t.normalized = !t.special;
         TRY(ha_hf_add_token(l->tok, item->key, t, 1, l->err));
     }
     return HA_OK;
