@@ -137,6 +137,7 @@ typedef struct ha_unigram {
     int32_t unk_id;             /* -1: a character that is no token is an error */
     int byte_fallback;          /* an unknown run is the tokens "<0x41>" of its bytes, when all of them have one */
     int32_t byte_ids[256];      /* -1: none */
+    double bound[256];          /* what the rest of a word can at most add to a path when it begins with this byte; HUGE_VAL: no bound is known */
 } ha_unigram;
 
 enum { HA_UNIGRAM_NONE = -1 };
@@ -150,7 +151,7 @@ typedef struct ha_unigram_node {
 } ha_unigram_node;
 
 /* A raw word and what it came to (unigram_text.c). */
-enum { HA_CACHED_IDS = 3, HA_WORD_CACHE_BITS = 14 };
+enum { HA_CACHED_IDS = 3, HA_WORD_CACHE_BITS = 14, HA_WORD_CACHE_WAYS = 2 };
 typedef struct ha_cached_word {
     uint64_t word[2];           /* its bytes, zero-padded */
     int32_t ids[HA_CACHED_IDS];
@@ -160,7 +161,7 @@ typedef struct ha_cached_word {
 typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread */
     ha_unigram_node *nodes;
     size_t capacity;
-    ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS,) direct-mapped, or NULL */
+    ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS, HA_WORD_CACHE_WAYS), the word last seen first; NULL: none */
 } ha_unigram_scratch;
 
 void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
@@ -168,6 +169,12 @@ ha_status ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *er
 /* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
 ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
 void ha_unigram_free(ha_unigram *model);
+/* The tokens of one word of 1 to HA_SHORT_WORD bytes behind a sign of its own, which is not part of `word`; their places are not set. Room for n + 1 of them is
+ * reserved. 0: some of it is unknown, and ha_unigram_encode must do it. */
+enum { HA_SHORT_WORD = 62 };
+typedef struct ha_unigram_sign { uint32_t link; int32_t id; int found; } ha_unigram_sign;    /* where the trie stands behind it; the token that it is, or -1 */
+ha_unigram_sign ha_unigram_find_sign(const ha_unigram *model, const uint8_t *sign, size_t length);
+int ha_unigram_encode_short(const ha_unigram *model, const ha_unigram_sign *sign, const uint8_t *word, size_t n, ha_tokens *out);
 ha_status ha_unigram_encode(const ha_unigram *model, const uint8_t *text, size_t begin, size_t end, ha_unigram_scratch *scratch, ha_tokens *out, ha_error *err);
 
 /* GPT-2's map between bytes and printable characters (bytes_to_unicode of its encoder.py): a byte's code point, and a code point's byte or -1. */

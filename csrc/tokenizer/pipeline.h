@@ -121,6 +121,7 @@ typedef struct ha_word_plan {
     int on, strip_left, strip_right;
     const ha_norm_step *precompiled;    /* NULL: none */
     uint8_t ascii[128];                 /* what each byte is to a word */
+    ha_unigram_sign sign;
 } ha_word_plan;
 
 struct ha_tokenizer {

@@ -70,6 +70,7 @@ ha_unigram_plan(ha_tokenizer *tok)
             return;     /* such a token may lie across words */
         }
     }
+    plan->sign = ha_unigram_find_sign(&tok->unigram, m->sign, m->length);
     plan->on = 1;
 }
 
@@ -107,8 +108,12 @@ encode_word(reader *r, const uint8_t *word, size_t n)
         r->given_up = 1;
         return HA_OK;
     }
+    ha_status status = ha_tokens_reserve(r->out, n + 1, r->err);
+    if (status != HA_OK || (n > 0 && n <= HA_SHORT_WORD && ha_unigram_encode_short(&r->tok->unigram, &r->tok->words.sign, word, n, r->out))) {
+        return status;
+    }
     buf->length = 0;
-    const ha_status status = ha_text_buf_reserve(buf, n + m->length, r->err);
+    status = ha_text_buf_reserve(buf, n + m->length, r->err);
     if (status != HA_OK) {
         return status;
     }
@@ -166,7 +171,13 @@ static ha_cached_word *
 slot_of(const ha_unigram_scratch *scratch, const uint64_t word[2])
 {
     const uint64_t h = (word[0] * 0x9E3779B97F4A7C15u) ^ (word[1] * 0xC2B2AE3D27D4EB4Fu);
-    return &scratch->cache[(h ^ h >> 29) * 0xBF58476D1CE4E5B9u >> (64 - HA_WORD_CACHE_BITS)];
+    return scratch->cache + ((h ^ h >> 29) * 0xBF58476D1CE4E5B9u >> (64 - HA_WORD_CACHE_BITS)) * HA_WORD_CACHE_WAYS;
+}
+
+static int
+is_word(const ha_cached_word *slot, const uint64_t word[2])
+{
+    return slot->word[0] == word[0] && slot->word[1] == word[1];
 }
 
 static void
@@ -176,6 +187,7 @@ remember(const reader *r, ha_cached_word *slot, const uint64_t word[2], size_t f
     if (n == 0 || n > HA_CACHED_IDS) {
         return;
     }
+    slot[1] = slot[0];
     *slot = (ha_cached_word){{word[0], word[1]}, {0}, (uint32_t)n};
     for (size_t i = 0; i < n; i++) {
         slot->ids[i] = r->out->at[first + i].id;
@@ -294,7 +306,11 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             continue;
         }
         ha_cached_word *slot = length <= 16 ? slot_of(r->scratch, word) : NULL;
-        if (slot != NULL && slot->n > 0 && slot->word[0] == word[0] && slot->word[1] == word[1]) {
+        if (slot != NULL && !is_word(slot, word) && is_word(slot + 1, word)) {
+            const ha_cached_word swap = slot[0];
+            slot[0] = slot[1], slot[1] = swap;
+        }
+        if (slot != NULL && is_word(slot, word)) {      /* a free slot is all zero, which no word is */
             if (r->out->capacity - r->out->n < HA_CACHED_IDS) {
                 status = ha_tokens_reserve(r->out, (size_t)(end - p) / 2 + 8, r->err);
                 continue;
