@@ -288,6 +288,8 @@ def test_gguf(tmp_path: Path) -> None:
     ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 elements"), ({"types": None}, "no tokenizer.ggml.token_type"), ({"scores": None}, "tokenizer.ggml.scores"),
     ({"tokens": [b"a", b"b"], "scores": [0.0, 0.0], "types": [1, 1]}, "no token '<0x00>'"), ({"bos": 9999}, "bos_token_id is 9999"),
     ({"tokens": [b"a"], "scores": [0.0], "types": [9]}, "out of range"), ({"tokens": [b"a"], "scores": [float("nan")], "types": [1]}, "out of range"), ({"kind": "t5"}, "'t5' is not supported"),
+    ({"tokens": [b"a", b"<PRE>"], "scores": [0.0, 0.0], "types": [1, 1]}, r"tokens\[1\] '<PRE>' is no control token by its type"), ({"name": "Phi-3 mini"}, "Phi-3's special tokens"),
+    ({"name": "My PHI3"}, "Phi-3's special tokens"),
 ])
 def test_refused_gguf(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=match):
