@@ -183,8 +183,11 @@ def test_own_ids_of_recorded_models(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_own_ids_of_8000(kind: str, tmp_path: Path) -> None:
-    """A vocabulary of 8,000, with and without sentencepiece's own way."""
-    model = train(rows() + random_unicode(1500, 1), model_type=kind, vocab_size=8000, byte_fallback=True, character_coverage=0.99, hard_vocab_limit=True, max_sentence_length=9000)
+    """A vocabulary of 8,000: the rows, other scripts, and words put together from syllables, for Unigram wants many that come again."""
+    r = random.Random(8)
+    words = ["".join(r.choices(["ka", "lo", "mi", "the", "sen", "ter", "ou", "ing", "bra", "x"], k=r.randint(2, 5))) for _ in range(9000)]
+    lines = [" ".join(r.choices(words, k=12)) for _ in range(5000)]
+    model = train(rows() + random_unicode(300, 1) + lines, model_type=kind, vocab_size=8000, byte_fallback=True, character_coverage=0.99, hard_vocab_limit=True, max_sentence_length=9000)
     (tmp_path / "m.model").write_bytes(model)
     ours = Tokenizer.from_pretrained(tmp_path / "m.model", reference="sentencepiece")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
