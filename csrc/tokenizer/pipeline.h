@@ -122,6 +122,8 @@ typedef struct ha_word_plan {
     const ha_norm_step *precompiled;    /* NULL: none */
     uint8_t ascii[128];                 /* what each byte is to a word */
     ha_unigram_sign sign;
+    int32_t tail[128];                  /* the token of a sign of punctuation that may end a word; -1: none */
+    uint64_t joins[128][2];             /* bit b of row a: some token of the vocabulary holds the bytes a b */
 } ha_word_plan;
 
 struct ha_tokenizer {
