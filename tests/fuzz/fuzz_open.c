@@ -58,7 +58,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ha_tokenizer *tok = NULL;
     ha_error err;
     write_file(file, data, size);
-    if (ha_tokenizer_open(HA_FUZZ_OPEN_FOLDER ? folder : file, &tok, &err) != HA_OK) {
+    const ha_reference reference = HA_FUZZ_OWN && size % 2 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;
+    if (ha_tokenizer_open(HA_FUZZ_OPEN_FOLDER ? folder : file, reference, &tok, &err) != HA_OK) {
         CHECK(tok == NULL && memchr(err.message, '\0', sizeof(err.message)) != NULL && err.message[0] != '\0');
         return 0;
     }

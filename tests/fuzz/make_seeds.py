@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from sentencepiece_cases import train
 from test_tokenizer import WORDS, bert, byte_level, write_gguf
 from tokenizer_cases import TEXTS, random_text, random_tokenizer
 
@@ -43,6 +44,12 @@ for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
     write_gguf(path, pre)
     put(f"gguf/{pre}", path.read_bytes())
 dictionary("gguf", {m.decode() for m in re.findall(rb"[a-z]+\.[a-z_.]+", (root / "gguf" / "gpt-2").read_bytes())})
+
+for model in ("unigram", "bpe"):
+    for fallback in (False, True):
+        content = train(model_type=model, vocab_size=330 if fallback else 120, byte_fallback=fallback, normalization_rule_name="identity", character_coverage=0.98)
+        put(f"spm/{model}{fallback:d}", content)
+        put(f"tokenizers/{model}{fallback:d}.model", content)
 
 r = random_tokenizer(0)[1]
 for i, text in enumerate([*TEXTS, *(random_text(r) for _ in range(200))]):
