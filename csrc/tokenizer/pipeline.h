@@ -63,6 +63,7 @@ typedef struct ha_post_processor {
     int has_template;
     int trim_offsets;               /* spans leave out the white space of byte-level tokens ... */
     int keep_prefix_space;          /* ... but not a single one that leads the text (add_prefix_space) */
+    int windows_type_0;             /* RoBERTa: windows after the first have type id 0, not 0 and 1 (beside special tokens) */
 } ha_post_processor;
 
 /* The template without special tokens, and those of BERT ([CLS] A [SEP] B [SEP]) and RoBERTa (<s> A </s></s> B </s>). */
