@@ -151,6 +151,40 @@ def test_truncated_pairs(name: str, strategy: str) -> None:
         theirs.no_truncation()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_windows(name: str) -> None:
+    """Overflowing rows of real texts and pairs, and the padded arrays of a batch of them, for each strategy and side."""
+    ours, theirs = pair(name)
+    prompts, responses = data()
+    r = random.Random(5)
+    rows = r.sample(list(zip(prompts, responses, strict=True)), 400)
+    try:
+        for i, (text, second) in enumerate(rows):
+            strategy, side = ("longest_first", "only_first", "only_second")[i % 3 if second is not None else 0], ("right", "left")[i % 2]
+            length, stride = r.randint(12, 300), r.randint(0, 9)
+            theirs.enable_truncation(length, stride=stride, strategy=strategy, direction=side)
+            try:
+                want = theirs.encode(text, second)
+            except BaseException as error:      # noqa: BLE001
+                assert "Truncation error" in str(error) or "`stride` must be" in str(error)
+                with pytest.raises(ValueError, match="row 0: (truncation|stride)"):
+                    ours.encode_batch([text], [second], True, length, strategy, truncation_side=side, stride=stride)
+                continue
+            got = ours.encode_batch([text], [second], True, length, strategy, truncation_side=side, stride=stride)
+            wanted = [want, *want.overflowing]
+            assert [row.tolist() for row in got] == [e.ids for e in wanted] and got.type_ids.tolist() == [t for e in wanted for t in e.type_ids]
+            assert [tuple(s) for s in got.spans.tolist()] == [s for e in wanted for s in e.offsets]
+        theirs.enable_truncation(96)
+        theirs.enable_padding(pad_id=ours.pad_id)
+        want = theirs.encode_batch([p if s is None else (p, s) for p, s in rows])
+        arrays = ours.encode_batch(*zip(*rows, strict=True), max_length=96).padded()
+        assert [row.tolist() for row in arrays["input_ids"]] == [e.ids for e in want] and arrays["attention_mask"].tolist() == [e.attention_mask for e in want]
+        assert arrays["token_type_ids"].tolist() == [e.type_ids for e in want]
+    finally:
+        theirs.no_truncation()
+        theirs.no_padding()
+
+
 def test_many_random_tokenizers(tmp_path: Path) -> None:
     for seed in range(10_000, 12_000):
         theirs, r = random_tokenizer(seed)
