@@ -209,7 +209,7 @@ def test_max_length(folder, tmp_path):
     guard = Guard.from_pretrained(folder, max_length=7)
     assert guard.score_details(["a b c d e f g h i j"]).n_windows[0] == 3       # 5 tokens a window, 1 of them again
     for bad in (6, 41):
-        with pytest.raises(ValueError, match=f"max_length must be from 7 to 40, the model's max_position_embeddings, got {bad}"):
+        with pytest.raises(ValueError, match=f"max_length must be from 7 to 40, the most tokens that the model reads, got {bad}"):
             Guard.from_pretrained(folder, max_length=bad)
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 2}))
     with pytest.raises(FormatError, match="model_max_length 2 leaves no room"):
