@@ -311,3 +311,5 @@ def test_only_bert_is_trained(made, name):
         _C.Trainer(params)
     with pytest.raises(ValueError, match=match):
         params.gradients([5], [0, 1], np.zeros((1, params.config["num_labels"])))
+    with pytest.raises(ValueError, match=match):
+        params.check_trainable()

@@ -477,9 +477,20 @@ params_size(PyObject *self, void *unused)
     return PyLong_FromSize_t(((params_object *)self)->params->total);
 }
 
+static PyObject *
+params_check_trainable(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ha_error err;
+    const ha_status status = ha_encoder_check_trainable(&((params_object *)self)->params->config, &err);
+    return status == HA_OK ? Py_NewRef(Py_None) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+}
+
 static PyMethodDef params_methods[] = {
     {"read", (PyCFunction)(void (*)(void))params_read, METH_VARARGS | METH_KEYWORDS | METH_CLASS, read_doc},
     {"copy", params_copy, METH_NOARGS, PyDoc_STR("copy()\n--\n\nAnother block with the same weights.")},
+    {"check_trainable", params_check_trainable, METH_NOARGS,
+     PyDoc_STR("check_trainable()\n--\n\nValueError names what the backward pass does not know: another model_type than bert, another hidden_act than gelu.")},
     {"write", (PyCFunction)(void (*)(void))params_write, METH_VARARGS | METH_KEYWORDS, write_doc},
     {"shape", params_shape, METH_O, PyDoc_STR("shape(name, /)\n--\n\nShape of a parameter. KeyError: no such one.")},
     {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
