@@ -393,8 +393,8 @@ class Guard:
                    "architectures": [self.config["architecture"]], "dtype": dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
+        self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
-        self.tokenizer.save_pretrained(target)
         path = target / "tokenizer_config.json"
         about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
