@@ -63,8 +63,8 @@ class Guard:
     Attributes
     ----------
     config : dict
-        Extents of the model under their names in BERT's config.json, its class in transformers ("architecture"), and the most tokens that it reads
-        ("max_tokens").
+        Extents of the model under their names in BERT's config.json, its class in transformers ("architecture"), and
+        the most tokens that it reads ("max_tokens").
     max_length : int
         Tokens that the model reads at once, special tokens included.
     long : str
@@ -386,15 +386,15 @@ class Guard:
             params = _C.EncoderParams.read(base) if adapter is None else adapters.merge(adapter, base)
         params.write(target / "model.safetensors", dtype=dtype)
         names = self._label_names()
-        kind = self.config["model_type"]
-        layers = "n_layers" if kind == "distilbert" else "num_hidden_layers"
         drop = ("_name_or_path", "transformers_version", "torch_dtype", "num_labels", "_num_labels")
-        config = {**{k: v for k, v in self._settings.items() if k not in drop},
-                  layers: self.config["num_hidden_layers"], "architectures": [self.config["architecture"]],
-                  "dtype": dtype, "id2label": {str(i): name for i, name in enumerate(names)},
-                  "label2id": {name: i for i, name in enumerate(names)}}
+        config = {k: v for k, v in self._settings.items() if k not in drop}
+        kind = self.config["model_type"]
+        config |= {"n_layers" if kind == "distilbert" else "num_hidden_layers": self.config["num_hidden_layers"],
+                   "architectures": [self.config["architecture"]], "dtype": dtype,
+                   "id2label": {str(i): name for i, name in enumerate(names)},
+                   "label2id": {name: i for i, name in enumerate(names)}}
+        self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
-        self.tokenizer.save_pretrained(target)
         path = target / "tokenizer_config.json"
         about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
