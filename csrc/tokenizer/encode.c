@@ -540,8 +540,12 @@ encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pair
     {
         worker w;
         memset(&w, 0, sizeof(w));
-        if (tok->model_kind == HA_MODEL_BPE && (n_blocks > 1 || (n > 0 && texts[0].length > CACHE_BYTES))) {
-            ha_bpe_scratch_use_cache(&w.bpe);
+        if (n_blocks > 1 || (n > 0 && (n > 64 || texts[0].length > CACHE_BYTES))) {
+            if (tok->model_kind == HA_MODEL_BPE) {
+                ha_bpe_scratch_use_cache(&w.bpe);
+            } else if (tok->words.on) {
+                ha_unigram_scratch_use_cache(&w.unigram);
+            }
         }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
