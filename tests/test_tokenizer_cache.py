@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizer_cases import TEXTS, extract
 
-from harmaug import Tokenizer, _C
+from harmaug import _C, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +173,25 @@ def test_no_temporary_files_stay(large, tmp_path):
         _C.Tokenizer(large[name], cache=tmp_path)
     assert sorted(f.suffix for f in tmp_path.iterdir()) == [".tables1"] * 3
     assert len(os.listdir(tmp_path)) == 3
+
+
+def test_members_in_any_order(tmp_path):
+    """Vocabulary and merges are taken while the file is parsed, and merges that come first wait; what stands twice or is no token is still refused."""
+    path = tmp_path / "tokenizer.json"
+    vocab = {**{chr(c): c - 97 for c in range(97, 101)}, "ab": 4, "abc": 5}
+    rest = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}, "decoder": {"type": "ByteLevel"}}
+
+    def opened(text):
+        path.write_text(json.dumps(rest)[:-1] + ', "model": {"type": "BPE", ' + text + "}}", encoding="utf-8")
+        return _C.Tokenizer(path).encode_batch(["abcd", "ab"], None)[0].tolist()
+
+    whole = json.dumps(vocab)
+    for merges in ('["a b", "ab c"]', '[["a", "b"], ["ab", "c"]]'):
+        assert opened(f'"vocab": {whole}, "merges": {merges}') == opened(f'"merges": {merges}, "vocab": {whole}') == [5, 3, 4]
+    for text, message in [('"vocab": {"a": 0, "a": 0}, "merges": []', "'a' stands twice"), ('"vocab": {"a": 0, "b": 0}, "merges": []', "the same id 0"),
+                          (f'"vocab": {whole}, "merges": [{{"a": "b"}}]', "no object was expected"), (f'"vocab": {whole}, "merges": ["a b", 5]', r"merges\[1\]"),
+                          (f'"vocab": {whole}, "merges": ["a b", ["x", "y"]]', r"merges\[1\]: the left half"), ('"vocab": {"a": [0]}, "merges": []', "id of 'a'"),
+                          (f'"vocab": {whole}, "vocab": {{}}, "merges": []', "stands twice"), (f'"vocab": {whole}, "merges": ["a b",]', "a value was expected"),
+                          (f'"vocab": {whole}, "merges": [["a", "b"]', "expected"), ('"vocab": [["a", 0.5]], "merges": []', "vocab")]:
+        with pytest.raises(_C.FormatError, match=message):
+            opened(text)
