@@ -459,28 +459,45 @@ tokenizer_pad_id(PyObject *self, void *unused)
     return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
 }
 
+/* PyArg converter: a path, or None for NULL. */
+static int
+optional_path(PyObject *obj, void *out)
+{
+    return obj == Py_None ? 1 : PyUnicode_FSConverter(obj, out);
+}
+
+static PyObject *
+tokenizer_cache_note(PyObject *self, void *closure)
+{
+    (void)closure;
+    const char *note = ha_tokenizer_cache_note(handle(self));
+    return PyUnicode_DecodeUTF8(note, (Py_ssize_t)strlen(note), "replace");
+}
+
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "reference", NULL};
-    PyObject *path = NULL;
+    static char *names[] = {"path", "reference", "cache", NULL};
+    PyObject *path = NULL, *cache = NULL;
     const char *reference = "tokenizers";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$s:Tokenizer", names, PyUnicode_FSConverter, &path, &reference)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$sO&:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, optional_path, &cache)) {
         return NULL;
     }
     const int own = strcmp(reference, "sentencepiece") == 0;
     if (!own && strcmp(reference, "tokenizers") != 0) {
         Py_DECREF(path);
+        Py_XDECREF(cache);
         return PyErr_Format(PyExc_ValueError, "reference must be 'tokenizers' or 'sentencepiece', got '%s'", reference);
     }
-    const char *bytes = PyBytes_AsString(path);
+    const char *bytes = PyBytes_AsString(path), *cache_folder = cache != NULL ? PyBytes_AsString(cache) : NULL;
     ha_tokenizer *tokenizer = NULL;
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_tokenizer_open(bytes, own ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS, &tokenizer, &err);
+    status = ha_tokenizer_open(bytes, own ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS, cache_folder, &tokenizer, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
+    Py_XDECREF(cache);
     if (status != HA_OK) {
         return py_raise(PyType_GetModule(type), status, &err);
     }
@@ -532,13 +549,14 @@ static PyMethodDef tokenizer_functions[] = {
 };
 
 static PyGetSetDef tokenizer_getters[] = {
+    {"cache_note", tokenizer_cache_note, NULL, PyDoc_STR("Why a file in the cache was not used or could not be written; empty when there is nothing to tell."), NULL},
     {"vocab_size", tokenizer_vocab_size, NULL, PyDoc_STR("Ids are below it."), NULL},
     {"pad_id", tokenizer_pad_id, NULL, PyDoc_STR("The id that the file pads with, or None."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path, *, reference='tokenizers')\n"
+"Tokenizer(path, *, reference='tokenizers', cache=None)\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
@@ -546,7 +564,9 @@ PyDoc_STRVAR(tokenizer_doc,
 "path : str or path-like\n"
 "    A folder with tokenizer.json, a sentencepiece model or vocab.txt, or a tokenizer.json, .model, vocab.txt or .gguf file.\n"
 "reference : {'tokenizers', 'sentencepiece'}\n"
-"    Whose ids a sentencepiece model gives.\n\n"
+"    Whose ids a sentencepiece model gives.\n"
+"cache : str or path-like, optional\n"
+"    A folder where the large tables of a tokenizer.json are kept between runs. Default: nowhere.\n\n"
 "Raises\n"
 "------\n"
 "OSError\n"

@@ -20,6 +20,7 @@ typedef struct ha_vocab {           /* zeroed by the owner */
     ha_vocab_slot *slots;           /* by text: open addressing, a power of two of slots, at most half of them taken */
     size_t n_slots;
     uint64_t hash_key[2];
+    int32_t moved_from;             /* the id that the last token to move had before */
 } ha_vocab;
 
 void ha_vocab_free(ha_vocab *vocab);

@@ -5,13 +5,13 @@
 #include <string.h>
 
 #include "tokenizer/pipeline.h"
+#include "tokenizer/tables.h"
 
 void
-ha_tokenizer_free(ha_tokenizer *tok)
+ha_tokenizer_clear(ha_tokenizer *tok)
 {
-    if (tok == NULL) {
-        return;
-    }
+    const char *cache_folder = tok->cache_folder;
+    ha_tables_release(tok);
     ha_vocab_free(&tok->vocab);
     ha_added_tokens_free(&tok->added);
     ha_wordpiece_free(&tok->wordpiece);
@@ -22,7 +22,18 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_token_decoder_free(&tok->decoder);
     free(tok->raw);
     free(tok->raw_at);
-    free(tok);
+    memset(tok, 0, sizeof(*tok));
+    tok->pad_id = -1;
+    tok->cache_folder = cache_folder;
+}
+
+void
+ha_tokenizer_free(ha_tokenizer *tok)
+{
+    if (tok != NULL) {
+        ha_tokenizer_clear(tok);
+        free(tok);
+    }
 }
 
 /* With ignore_merges: a trie over the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
@@ -78,11 +89,11 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
         const ha_added_token *same = ha_added_tokens_of_id(&tok->added, ha_vocab_id(&tok->vocab, text, length));
         t->skipped = same != NULL && same->special;
     }
-    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
+    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges && tok->tables == NULL) {
         status = build_words(tok, err);
     }
     ha_unigram_plan(tok);
-    return status == HA_OK ? ha_tokenizer_build_raw(tok, err) : status;
+    return status == HA_OK && tok->tables == NULL ? ha_tokenizer_build_raw(tok, err) : status;
 }
 
 /* ---- opening ---- */
@@ -180,7 +191,7 @@ load(ha_tokenizer *tok, const char *path, int own, ha_error *err)
 }
 
 ha_status
-ha_tokenizer_open(const char *path, ha_reference reference, ha_tokenizer **out, ha_error *err)
+ha_tokenizer_open(const char *path, ha_reference reference, const char *cache_folder, ha_tokenizer **out, ha_error *err)
 {
     *out = NULL;
     ha_tokenizer *tok = calloc(1, sizeof(*tok));
@@ -188,13 +199,21 @@ ha_tokenizer_open(const char *path, ha_reference reference, ha_tokenizer **out, 
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
+    tok->cache_folder = cache_folder;
     ha_status status = load(tok, path, reference == HA_REFERENCE_SENTENCEPIECE, err);
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;
     }
+    tok->cache_folder = NULL;
     *out = tok;
     return HA_OK;
+}
+
+const char *
+ha_tokenizer_cache_note(const ha_tokenizer *tok)
+{
+    return tok->cache_note.message;
 }
 
 /* ---- the vocabulary ---- */

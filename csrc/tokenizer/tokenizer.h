@@ -14,8 +14,11 @@ typedef struct ha_tokenizer ha_tokenizer;
 typedef enum ha_reference { HA_REFERENCE_TOKENIZERS, HA_REFERENCE_SENTENCEPIECE } ha_reference;
 
 /* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt), a tokenizer.json, a sentencepiece .model, a vocab.txt or a .gguf; for
- * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name. */
-ha_status ha_tokenizer_open(const char *path, ha_reference reference, ha_tokenizer **out, ha_error *err);
+ * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name.
+ * cache_folder: where the large tables of a tokenizer.json are kept between runs (tables.h); NULL: nowhere. */
+ha_status ha_tokenizer_open(const char *path, ha_reference reference, const char *cache_folder, ha_tokenizer **out, ha_error *err);
+/* Why a file in the cache folder was not used or could not be written; "" when there is nothing to tell. */
+const char *ha_tokenizer_cache_note(const ha_tokenizer *tokenizer);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
 
 typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRUNCATE_ONLY_FIRST, HA_TRUNCATE_ONLY_SECOND } ha_truncation;

@@ -63,7 +63,7 @@ ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err)
     for (size_t id = 0; id < vocab->n_ids; id++) {
         const char *text = ha_vocab_text(vocab, (int32_t)id, &length);
         lowest = model->scores[id] < lowest ? model->scores[id] : lowest;
-        if (length > 0 && ha_vocab_id(vocab, text, length) == (int32_t)id) {
+        if (length > 0 && vocab->tokens[vocab->by_id[id]].id == (int32_t)id) {       /* else a later id has this text too */
             keys[n++] = (ha_trie_key){text, length, (int32_t)id};
         }
     }
