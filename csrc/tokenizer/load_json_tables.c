@@ -119,7 +119,7 @@ ha_status
 ha_load_vocab(const ha_json_reader *r, const ha_json_node *vocab, ha_json_type type)
 {
     if (vocab == NULL || vocab->type != type) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "model: \"vocab\" is missing or no %s", type == HA_JSON_OBJECT ? "object" : "array");
+        return ha_fail(r->err, HA_ERR_FORMAT, type == HA_JSON_OBJECT ? "model: \"vocab\" is missing or no object" : "Unigram: \"vocab\" is missing or no array");
     }
     if (r->tok->tables == NULL) {       /* else they are known, and those of added tokens are in the vocabulary too */
         r->tok->n_model_ids = r->tok->vocab.n_ids;
