@@ -19,7 +19,9 @@ enum {
     HA_UC_WORD = 1 << 9,            /* \w beside an added token of single_word */
     HA_UC_SECOND = 1 << 10,         /* may be the second of a canonical composition */
     HA_UC_NFD_NO = 1 << 11,         /* has a canonical decomposition */
-    HA_UC_NFC_NO = 1 << 12          /* has one that does not compose to it again */
+    HA_UC_NFC_NO = 1 << 12,         /* has one that does not compose to it again */
+    HA_UC_UPPER = 1 << 13,          /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}] of the regular expressions: */
+    HA_UC_LOWER = 1 << 14           /* what may begin a capitalised word, and what may go on with it */
 };
 
 extern const uint8_t ha_uc_class_index[4352], ha_uc_class_blocks[];
