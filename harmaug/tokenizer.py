@@ -1,9 +1,10 @@
 """Text to token ids and back, exactly as Hugging Face `tokenizers` does it."""
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -141,19 +142,32 @@ class Tokenizer:
     [101, 7592, 2088, 102]
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        if special_tokens and pattern is None:
+            raise ValueError("special_tokens go with a .tiktoken file and its pattern; other files have their own")
         self.path = Path(path)
-        self._tokenizer = _C.Tokenizer(self.path)
+        self._options: dict[str, Any] = {} if pattern is None else {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
+        self._tokenizer = _C.Tokenizer(self.path, **self._options)
         self.pad_id = self._find_pad()
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
         """Open a tokenizer.
 
         Parameters
         ----------
         path : str or path-like
-            A folder with tokenizer.json or vocab.txt, one of these files, a .gguf file, or the name of a fetched model (`harmaug.models`).
+            A folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt (what else lies there says whose conventions apply: GPT-2, RoBERTa,
+            BART, Longformer, Qwen2), one of these files, a .gguf file, the name of a fetched model (`harmaug.models`), or with `pattern` a .tiktoken file.
+        pattern : str, optional
+            How text is cut before the ranks of a .tiktoken file apply: "gpt2", "cl100k", "o200k", "llama3", "qwen2", "tekken", or the expression of one of
+            them. Ids are then those of the `tiktoken` library.
+        special_tokens : mapping of str to int, optional
+            The special tokens of a .tiktoken file, which holds none.
 
         Raises
         ------
@@ -161,11 +175,13 @@ class Tokenizer:
             If there is none.
         FormatError
             If the file is damaged, or names a component or option that is not supported exactly.
+        ValueError
+            If a .tiktoken file comes without its pattern, or the pattern is not one of these.
         """
-        return cls(models.resolve(path))
+        return cls(models.resolve(path), pattern=pattern, special_tokens=special_tokens)
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str]]:
-        return Tokenizer, (os.fspath(self.path.absolute()),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(Tokenizer, **self._options), (os.fspath(self.path.absolute()),)
 
     def __repr__(self) -> str:
         return f"Tokenizer({os.fspath(self.path)!r}, vocab_size={self.vocab_size})"
@@ -187,7 +203,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, add_special_tokens: bool = True,
         max_length: int | None = None, truncation: str = "longest_first", padding: bool = False, *,
-        truncation_side: str = "right", n_threads: int | None = None,
+        truncation_side: str = "right", n_threads: int | None = None, split_special_tokens: bool = False,
     ) -> Encoding:
         """Encode many texts.
 
@@ -208,6 +224,9 @@ class Tokenizer:
             The end that is cut.
         n_threads : int, optional
             Default: all that the library uses.
+        split_special_tokens : bool, default False
+            Special tokens inside the texts ("[SEP]", "<|endoftext|>") are text like any other: nobody who writes a text can put them there. Added tokens
+            that are not special are found all the same. What `tokenizers` calls encode_special_tokens.
 
         Returns
         -------
@@ -225,14 +244,15 @@ class Tokenizer:
         args = (_rows(texts, "texts"), None if pairs is None else _rows(pairs, "pairs"))
         options: dict[str, Any] = {
             "add_special_tokens": add_special_tokens, "max_length": max_length, "truncation": truncation,
-            "truncate_left": truncation_side == "left", "n_threads": n_threads or 0,
+            "truncate_left": truncation_side == "left", "n_threads": n_threads or 0, "split_special_tokens": split_special_tokens,
         }
         del padding
         return Encoding(self._tokenizer.encode_batch(*args, **options), self.pad_id, (self._tokenizer, args, options))
 
-    def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of one text, or of a text and its pair."""
-        ids: list[int] = self._tokenizer.encode_batch((text,), (pair,), add_special_tokens=add_special_tokens, n_threads=1)[0].tolist()
+    def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True, *, split_special_tokens: bool = False) -> list[int]:
+        """Token ids of one text, or of a text and its pair; the options are those of `encode_batch`."""
+        ids: list[int] = self._tokenizer.encode_batch(
+            (text,), (pair,), add_special_tokens=add_special_tokens, n_threads=1, split_special_tokens=split_special_tokens)[0].tolist()
         return ids
 
     def count_tokens(self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, add_special_tokens: bool = True) -> NDArray[np.int64]:

@@ -139,15 +139,15 @@ encoding_to_python(const ha_encoding *e)
 static PyObject *
 tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "spans", "n_threads", NULL};
+    static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "spans", "n_threads", "split_special_tokens", NULL};
     PyObject *texts_obj, *pairs_obj = Py_None, *max_length = Py_None, *texts_tuple = NULL, *pairs_tuple = NULL, *result = NULL;
     const char *truncation = "longest_first";
     ha_encode_options options = {.add_special_tokens = 1};
     ha_text *texts = NULL, *pairs = NULL;
     ha_encoding encoding;
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOsppi:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
-                                     &max_length, &truncation, &options.truncate_left, &options.spans, &options.n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOsppip:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
+                                     &max_length, &truncation, &options.truncate_left, &options.spans, &options.n_threads, &options.split_special_tokens)) {
         return NULL;
     }
     if (parse_truncation(truncation, &options.truncation) < 0 || parse_max_length(max_length, &options.max_length) < 0) {
@@ -338,21 +338,58 @@ tokenizer_pad_id(PyObject *self, void *unused)
     return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
 }
 
+/* {text: id} as an array whose texts `dict` holds; NULL with an exception. */
+static ha_special_token *
+special_tokens_of(PyObject *dict, size_t *n)
+{
+    ha_special_token *tokens = calloc((size_t)PyDict_Size(dict) + 1, sizeof(*tokens));
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    *n = 0;
+    if (tokens == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    while (PyDict_Next(dict, &at, &key, &value)) {
+        ha_text text;
+        const Py_ssize_t id = text_of(key, "special_tokens: a key", -1, &text) ? PyNumber_AsSsize_t(value, PyExc_ValueError) : -1;
+        if (id < 0) {
+            if (!PyErr_Occurred()) {
+                PyErr_Format(PyExc_ValueError, "special_tokens: the id of %R must be >= 0, got %zd", key, id);
+            }
+            free(tokens);
+            return NULL;
+        }
+        tokens[(*n)++] = (ha_special_token){text.data, text.length, (uint64_t)id};
+    }
+    return tokens;
+}
+
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", NULL};
-    PyObject *path = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Tokenizer", names, PyUnicode_FSConverter, &path)) {
+    static char *names[] = {"path", "pattern", "special_tokens", NULL};
+    PyObject *path = NULL, *given = NULL, *copy = NULL;
+    ha_open_options options = {0};
+    ha_special_token *tokens = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$zO!:Tokenizer", names, PyUnicode_FSConverter, &path, &options.pattern, &PyDict_Type, &given)) {
         return NULL;
     }
+    if (given != NULL && ((copy = PyDict_Copy(given)) == NULL || (tokens = special_tokens_of(copy, &options.n_special_tokens)) == NULL)) {
+        Py_XDECREF(copy);
+        Py_DECREF(path);
+        return NULL;
+    }
+    options.special_tokens = tokens;
     const char *bytes = PyBytes_AsString(path);
     ha_tokenizer *tokenizer = NULL;
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_tokenizer_open(bytes, &tokenizer, &err);
+    status = ha_tokenizer_open(bytes, &options, &tokenizer, &err);
     Py_END_ALLOW_THREADS
+    free(tokens);
+    Py_XDECREF(copy);
     Py_DECREF(path);
     if (status != HA_OK) {
         return py_raise(PyType_GetModule(type), status, &err);
@@ -382,7 +419,7 @@ tokenizer_dealloc(PyObject *self)
 static PyMethodDef tokenizer_methods[] = {
     {"encode_batch", METHOD(tokenizer_encode_batch), METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("encode_batch(texts, pairs=None, *, add_special_tokens=True, max_length=None, truncation='longest_first',\n"
-               "             truncate_left=False, spans=False, n_threads=0)\n--\n\n"
+               "             truncate_left=False, spans=False, n_threads=0, split_special_tokens=False)\n--\n\n"
                "(ids, offsets, type_ids, truncated, spans or None) of a batch; see harmaug.Tokenizer.encode_batch.")},
     {"decode", METHOD(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, PyDoc_STR("decode(ids, skip_special_tokens=True)\n--\n\nText of ids.")},
     {"normalize", tokenizer_normalize, METH_O,
@@ -403,13 +440,17 @@ static PyGetSetDef tokenizer_getters[] = {
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path)\n"
+"Tokenizer(path, *, pattern=None, special_tokens={})\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
-"    A folder with tokenizer.json or vocab.txt, or a tokenizer.json, vocab.txt or .gguf file.\n\n"
+"    A folder with tokenizer.json, vocab.txt or vocab.json and merges.txt, one of these files, a .gguf, or with a pattern a .tiktoken.\n"
+"pattern : str, optional\n"
+"    How a .tiktoken file's text is cut.\n"
+"special_tokens : dict, optional\n"
+"    Ids of a .tiktoken file's special tokens.\n\n"
 "Raises\n"
 "------\n"
 "OSError\n"

@@ -97,14 +97,21 @@ ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err)
 }
 
 void
-ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
+ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged)
 {
     const uint64_t pair = pair_of(left, right);
     size_t i = slot_of(model, pair);
     while (model->merges[i].rank >= 0 && model->merges[i].pair != pair) {
         i = (i + 1) & (model->n_slots - 1);
     }
-    model->merges[i] = (ha_bpe_merge){pair, (int32_t)model->n_merges++, merged};
+    model->merges[i] = (ha_bpe_merge){pair, rank, merged};
+    model->n_merges++;
+}
+
+void
+ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
+{
+    ha_bpe_add_ranked(model, left, right, (int32_t)model->n_merges, merged);
 }
 
 ha_status

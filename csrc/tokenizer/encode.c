@@ -57,13 +57,13 @@ worker_free(worker *w)
 
 /* Added tokens, normalizer and pre-tokenizer: fills w->text and w->pieces. */
 static ha_status
-cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error *err)
+cut_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, ha_error *err)
 {
     const uint8_t *original = (const uint8_t *)text.data;
     w->raw.n = w->pieces.n = 0;
     w->text.length = 0;
-    w->text.aligned = aligned;
-    ha_status status = ha_added_tokens_split(&tok->added, 0, original, 0, text.length, &w->raw, err);
+    w->text.aligned = options->spans;
+    ha_status status = ha_added_tokens_split(&tok->added, 0, options->split_special_tokens, original, 0, text.length, &w->raw, err);
     for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
         const ha_piece piece = w->raw.at[p];
         const size_t begin = w->text.length;
@@ -76,7 +76,7 @@ cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error
         }
         status = ha_normalize(&tok->normalizer, original, piece.begin, piece.end, &w->norm, &w->text, err);
         if (status == HA_OK) {
-            status = ha_added_tokens_split(&tok->added, 1, w->text.text, begin, w->text.length, &w->pieces, err);
+            status = ha_added_tokens_split(&tok->added, 1, options->split_special_tokens, w->text.text, begin, w->text.length, &w->pieces, err);
         }
     }
     if (status == HA_OK) {
@@ -196,17 +196,17 @@ check_text(ha_text text, ha_error *err)
 }
 
 static ha_status
-encode_text(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
+encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, side *out, ha_error *err)
 {
     out->tokens.n = 0;
     ha_status status = check_text(text, err);
     if (status == HA_OK && text.length > 0) {
-        status = cut_text(tok, text, spans, w, err);
+        status = cut_text(tok, text, options, w, err);
     }
     if (status == HA_OK && text.length > 0) {
         status = run_model(tok, w, &out->tokens, err);
     }
-    if (status == HA_OK && spans && out->tokens.n > 0) {
+    if (status == HA_OK && options->spans && out->tokens.n > 0) {
         status = finish_spans(tok, text, w, out, err);
     }
     return status;
@@ -272,9 +272,9 @@ encode_row(const ha_tokenizer *tok, ha_text text, ha_text pair, const ha_encode_
 {
     const int has_pair = pair.data != NULL;
     ha_kept kept;
-    ha_status status = encode_text(tok, text, options->spans, w, &w->a, err);
+    ha_status status = encode_text(tok, text, options, w, &w->a, err);
     if (status == HA_OK && has_pair) {
-        status = encode_text(tok, pair, options->spans, w, &w->b, err);
+        status = encode_text(tok, pair, options, w, &w->b, err);
     }
     if (status == HA_OK) {
         status = ha_truncate(&tok->post, options, w->a.tokens.n, has_pair ? w->b.tokens.n : SIZE_MAX, &kept, err);

@@ -111,6 +111,8 @@ void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
+/* The same with a rank of the caller's, which several pairs may share. */
+void ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged);
 /* The same by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
 void ha_bpe_free(ha_bpe *model);

@@ -43,8 +43,8 @@ ha_added_token_written(const ha_added_tokens *added, const ha_added_token *t, si
     return (t->normalized ? added->normal : added->text) + t->written_at;
 }
 
-/* Cuts bytes [begin, end) of a text at the added tokens of one of the two tries. */
-ha_status ha_added_tokens_split(const ha_added_tokens *added, int normalized, const uint8_t *text, size_t begin, size_t end,
+/* Cuts bytes [begin, end) of a text at the added tokens of one of the two tries; with skip_special the special ones are text like any other. */
+ha_status ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_special, const uint8_t *text, size_t begin, size_t end,
                                 ha_pieces *out, ha_error *err);
 
 /* ---- post-processor: truncation, template, positions ---- */
@@ -103,6 +103,7 @@ struct ha_tokenizer {
     ha_bpe bpe;
     ha_post_processor post;
     ha_decoder decoder;
+    int added_are_text;             /* byte-level decoding writes added tokens as they are, even where their characters stand for bytes */
     int32_t pad_id;                 /* -1: the file says none */
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
@@ -111,6 +112,8 @@ struct ha_tokenizer {
 /* Loaders: fill a zeroed tokenizer, which the caller frees on failure. Messages start with the path. */
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_vocab_json(ha_tokenizer *tok, const char *path, ha_error *err);      /* ".../vocab.json", with merges.txt beside it */
+ha_status ha_tokenizer_load_tiktoken(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
 
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */

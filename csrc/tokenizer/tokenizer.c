@@ -1,8 +1,11 @@
+#define _POSIX_C_SOURCE 200809L
 #include "tokenizer/tokenizer.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "tokenizer/pipeline.h"
 
@@ -55,7 +58,8 @@ build_raw(ha_tokenizer *tok, ha_error *err)
     for (size_t id = 0; id < tok->vocab.n_ids; id++) {
         const char *text = ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
         tok->raw_at[id] = at;
-        if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL) {
+        const int as_text = tok->added_are_text && ha_added_tokens_of_id(&tok->added, (int32_t)id) != NULL;
+        if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL && !as_text) {
             at += raw_bytes(text, length, tok->raw + at);
         } else if (length > 0) {
             memcpy(tok->raw + at, text, length);
@@ -172,9 +176,69 @@ load_from_folder(ha_tokenizer *tok, const char *folder, const char *name, ha_sta
     return status;
 }
 
+/* The one file of `folder` whose name ends with ".tiktoken", malloc'ed; *out NULL: there is none, or more than one. */
 static ha_status
-load(ha_tokenizer *tok, const char *path, ha_error *err)
+find_tiktoken(const char *folder, char **out, ha_error *err)
 {
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    size_t n = 0;
+    ha_status status = HA_OK;
+    *out = NULL;
+    while (dir != NULL && status == HA_OK && (entry = readdir(dir)) != NULL) {
+        if (ends_with(entry->d_name, ".tiktoken") && n++ == 0) {
+            status = join_path(folder, entry->d_name, out, err);
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    if (n != 1) {
+        free(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
+static ha_status
+load_with_pattern(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err)
+{
+    char *inside = NULL;
+    struct stat info;
+    const int is_folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    ha_status status = is_folder ? find_tiktoken(path, &inside, err) : HA_OK;
+    if (status == HA_OK && is_folder && inside == NULL) {
+        status = join_path(path, "tokenizer.model", &inside, err);
+    }
+    if (status == HA_OK) {
+        status = ha_tokenizer_load_tiktoken(tok, inside != NULL ? inside : path, options, err);
+    }
+    free(inside);
+    return status;
+}
+
+static ha_status
+load_file(ha_tokenizer *tok, const char *path, const char magic[4], ha_error *err)
+{
+    if (memcmp(magic, "GGUF", 4) == 0) {
+        return ha_tokenizer_load_gguf(tok, path, err);
+    }
+    if (ends_with(path, ".tiktoken")) {
+        return ha_fail(err, HA_ERR_VALUE, "%.300s: a .tiktoken file does not say how text is cut: give its pattern", path);
+    }
+    if (ends_with(path, "merges.txt")) {
+        return ha_fail(err, HA_ERR_VALUE, "%.300s: open its folder, or the vocab.json beside it", path);
+    }
+    return ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err)
+           : ends_with(path, "vocab.json") ? ha_tokenizer_load_vocab_json(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
+}
+
+static ha_status
+load(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err)
+{
+    if (options != NULL && options->pattern != NULL) {
+        return load_with_pattern(tok, path, options, err);
+    }
     char magic[4] = {0};
     FILE *file = fopen(path, "rb");
     const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt"));
@@ -182,8 +246,7 @@ load(ha_tokenizer *tok, const char *path, ha_error *err)
         fclose(file);
     }
     if (is_file) {
-        return memcmp(magic, "GGUF", 4) == 0 ? ha_tokenizer_load_gguf(tok, path, err)
-               : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
+        return load_file(tok, path, magic, err);
     }
     int found = 0;
     ha_status status = load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
@@ -191,14 +254,17 @@ load(ha_tokenizer *tok, const char *path, ha_error *err)
         status = load_from_folder(tok, path, "vocab.txt", ha_tokenizer_load_vocab_txt, &found, err);
     }
     if (status == HA_OK && !found) {
-        status = ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json or vocab.txt, or a file tokenizer.json, "
-                         "vocab.txt or .gguf", path);
+        status = load_from_folder(tok, path, "vocab.json", ha_tokenizer_load_vocab_json, &found, err);
+    }
+    if (status == HA_OK && !found) {
+        status = ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, vocab.txt or vocab.json and merges.txt, one of "
+                         "these files, a .gguf, or with a pattern a .tiktoken", path);
     }
     return status;
 }
 
 ha_status
-ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
+ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err)
 {
     *out = NULL;
     ha_tokenizer *tok = calloc(1, sizeof(*tok));
@@ -206,7 +272,7 @@ ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err)
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
-    ha_status status = load(tok, path, err);
+    ha_status status = load(tok, path, options, err);
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;

@@ -10,15 +10,25 @@
 
 typedef struct ha_tokenizer ha_tokenizer;
 
-/* Opens a folder (tokenizer.json, else vocab.txt), a tokenizer.json, a vocab.txt or a .gguf. A component or expression that this library does not
- * honour exactly is HA_ERR_FORMAT by name. */
-ha_status ha_tokenizer_open(const char *path, ha_tokenizer **out, ha_error *err);
+typedef struct ha_special_token { const char *text; size_t length; uint64_t id; } ha_special_token;
+
+/* What a *.tiktoken file does not say. */
+typedef struct ha_open_options {
+    const char *pattern;                        /* see ha_pre_pattern_tiktoken; NULL: the file is no *.tiktoken */
+    const ha_special_token *special_tokens;     /* with pattern only */
+    size_t n_special_tokens;
+} ha_open_options;
+
+/* Opens a folder (tokenizer.json, else vocab.txt, else vocab.json and merges.txt), one of these files or a .gguf; with a pattern a *.tiktoken, or the only one of
+ * a folder, else its tokenizer.model. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name. `options` may be NULL. */
+ha_status ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
 
 typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRUNCATE_ONLY_FIRST, HA_TRUNCATE_ONLY_SECOND } ha_truncation;
 
 typedef struct ha_encode_options {
     int add_special_tokens;
+    int split_special_tokens;       /* special tokens in the texts are text like any other */
     size_t max_length;              /* SIZE_MAX: no limit; counts special tokens */
     ha_truncation truncation;
     int truncate_left;              /* 0: drop from the right */
