@@ -187,16 +187,19 @@ class Tokenizer:
         return f"Tokenizer({os.fspath(self.path)!r}, vocab_size={self.vocab_size})"
 
     def _find_pad(self) -> int:
-        """What tokenizer_config.json pads with, else what the file itself says, else a token of a usual name, else 0."""
-        config = (self.path if self.path.is_dir() else self.path.parent) / "tokenizer_config.json"
-        names = []
-        if self.path.suffix != ".gguf" and config.is_file():
-            settings = _C.json_loads(config.read_bytes(), name=str(config))
-            if type(settings) is not dict:
-                raise _C.FormatError(f"{config}: must hold an object")
-            token = settings.get("pad_token")
-            names.append(token.get("content") if isinstance(token, dict) else token)
-        found = [self.token_to_id(name) for name in names if isinstance(name, str)]
+        """What the files beside say pads, else what the file itself says, else a token of a usual name, else 0."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        token: Any = None
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):       # the later one wins, unless the first lists the added tokens
+            if self.path.suffix != ".gguf" and (folder / file).is_file():
+                settings = _C.json_loads((folder / file).read_bytes(), name=str(folder / file))
+                if type(settings) is not dict:
+                    raise _C.FormatError(f"{folder / file}: must hold an object")
+                token = settings.get("pad_token", token)
+                if "added_tokens_decoder" in settings:
+                    break
+        name = token.get("content") if isinstance(token, dict) else token
+        found = [self.token_to_id(name)] if isinstance(name, str) else []
         found += [self._tokenizer.pad_id, *map(self.token_to_id, ("[PAD]", "<pad>"))]
         return next((id for id in found if id is not None), 0)
 

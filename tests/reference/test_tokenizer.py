@@ -23,9 +23,7 @@ from harmaug import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tokenizer_cases import (
-    GPT2,
-    LLAMA3,
-    QWEN2,
+    PATTERNS,
     code_point_lines,
     difference,
     random_text,
@@ -113,7 +111,7 @@ def test_random_unicode(name: str) -> None:
     assert count(name, random_unicode(50_000, NAMES.index(name)), decode=False) == 0
 
 
-@pytest.mark.parametrize("pattern", [GPT2, LLAMA3, QWEN2], ids=["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_patterns_on_every_code_point(pattern: str, tmp_path: Path) -> None:
     tok = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tok.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -163,6 +161,7 @@ def test_many_random_tokenizers(tmp_path: Path) -> None:
                 assert "bad split" in str(error), error
                 continue
             assert difference(ours, theirs, [text], [second]) == [], (seed, text, second)
+            assert difference(ours, theirs, [text], [second], split=True) == [], (seed, text, second)
 
 
 def test_llama_cpp() -> None:
