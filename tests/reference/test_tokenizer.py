@@ -155,13 +155,14 @@ def test_many_random_tokenizers(tmp_path: Path) -> None:
         ours, theirs = Tokenizer.from_pretrained(path), tokenizers.Tokenizer.from_file(str(path))
         path.unlink()
         for text, second in [(random_text(r), r.choice([None, random_text(r)])) for _ in range(20)]:
-            try:
-                theirs.encode(text, second)
-            except BaseException as error:      # noqa: BLE001  a Rust panic
-                assert "bad split" in str(error), error
-                continue
-            assert difference(ours, theirs, [text], [second]) == [], (seed, text, second)
-            assert difference(ours, theirs, [text], [second], split=True) == [], (seed, text, second)
+            for split in (False, True):
+                theirs.encode_special_tokens = split
+                try:
+                    theirs.encode(text, second)
+                except BaseException as error:      # noqa: BLE001  a Rust panic: tokens with lstrip or rstrip inside white space that another one took
+                    assert "bad split" in str(error), error
+                    continue
+                assert difference(ours, theirs, [text], [second], split=split) == [], (seed, text, second, split)
 
 
 def test_llama_cpp() -> None:
