@@ -1,11 +1,13 @@
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/parallel.h"
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
+#include "tokenizer/word_cache.h"
 
-enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, CACHE_BYTES = 1 << 13 };      /* a cache pays from that much text on */
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64 };
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
 typedef struct margins { uint32_t lead, trail; } margins;
@@ -17,8 +19,10 @@ typedef struct side {
     size_t cap_margins;
 } side;
 
-/* Everything one thread needs; reused from row to row. */
+/* Everything one thread needs; reused from row to row and, waiting in its tokenizer's pool, from batch to batch. */
 typedef struct worker {
+    struct worker *next;
+    ha_cached_word *cache;      /* NULL: there is no memory for one */
     ha_norm_scratch norm;
     ha_bpe_scratch bpe;
     ha_text_buf text, spare_text;
@@ -38,9 +42,16 @@ typedef struct block {
     ha_error err;
 } block;
 
+struct ha_worker_pool {
+    atomic_flag busy;           /* never waited for: who finds it taken does without the pool, in a forked child for ever */
+    size_t n;
+    worker *first;
+};
+
 static void
 worker_free(worker *w)
 {
+    free(w->cache);
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
     ha_text_buf_free(&w->text);
@@ -53,6 +64,73 @@ worker_free(worker *w)
     free(w->a.margins);
     free(w->b.margins);
     free(w->code_points);
+}
+
+/* NULL when there is no memory. */
+static worker *
+worker_take(const ha_tokenizer *tok)
+{
+    ha_worker_pool *pool = tok->pool;
+    worker *w = NULL;
+    if (!atomic_flag_test_and_set(&pool->busy)) {
+        w = pool->first;
+        if (w != NULL) {
+            pool->first = w->next;
+            pool->n--;
+        }
+        atomic_flag_clear(&pool->busy);
+    }
+    if (w == NULL && (w = calloc(1, sizeof(*w))) != NULL) {
+        w->cache = calloc((size_t)1 << HA_CACHE_BITS, sizeof(*w->cache));
+    }
+    return w;
+}
+
+/* Back to the pool, unless it has grown large over a long text or enough are there. */
+static void
+worker_give(const ha_tokenizer *tok, worker *w)
+{
+    ha_worker_pool *pool = tok->pool;
+    if (w == NULL) {
+        return;
+    }
+    const int small = w->text.capacity + w->spare_text.capacity + w->norm.a.capacity + w->norm.b.capacity + w->pieces.capacity + w->spare.capacity
+                      + w->a.tokens.capacity + w->b.tokens.capacity + w->bpe.cap_symbols + w->cap_code_points < MAX_KEPT;
+    if (small && !atomic_flag_test_and_set(&pool->busy)) {
+        if (pool->n < MAX_WORKERS) {
+            w->next = pool->first;
+            pool->first = w;
+            pool->n++;
+            w = NULL;
+        }
+        atomic_flag_clear(&pool->busy);
+    }
+    if (w != NULL) {
+        worker_free(w);
+        free(w);
+    }
+}
+
+ha_worker_pool *
+ha_worker_pool_new(void)
+{
+    ha_worker_pool *pool = calloc(1, sizeof(*pool));
+    if (pool != NULL) {
+        atomic_flag_clear(&pool->busy);
+    }
+    return pool;
+}
+
+void
+ha_worker_pool_free(ha_worker_pool *pool)
+{
+    while (pool != NULL && pool->first != NULL) {
+        worker *next = pool->first->next;
+        worker_free(pool->first);
+        free(pool->first);
+        pool->first = next;
+    }
+    free(pool);
 }
 
 /* Added tokens, normalizer and pre-tokenizer: fills w->text and w->pieces. */
@@ -98,9 +176,9 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
                 out->at[out->n++] = (ha_token){piece.added_id, piece.begin, piece.end, 1};
             }
         } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
-            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, out, err);
+            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, w->cache, out, err);
         } else {
-            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, &w->bpe, out, err);
+            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, w->cache, &w->bpe, out, err);
         }
     }
     return status;
@@ -319,6 +397,9 @@ static void
 encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
              ha_encoding *result, worker *w, block *b)
 {
+    if (w == NULL) {
+        b->status = ha_fail(&b->err, HA_ERR_NOMEM, "out of memory");
+    }
     for (size_t i = b->first_row; i < b->first_row + b->n_rows && b->status == HA_OK; i++) {
         const ha_text pair = pairs != NULL ? pairs[i] : (ha_text){NULL, 0};
         ha_error cause;
@@ -399,18 +480,14 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
 #pragma omp parallel num_threads(ha_team(n_threads))
 #endif
     {
-        worker w;
-        memset(&w, 0, sizeof(w));
-        if (tok->model_kind == HA_MODEL_BPE && (n_blocks > 1 || (n > 0 && texts[0].length > CACHE_BYTES))) {
-            ha_bpe_scratch_use_cache(&w.bpe);
-        }
+        worker *w = worker_take(tok);
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
 #endif
         for (size_t k = 0; k < n_blocks; k++) {
-            encode_block(tok, texts, pairs, options, out, &w, &blocks[k]);
+            encode_block(tok, texts, pairs, options, out, w, &blocks[k]);
         }
-        worker_free(&w);
+        worker_give(tok, w);
     }
     for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
         if (blocks[k].status != HA_OK) {

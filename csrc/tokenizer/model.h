@@ -6,6 +6,8 @@
 #include "core/strmap.h"
 #include "tokenizer/trie.h"
 
+struct ha_cached_word;
+
 /* Tokens by text and by id. */
 typedef struct ha_vocab_token { const char *text; size_t length; int32_t id; } ha_vocab_token;
 
@@ -68,7 +70,8 @@ typedef struct ha_wordpiece {
 /* Tries over the vocabulary. HA_ERR_FORMAT when unk_id is none. */
 ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t prefix_length, ha_wordpiece *model, ha_error *err);
 void ha_wordpiece_free(ha_wordpiece *model);
-ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err);
+ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, struct ha_cached_word *cache,
+                              ha_tokens *out, ha_error *err);
 
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
 
@@ -81,23 +84,15 @@ typedef struct ha_bpe {
     int32_t unk_id;             /* -1: a byte without a token is dropped */
     int fuse_unk;
     int ignore_merges;          /* a whole word that is a token is that token */
-    ha_trie words;              /* with ignore_merges: raw bytes of every token */
+    struct ha_bpe_word *words;  /* with ignore_merges: raw bytes of every token, the short ones in a hash table (n_word_slots, a power of two or 0) */
+    size_t n_word_slots;
+    ha_trie long_words;         /* and the others */
 } ha_bpe;
 
 typedef struct ha_bpe_symbol { int32_t id; int32_t prev, next; uint32_t length; } ha_bpe_symbol;
 typedef struct ha_bpe_entry { int32_t rank; uint32_t at; int32_t id; } ha_bpe_entry;
 
-/* A short word and what it came to. */
-enum { HA_BPE_CACHED_BYTES = 16, HA_BPE_CACHED_TOKENS = 6, HA_BPE_CACHE = 1 << 13 };
-typedef struct ha_bpe_cached {
-    uint64_t word[2];           /* its bytes, zero-padded */
-    uint8_t length, n;          /* length 0: a free slot */
-    uint8_t lengths[HA_BPE_CACHED_TOKENS];
-    int32_t ids[HA_BPE_CACHED_TOKENS];
-} ha_bpe_cached;
-
 typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
-    ha_bpe_cached *cache;       /* (HA_BPE_CACHE,) direct-mapped; NULL: none, which a short text does without */
     ha_bpe_symbol *symbols;
     size_t cap_symbols;
     ha_bpe_entry *heap;
@@ -105,8 +100,6 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
 } ha_bpe_scratch;
 
 void ha_bpe_scratch_free(ha_bpe_scratch *scratch);
-/* Asks for a cache; without the memory for it there is none. */
-void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
@@ -116,7 +109,11 @@ void ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank,
 /* The same by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
 void ha_bpe_free(ha_bpe *model);
-ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);
+/* With ignore_merges: the tokens of whole words, which it sorts in place. Once. */
+ha_status ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err);
+/* `cache` (see word_cache.h) may be NULL. */
+ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, struct ha_cached_word *cache, ha_bpe_scratch *scratch,
+                        ha_tokens *out, ha_error *err);
 
 /* GPT-2's map between bytes and printable characters (bytes_to_unicode of its encoder.py): a byte's code point, and a code point's byte or -1. */
 uint32_t ha_byte_to_char(uint8_t byte);

@@ -92,6 +92,12 @@ ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size
 
 typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE } ha_model_kind;
 
+/* What encoding keeps from batch to batch: the only part of a tokenizer that changes. */
+typedef struct ha_worker_pool ha_worker_pool;
+
+ha_worker_pool *ha_worker_pool_new(void);               /* NULL: no memory */
+void ha_worker_pool_free(ha_worker_pool *pool);
+
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
     ha_added_tokens added;
@@ -105,6 +111,7 @@ struct ha_tokenizer {
     ha_decoder decoder;
     int added_are_text;             /* byte-level decoding writes added tokens as they are, even where their characters stand for bytes */
     int32_t pad_id;                 /* -1: the file says none */
+    ha_worker_pool *pool;
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
 };

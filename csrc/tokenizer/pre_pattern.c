@@ -61,21 +61,40 @@ ha_pre_pattern_tiktoken(const char *pattern, size_t length, ha_pre_kind *out)
 
 enum { LETTER = HA_UC_L, NUMBER = HA_UC_N, SPACE = HA_UC_S };
 
+/* The same for a byte below 0x80; MORE for the others. */
+enum { MORE = 0x80 };
+#define TIMES_8(x) x, x, x, x, x, x, x, x
+#define LETTERS_26 TIMES_8(LETTER), TIMES_8(LETTER), TIMES_8(LETTER), LETTER, LETTER
+#define TIMES_32(x) TIMES_8(x), TIMES_8(x), TIMES_8(x), TIMES_8(x)
+static const uint8_t kind_of_byte[256] = {
+    TIMES_8(0), 0, SPACE, SPACE, SPACE, SPACE, SPACE, 0, 0, TIMES_8(0), TIMES_8(0),
+    SPACE, 0, 0, 0, 0, 0, 0, 0, TIMES_8(0), TIMES_8(NUMBER), NUMBER, NUMBER, 0, 0, 0, 0, 0, 0,
+    0, LETTERS_26, 0, 0, 0, 0, 0,
+    0, LETTERS_26, 0, 0, 0, 0, 0,
+    TIMES_32(MORE), TIMES_32(MORE), TIMES_32(MORE), TIMES_32(MORE),
+};
+
 /* Which of \p{L}, \p{N}, \s the character at s[i] is, or 0; its length in *size. */
-static unsigned
+static inline unsigned
 kind_at(const uint8_t *s, size_t i, size_t *size)
 {
-    return ha_uc_flags(ha_utf8_decode(s + i, size)) & (LETTER | NUMBER | SPACE);
+    *size = 1;
+    return s[i] < 0x80 ? kind_of_byte[s[i]] : ha_uc_flags(ha_utf8_decode(s + i, size)) & (LETTER | NUMBER | SPACE);
 }
 
-static size_t
+static inline size_t
 run_of(const uint8_t *s, size_t i, size_t n, unsigned kind)
 {
     size_t size;
-    while (i < n && kind_at(s, i, &size) == kind) {
+    for (;;) {
+        while (i < n && kind_of_byte[s[i]] == kind) {
+            i++;
+        }
+        if (i == n || s[i] < 0x80 || kind_at(s, i, &size) != kind) {
+            return i;
+        }
         i += size;
     }
-    return i;
 }
 
 static int
@@ -84,8 +103,8 @@ is_line_end(uint8_t c)
     return c == '\r' || c == '\n';
 }
 
-/* 's 't 'm 'd 're 've 'll at s[i]: the length, or 0. With any_case also U+017F, which both engines fold to s. */
-static size_t
+/* 's 't 'm 'd 're 've 'll at s[i]: the length, or 0. With any_case upper case too, and U+017F, which both engines fold to s. */
+static inline size_t
 contraction(const uint8_t *s, size_t i, size_t n, int any_case)
 {
     if (i + 1 >= n || s[i] != '\'') {
@@ -244,20 +263,31 @@ match_o200k(const uint8_t *s, size_t i, size_t n, int max_digits, int short_form
     return end > i ? end : match_spaces(s, i, n, 0);
 }
 
+enum { BATCH = 64 };       /* pieces between two looks at the room for them */
+
 ha_status
 ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
 {
-    ha_status status = HA_OK;
-    for (size_t i = begin; i < end && status == HA_OK;) {
-        size_t next;
-        switch (kind) {
-        case HA_PRE_GPT2: next = match_gpt2(s, i, end); break;
-        case HA_PRE_O200K: next = match_o200k(s, i, end, 3, 1); break;
-        case HA_PRE_TEKKEN: next = match_o200k(s, i, end, 1, 0); break;
-        default: next = match_llama3(s, i, end, kind == HA_PRE_QWEN2 ? 1 : 3, kind == HA_PRE_CL100K); break;
+    for (size_t i = begin; i < end;) {
+        if (out->capacity - out->n < BATCH) {
+            const ha_status status = ha_pieces_reserve(out, BATCH, err);
+            if (status != HA_OK) {
+                return status;
+            }
         }
-        status = ha_pieces_push(out, i, next, -1, err);
-        i = next;
+        ha_piece *to = out->at + out->n, *const stop = to + BATCH;
+        for (; i < end && to < stop; to++) {
+            size_t next;
+            switch (kind) {
+            case HA_PRE_GPT2: next = match_gpt2(s, i, end); break;
+            case HA_PRE_O200K: next = match_o200k(s, i, end, 3, 1); break;
+            case HA_PRE_TEKKEN: next = match_o200k(s, i, end, 1, 0); break;
+            default: next = match_llama3(s, i, end, kind == HA_PRE_QWEN2 ? 1 : 3, kind == HA_PRE_CL100K); break;
+            }
+            *to = (ha_piece){(uint32_t)i, (uint32_t)next, -1};
+            i = next;
+        }
+        out->n = (size_t)(to - out->at);
     }
-    return status;
+    return HA_OK;
 }

@@ -13,16 +13,28 @@ ha_pieces_free(ha_pieces *pieces)
 }
 
 ha_status
-ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err)
+ha_pieces_reserve(ha_pieces *pieces, size_t extra, ha_error *err)
 {
-    if (pieces->n == pieces->capacity) {
-        const size_t capacity = pieces->capacity * 2 + 64;
+    if (pieces->capacity - pieces->n < extra) {
+        const size_t capacity = (pieces->n + extra) * 2;
         ha_piece *at = realloc(pieces->at, capacity * sizeof(*at));
         if (at == NULL) {
             return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu pieces of text", capacity);
         }
         pieces->at = at;
         pieces->capacity = capacity;
+    }
+    return HA_OK;
+}
+
+ha_status
+ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err)
+{
+    if (pieces->n == pieces->capacity) {
+        const ha_status status = ha_pieces_reserve(pieces, 32, err);
+        if (status != HA_OK) {
+            return status;
+        }
     }
     pieces->at[pieces->n++] = (ha_piece){(uint32_t)begin, (uint32_t)end, added_id};
     return HA_OK;
@@ -46,7 +58,7 @@ cut_bert(const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *e
     ha_status status = HA_OK;
     size_t word = begin, size;
     for (size_t i = begin; i < end && status == HA_OK; i += size) {
-        const unsigned flags = ha_uc_flags(ha_utf8_decode(s + i, &size));
+        const unsigned flags = ha_uc_flags_at(s + i, &size);
         if ((flags & (HA_UC_WHITE_SPACE | HA_UC_PUNCT)) == 0) {
             continue;
         }

@@ -16,6 +16,7 @@ typedef struct ha_pieces {      /* zeroed by the owner; reused */
 } ha_pieces;
 
 void ha_pieces_free(ha_pieces *pieces);
+ha_status ha_pieces_reserve(ha_pieces *pieces, size_t extra, ha_error *err);
 ha_status ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err);
 
 typedef enum ha_pre_kind {

@@ -19,6 +19,7 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_added_tokens_free(&tok->added);
     ha_wordpiece_free(&tok->wordpiece);
     ha_bpe_free(&tok->bpe);
+    ha_worker_pool_free(tok->pool);
     free(tok->decoder.prefix);
     free(tok->raw);
     free(tok->raw_at);
@@ -82,7 +83,7 @@ ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
     }
 }
 
-/* With ignore_merges: a trie over the raw bytes of the model's tokens that are written in byte characters alone. */
+/* With ignore_merges: the raw bytes of the model's tokens that are written in byte characters alone. */
 static ha_status
 build_words(ha_tokenizer *tok, ha_error *err)
 {
@@ -110,7 +111,7 @@ build_words(ha_tokenizer *tok, ha_error *err)
         }
     }
     if (status == HA_OK) {
-        status = ha_trie_build(keys, n, &tok->bpe.words, err);
+        status = ha_bpe_build_words(&tok->bpe, keys, n, err);
     }
     free(keys);
     free(bytes);
@@ -272,7 +273,8 @@ ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
-    ha_status status = load(tok, path, options, err);
+    tok->pool = ha_worker_pool_new();
+    ha_status status = tok->pool != NULL ? load(tok, path, options, err) : ha_fail(err, HA_ERR_NOMEM, "out of memory");
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;

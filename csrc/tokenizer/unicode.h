@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/utf8.h"
+
 enum {
     HA_UC_L = 1 << 0,               /* \p{L}, \p{N}, \s of the regular expressions (Oniguruma) */
     HA_UC_N = 1 << 1,
@@ -45,6 +47,17 @@ static inline unsigned
 ha_uc_flags(uint32_t c)
 {
     return ha_uc_class_flags[ha_uc_class(c)];
+}
+
+/* The flags of the character that starts at text[0] (well-formed), its length in *size. */
+static inline unsigned
+ha_uc_flags_at(const uint8_t *text, size_t *size)
+{
+    if (text[0] < 0x80) {
+        *size = 1;
+        return ha_uc_class_flags[ha_uc_class_blocks[(size_t)ha_uc_class_index[0] << 8 | text[0]]];
+    }
+    return ha_uc_flags(ha_utf8_decode(text, size));
 }
 
 /* Canonical combining class. */
