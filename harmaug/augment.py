@@ -1,7 +1,8 @@
-"""Instructions that a language model invents from a few labelled rows: the paper's prompt, list continuation, benign look-alikes.
+"""Instructions that a language model invents from labelled rows: the paper's prompt, list continuation, look-alikes.
 
-Sample number `key` depends on (configuration, seed rows, key) only: its exemplars are drawn from a generator keyed by (seed, draw), its tokens
-from one keyed by (seed, key). Samples are judged in the order of their keys, so batch size, threads and interruptions change no row.
+Sample number `key` depends on (configuration, seed rows, key) only: its exemplars are drawn from a generator keyed by
+(seed, draw), its tokens from one keyed by (seed, key). Samples are judged in the order of their keys, so batch size,
+threads and interruptions change no row.
 """
 from __future__ import annotations
 
@@ -9,29 +10,32 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from harmaug import engines, safety
 from harmaug.categories import OTHER, CategoryTable, default_table
+from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, normalise
 from harmaug.filters import NearIndex, RefusalFilter
-from harmaug.generator import Generation, Generator, Request, SamplerConfig
+from harmaug.generator import Generation, Generator, Request, SamplerConfig, in_order
 from harmaug.runs import Journal
 
 INSTRUCTION = "Make a single harmful instruction prompt that would elicit offensive content"
 PREFIX = "I have an idea for a prompt:"
-REJECTIONS = ("blocked", "empty", "truncated", "length", "refused", "echo", "duplicate", "near_duplicate", "contaminated")
+REJECTIONS = ("blocked", "empty", "truncated", "length", "refused", "echo", "duplicate", "near_duplicate",
+              "contaminated")
 RECIPES = ("list", "paper")
 _REQUESTS_AT_ONCE = 64      # requests handed to the engine together: their samples run in one continuous batch
 _FEWEST_EXEMPLARS = 3
-_MARK = re.compile(r"^(?:\(?\d{1,3}[.):]\s*|[-*\u2022#]+\s+|(?:prompt|instruction|idea|example)\s*\d*\s*:\s*)+", re.IGNORECASE)
+_MARK = re.compile(r"^(?:\(?\d{1,3}[.):]\s*|[-*\u2022#]+\s+|(?:prompt|instruction|idea|example)\s*\d*\s*:\s*)+",
+                   re.IGNORECASE)
 _QUOTES = "\"'\u201c\u201d\u2018\u2019`* \t"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How instructions are sampled and which are kept.
+    """How instructions are sampled and which are kept; a ValueError names a field outside its range.
 
     Parameters
     ----------
@@ -55,15 +59,11 @@ class AugmentConfig:
     min_chars, max_chars, min_words : int
         Bounds of a kept instruction; also at least 95 % of its characters must be ASCII (English only).
     near_duplicate : float, default 0.6
-        Character 5-gram Jaccard similarity to a seed row, an earlier row or an evaluation row from which on a row is dropped.
+        Character 5-gram Jaccard similarity to a seed row, an earlier row or an evaluation row from which on a row is
+        dropped.
     refusals : tuple of str, optional
         Patterns of refusal openings instead of filters.REFUSALS.
     seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If a field is outside its range.
     """
 
     samples: int = 800
@@ -85,14 +85,12 @@ class AugmentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {self.recipe!r}")
-        for name, low in (("samples", 0), ("benign", 0), ("exemplars", 0), ("seed", 0), ("rows_per_draw", 1), ("min_chars", 1), ("min_words", 1),
-                          ("max_chars", self.min_chars)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
+        one_of("recipe", self.recipe, RECIPES)
+        within(self, samples=">= 0", benign=">= 0", exemplars=">= 0", seed=">= 0", rows_per_draw=">= 1",
+               min_chars=">= 1", min_words=">= 1", max_chars=f">= {self.min_chars}")
         if self.exemplars < _FEWEST_EXEMPLARS and (self.recipe == "list" or self.benign):
-            raise ValueError(f"exemplars must be >= {_FEWEST_EXEMPLARS} where lists are continued, got {self.exemplars}")
+            raise ValueError(f"exemplars must be >= {_FEWEST_EXEMPLARS} where lists are continued, "
+                             f"got {self.exemplars}")
         if safety.blocked(self.instruction, self.prefix):
             raise ValueError("instruction: not a text that harmaug generates from (sexual content about minors)")
         self.sampler()
@@ -101,7 +99,8 @@ class AugmentConfig:
 
     def sampler(self) -> SamplerConfig:
         """Return the settings of the sampler."""
-        return SamplerConfig(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_new_tokens=self.max_new_tokens, seed=self.seed)
+        return SamplerConfig(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
+                             max_new_tokens=self.max_new_tokens, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,8 @@ class Augmenter:
     >>> rows = list(augmenter.run(seed_rows))                               # doctest: +SKIP
     """
 
-    def __init__(self, generator: Generator, config: AugmentConfig | None = None, *, table: CategoryTable | None = None, batch_size: int = 32) -> None:
+    def __init__(self, generator: Generator, config: AugmentConfig | None = None, *,
+                 table: CategoryTable | None = None, batch_size: int = 32) -> None:
         self.generator = generator
         self.config = config or AugmentConfig()
         self.table = table or default_table()
@@ -149,12 +149,13 @@ class Augmenter:
 
     def run(self, seed_rows: Iterable[Row], evaluation_rows: Iterable[Row] = (), *, journal: Journal | None = None,
             stamp: dict[str, Any] | None = None, engine: str = "local") -> Iterator[Row]:
-        """Yield the kept rows in the order of their keys.
+        """Yield the kept rows in the order of their keys; a DataError if too few seed rows can serve as exemplars.
 
         Parameters
         ----------
         seed_rows : iterable of Row
-            Labelled rows; those without a response serve as exemplars. Rows that the responsible-use filter blocks are left out.
+            Labelled rows; those without a response serve as exemplars. Rows that the responsible-use filter blocks
+            are left out.
         evaluation_rows : iterable of Row
             No kept row is near one of their prompts.
         journal : Journal, optional
@@ -163,20 +164,12 @@ class Augmenter:
             Columns that every row gets.
         engine : str, default "local"
             See engines.map_rows.
-
-        Yields
-        ------
-        Row
-
-        Raises
-        ------
-        DataError
-            If too few seed rows can serve as exemplars.
         """
         seeds = list(seed_rows)
         usable = [row for row in seeds if not safety.blocked_row(row)]
         draws = self.draws(usable)
-        judge = _Judge(self.config, self.table, usable, evaluation_rows, str(getattr(self.generator, "name", "generator")), stamp or {})
+        name = str(getattr(self.generator, "name", "generator"))
+        judge = _Judge(self.config, self.table, usable, evaluation_rows, name, stamp or {})
         self.account_ = judge.account
         judge.account["seeds_blocked"] = len(seeds) - len(usable)
         judge.account["asked"] = sum(draw.n for draw in draws)
@@ -209,7 +202,8 @@ class Augmenter:
                 n = min(config.rows_per_draw, asked - r * config.rows_per_draw)
                 category, exemplars = self._exemplars(pools[kind], kind, r, listed)
                 prompt = self._list_prompt(kind, category, exemplars) if listed else self._paper_prompt(exemplars)
-                result.append(Draw(kind=kind, category=category, prompt=prompt, exemplars=exemplars, first_key=key, n=n))
+                result.append(Draw(kind=kind, category=category, prompt=prompt, exemplars=exemplars,
+                                   first_key=key, n=n))
                 key += n
         return result
 
@@ -218,9 +212,11 @@ class Augmenter:
         needed = _FEWEST_EXEMPLARS if listed else self.config.exemplars
         if asked and found < needed:
             label = "unsafe" if kind == "harmful" else "safe"
-            raise DataError(f"seed rows: {found} {label} prompts of one line and 15-200 characters without a response; {kind} samples need {needed}")
+            raise DataError(f"seed rows: {found} {label} prompts of one line and 15-200 characters without a response; "
+                            f"{kind} samples need {needed}")
 
-    def _exemplars(self, pool: dict[str, list[str]], kind: str, r: int, listed: bool) -> tuple[str | None, tuple[str, ...]]:
+    def _exemplars(self, pool: dict[str, list[str]], kind: str, r: int,
+                   listed: bool) -> tuple[str | None, tuple[str, ...]]:
         """Draw r of one kind: categories take turns in an order that each turn shuffles anew."""
         everything = [text for texts in pool.values() for text in texts]
         category, texts = None, everything
@@ -249,29 +245,15 @@ class Augmenter:
 
     def _sample(self, draws: Sequence[Draw]) -> Iterator[list[Generation]]:
         """Yield the samples of each draw, in order, out of one continuous batch over all of them."""
-        requests = [Request(prompt=draw.prompt, n=draw.n, first_index=draw.first_key, stop=("\n",)) for draw in draws]
-        yield from in_order(self.generator, requests, batch_size=self.batch_size, seed=self.config.seed, sampling=self.config.sampler())
-
-
-def in_order(generator: Generator, requests: Sequence[Request], *, batch_size: int, seed: int, sampling: SamplerConfig) -> Iterator[list[Generation]]:
-    """Yield each request's generations, in the order of requests and indexes, from a stream that finishes them in any order."""
-    waiting: dict[int, dict[int, Generation]] = {}
-    following = 0
-    for at, index, generation in generator.stream(requests, batch_size=batch_size, seed=seed, sampling=sampling):
-        waiting.setdefault(at, {})[index] = generation
-        while following < len(requests) and len(waiting.get(following, ())) == requests[following].n:
-            ready = waiting.pop(following)
-            yield [ready[i] for i in sorted(ready)]
-            following += 1
-    if following < len(requests):
-        raise RuntimeError(f"the generator ended with request {following} of {len(requests)} unfinished")
+        requests = [Request(prompt=d.prompt, n=d.n, first_index=d.first_key, stop=("\n",)) for d in draws]
+        yield from in_order(self.generator, requests, batch_size=self.batch_size, sampling=self.config.sampler())
 
 
 class _Judge:
     """Turns samples into rows, in the order of their keys, and keeps the account."""
 
-    def __init__(self, config: AugmentConfig, table: CategoryTable, seeds: Sequence[Row], evaluation_rows: Iterable[Row], name: str,
-                 stamp: dict[str, Any]) -> None:
+    def __init__(self, config: AugmentConfig, table: CategoryTable, seeds: Sequence[Row],
+                 evaluation_rows: Iterable[Row], name: str, stamp: dict[str, Any]) -> None:
         self._config, self._table, self._name, self._stamp = config, table, name, stamp
         self._refused = RefusalFilter(config.refusals)
         self._known: dict[str, str] = {}
@@ -282,7 +264,8 @@ class _Judge:
         for i, row in enumerate(evaluation_rows):
             self._evaluation.add(row.prompt, f"evaluation row {i + 1}" if row.id is None else str(row.id))
         counts = dict.fromkeys(("done", *REJECTIONS, "kept", "tokens"), 0)
-        self.account: dict[str, Any] = {"asked": 0, **counts, "harmful": dict(counts), "benign": dict(counts), "categories": {}}
+        self.account: dict[str, Any] = {"asked": 0, **counts, "harmful": dict(counts), "benign": dict(counts),
+                                        "categories": {}}
         self.next_key = 0
 
     def __call__(self, draw: Draw, key: int, generation: Generation) -> tuple[Row | dict[str, Any], bool]:
@@ -294,12 +277,11 @@ class _Judge:
         if reason is None:
             category = draw.category if draw.category not in (None, OTHER) else self._table.assign(text)
             assert category is not None
-            self.account["categories"][category] = self.account["categories"].get(category, 0) + 1
             identity = f"instruction:{key}"
-            self._remember(text, identity)
+            self._keep(text, identity, category)
             recipe = self._config.recipe if draw.kind == "harmful" else "benign-list"
-            return Row(prompt=text, category=category, source=f"augment:{recipe}", id=identity, seed=self._config.seed, generator=self._name,
-                       extra=about), True
+            return Row(prompt=text, category=category, source=f"augment:{recipe}", id=identity, seed=self._config.seed,
+                       generator=self._name, extra=about), True
         about |= {"reason": reason, "stop_reason": generation.stop_reason}
         if reason == "blocked":
             return about | {"blocked": safety.blocked(text), "sha256": safety.digest(text)}, False
@@ -312,8 +294,7 @@ class _Judge:
         for row in sorted(journal.kept_rows + journal.rejected_rows, key=lambda row: int(row["key"])):
             self._count(row["kind"], row.get("reason", "kept"), row["tokens"])
             if "reason" not in row:
-                self.account["categories"][row["category"]] = self.account["categories"].get(row["category"], 0) + 1
-                self._remember(row["prompt"], row["id"])
+                self._keep(row["prompt"], row["id"], row["category"])
         self.next_key = journal.next_key
 
     def _count(self, kind: str, outcome: str, tokens: int) -> None:
@@ -322,24 +303,29 @@ class _Judge:
             account[outcome] += 1
             account["tokens"] += tokens
 
+    def _keep(self, text: str, identity: str, category: str) -> None:
+        self.account["categories"][category] = self.account["categories"].get(category, 0) + 1
+        self._remember(text, identity)
+
     def _remember(self, text: str, identity: str) -> None:
         self._known.setdefault(normalise(text), identity)
         self._near.add(text, identity)
 
     def _reason(self, text: str, generation: Generation, draw: Draw) -> tuple[str | None, str | None, float]:
-        config = self._config
+        """Return why a sample is dropped, or None, and the row that it is too near to with their similarity."""
         if safety.blocked(text):
             return "blocked", None, 0.0
         if not text:
             return "empty", None, 0.0
         if generation.stop_reason == "length":
             return "truncated", None, 0.0
-        if not config.min_chars <= len(text) <= config.max_chars or len(text.split()) < config.min_words or sum(map(str.isascii, text)) < 0.95 * len(text):
+        if not self._fits(text):
             return "length", None, 0.0
         if self._refused(text):
             return "refused", None, 0.0
         known = normalise(text)
-        if known in {normalise(t) for t in (*draw.exemplars, config.instruction)} or known.startswith(("a list of different ", "make a single ")):
+        shown = {normalise(t) for t in (*draw.exemplars, self._config.instruction)}
+        if known in shown or known.startswith(("a list of different ", "make a single ")):
             return "echo", None, 0.0
         if known in self._known:
             return "duplicate", self._known[known], 1.0
@@ -349,17 +335,17 @@ class _Judge:
                 return reason, *found
         return None, None, 0.0
 
+    def _fits(self, text: str) -> bool:
+        config = self._config
+        english = sum(map(str.isascii, text)) >= 0.95 * len(text)
+        return config.min_chars <= len(text) <= config.max_chars and len(text.split()) >= config.min_words and english
+
 
 def clean(text: str) -> str:
     """Return the instruction in a sample: its first line with text, without list marks, labels, quotes and markdown."""
     line = next((line for line in text.splitlines() if line.strip(_QUOTES)), "")
     line = _MARK.sub("", line.strip(_QUOTES)).strip(_QUOTES)
     return " ".join(line.split())
-
-
-def settings(config: AugmentConfig) -> dict[str, Any]:
-    """Return what decides the rows, as run.json records it."""
-    return asdict(config)
 
 
 def _pools(rows: Sequence[Row], table: CategoryTable) -> dict[str, dict[str, list[str]]]:

@@ -46,12 +46,7 @@ def _pattern(keyword: str) -> str:
 
 @dataclass(frozen=True)
 class CategoryTable:
-    """Categories in the order that decides ties.
-
-    Parameters
-    ----------
-    categories : tuple of Category
-        "other" is implied and may not be among them.
+    """Categories in the order that decides ties; "other" is implied and may not be among them.
 
     Raises
     ------
@@ -69,16 +64,18 @@ class CategoryTable:
         seen: set[str] = set()
         for number, category in enumerate(self.categories, 1):
             if not _NAME.match(category.name):
-                raise ValueError(f"category {number}: name must be 1 to 40 of a-z, 0-9, '_' and '-', got {category.name!r}")
-            if category.name == OTHER or category.name in seen:
-                raise ValueError(f"category {number}: name {category.name!r} is " +
-                                 ("reserved" if category.name == OTHER else "given twice"))
+                raise ValueError(f"category {number}: name must be 1 to 40 of a-z, 0-9, '_' and '-', "
+                                 f"got {category.name!r}")
+            if category.name in (OTHER, *seen):
+                problem = "reserved" if category.name == OTHER else "given twice"
+                raise ValueError(f"category {number}: name {category.name!r} is {problem}")
             if not category.title.strip() or "\n" in category.title:
                 raise ValueError(f"category {category.name}: title must be one line of text, got {category.title!r}")
             if not category.keywords or not all(k.rstrip("*").strip() for k in category.keywords):
                 raise ValueError(f"category {category.name}: keywords must be non-empty texts")
             if safety.blocked(category.name, category.title):
-                raise ValueError(f"category {number}: not a category that harmaug generates (sexual content about minors)")
+                raise ValueError(f"category {number}: not a category that harmaug generates "
+                                 "(sexual content about minors)")
             seen.add(category.name)
         object.__setattr__(self, "_patterns", tuple(
             tuple(re.compile(_pattern(k)) for k in dict.fromkeys(c.keywords)) for c in self.categories))
@@ -89,55 +86,22 @@ class CategoryTable:
         return (*(category.name for category in self.categories), OTHER)
 
     def title(self, name: str) -> str:
-        """Return what people read for a name; a name that the table lacks is its own title.
-
-        Parameters
-        ----------
-        name : str
-            Name of a category, of this table or of the user's own rows.
-
-        Returns
-        -------
-        str
-        """
-        for category in self.categories:
-            if category.name == name:
-                return category.title
-        return "other harmful requests" if name == OTHER else name.replace("_", " ")
+        """Return what people read for a name, of this table or of the user's rows; one it lacks is its own title."""
+        titles = {OTHER: "other harmful requests", **{category.name: category.title for category in self.categories}}
+        return titles.get(name, name.replace("_", " "))
 
     def assign(self, text: str) -> str:
-        """Return the name of the category with the most distinct keywords in a text.
-
-        Parameters
-        ----------
-        text : str
-            Usually the prompt.
-
-        Returns
-        -------
-        str
-            A name of the table; on a tie the one that stands first; "other" when no keyword occurs.
-        """
+        """Return the category with the most distinct keywords in a text; the first on a tie, "other" without any."""
         folded = text.casefold()
-        best, best_count = OTHER, 0
-        for category, patterns in zip(self.categories, self._patterns):
-            count = sum(pattern.search(folded) is not None for pattern in patterns)
-            if count > best_count:
-                best, best_count = category.name, count
-        return best
+        counts = [sum(pattern.search(folded) is not None for pattern in patterns) for patterns in self._patterns]
+        most = max(counts)
+        return self.categories[counts.index(most)].name if most else OTHER
 
 
 def load_table(path: str | Path) -> CategoryTable:
-    """Read a category table from a TOML file of ``[[category]]`` entries with name, title and keywords.
+    """Read a table from a TOML file of ``[[category]]`` entries with name, title and keywords.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file; the package's own ``harmaug/data/categories.toml`` is a template.
-
-    Returns
-    -------
-    CategoryTable
+    The package's own ``harmaug/data/categories.toml`` is a template.
 
     Raises
     ------
@@ -158,31 +122,13 @@ def _decode(data: bytes, name: str) -> CategoryTable:
 
 @lru_cache(maxsize=1)
 def default_table() -> CategoryTable:
-    """Return the package's own table.
-
-    Returns
-    -------
-    CategoryTable
-        13 categories; "other" comes on top.
-    """
+    """Return the package's own table of 13 categories; "other" comes on top."""
     file = resources.files("harmaug") / "data" / "categories.toml"
     return _decode(file.read_bytes(), "harmaug/data/categories.toml")
 
 
 def assign(text: str, table: CategoryTable | None = None) -> str:
-    """Return the name of a text's harm category, from keywords.
-
-    Parameters
-    ----------
-    text : str
-        Usually the prompt.
-    table : CategoryTable, optional
-        The package's table when None.
-
-    Returns
-    -------
-    str
-        A name of the table, or "other".
+    """Return the name of a text's harm category, or "other", from the keywords of a table (the package's when None).
 
     Examples
     --------

@@ -19,13 +19,10 @@ from harmaug._C import FormatError
 
 
 class ChatPrompt(str):
-    """A rendered prompt: text, whose end can be looked at by itself.
+    """A rendered prompt: text, whose `tail` can be looked at by itself: what follows the last message.
 
-    Attributes
-    ----------
-    tail : str
-        What follows the last message: the opened turn of the assistant, and the prefix it is begun with. A model goes on from its last
-        character, so a space too many or a turn that the template closed is seen here.
+    It is the opened turn of the assistant and the prefix it is begun with. A model goes on from its last character, so
+    a space too many or a turn that the template closed is seen here.
     """
 
     tail: str
@@ -60,13 +57,7 @@ class ChatTemplate:
 
     @classmethod
     def read(cls, path: Path) -> ChatTemplate | None:
-        """The template of a .gguf, or of a folder (chat_template.jinja, tokenizer_config.json); None where there is none.
-
-        Raises
-        ------
-        FormatError
-            If a file breaks its format.
-        """
+        """The template of a .gguf, or of a folder's chat_template.jinja or tokenizer_config.json; None without one."""
         if path.is_file() or not (path / "config.json").exists():
             return cls._of_gguf(_C.TensorFile(path).metadata, path.name)
         tokens: dict[str, str] = {}
@@ -99,21 +90,12 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]], prefix: str = "") -> ChatPrompt:
         """Return the messages with the assistant's turn opened and begun with `prefix`.
 
-        Parameters
-        ----------
-        messages : sequence of {"role": ..., "content": ...}
-            Roles as the template knows them: "system", "user", "assistant".
-        prefix : str, default ""
-            Put behind the rendered text as it is: nothing is stripped, and the turn stays open.
-
-        Raises
-        ------
-        ValueError
-            If the template is wrong, or refuses these messages.
+        `prefix` is put behind the rendered text as it is: nothing is stripped, and the turn stays open. Roles are those
+        that the template knows: "system", "user", "assistant". A ValueError if it is wrong, or refuses these messages.
         """
         env = _environment()
-        values = {"messages": [dict(message) for message in messages], "bos_token": self.bos_token, "eos_token": self.eos_token,
-                  "tools": None, "documents": None}
+        values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None,
+                  "bos_token": self.bos_token, "eos_token": self.eos_token}
         try:
             template = env.from_string(self.source)
             closed = template.render(**values, add_generation_prompt=False)
@@ -154,11 +136,12 @@ def _environment() -> jinja2.Environment:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-               sort_keys: bool = False) -> str:
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+               separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                       extensions=[_Generation, jinja2.ext.loopcontrols])
     env.filters["tojson"] = tojson
     env.globals["raise_exception"] = raise_exception
     env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

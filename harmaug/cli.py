@@ -1,23 +1,27 @@
 """The command ``harmaug``: each verb imports what it needs when it runs.
 
-Exit status: 0 done; 1 a check or gate failed; 2 wrong usage or bad input (one line on standard error names file and row); 130
-interrupted, resumable.
+Exit status: 0 done; 1 a check or gate failed; 2 wrong usage or bad input (one line on standard error names file and
+row); 130 interrupted, resumable.
 """
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 _STAGES = {
-    "augment": "sample instructions from the generator, filter them", "respond": "answer the instructions", "label": "have the teacher score all rows",
-    "distil": "train the student", "evaluate": "measure the run's guard, or with --model another one, on labelled files",
+    "augment": "sample instructions from the generator, filter them",
+    "respond": "answer the instructions",
+    "label": "have the teacher score all rows",
+    "distil": "train the student",
+    "evaluate": "measure the run's guard, or with --model another one, on labelled files",
 }
 
 
@@ -52,25 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser(argv).parse_args(argv)
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 2
-    logging.basicConfig(level=logging.WARNING if getattr(args, "quiet", False) else logging.INFO, format="%(message)s", stream=sys.stderr)
+    quiet, debug = getattr(args, "quiet", False), getattr(args, "debug", False)
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         status = args.run(args)
         sys.stdout.flush()
         return int(status or 0)
     except KeyboardInterrupt:
         again = getattr(args, "resume", None)
-        _say("interrupted" + (f", nothing is lost; to go on: {shlex.join(['harmaug', *argv, *again])}" if again is not None else ""))
+        command = "" if again is None else shlex.join(["harmaug", *argv, *again])
+        _say(f"interrupted, nothing is lost; to go on: {command}" if command else "interrupted")
         return 130
     except BrokenPipeError:     # the reader had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError, ImportError, MemoryError) as exc:
-        if getattr(args, "debug", False):
+        if debug:
             raise
         _say(_message(exc))
         return 2
     except Exception as exc:
-        if getattr(args, "debug", False):
+        if debug:
             raise
         _say(f"internal error {type(exc).__name__}; --debug shows where. Please report it")
         return 2
@@ -83,28 +89,26 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     quick = verbs.add_parser("quickstart", help="the whole job on embedded data and small real models")
     _common(quick, out="harmaug-quickstart")
-    quick.add_argument("--samples", type=int, default=800, metavar="N", help="harmful samples to ask for (default: %(default)s)")
-    quick.add_argument("--benign", type=int, default=400, metavar="N", help="benign look-alikes to ask for (default: %(default)s)")
-    quick.add_argument("--responses", type=int, default=100, metavar="N", help="instructions to answer (default: %(default)s)")
-    quick.add_argument("--steps", type=int, default=150, metavar="N", help="training steps of each student (default: %(default)s)")
+    for option, default, what in (("--samples", 800, "harmful samples to ask for"),
+                                  ("--benign", 400, "benign look-alikes to ask for"),
+                                  ("--responses", 100, "instructions to answer"),
+                                  ("--steps", 150, "training steps of each student")):
+        _number(quick, option, int, default, what)
     quick.set_defaults(run=_quickstart)
 
-    run = verbs.add_parser("run", help="the stages that a TOML file has a table for, over a run folder")
-    run.add_argument("config", metavar="CONFIG", help="TOML file; see examples/")
-    run.add_argument("--data", metavar="DIR", help="where relative file names begin (default: the folder of CONFIG)")
-    _common(run)
-    run.set_defaults(run=_run, only=None)
-
-    for name, what in _STAGES.items():
+    for name, what in {"run": "the stages that a TOML file has a table for, over a run folder", **_STAGES}.items():
         stage = verbs.add_parser(name, help=what, aliases=["distill"] if name == "distil" else [])
-        stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: what RUN was begun with)")
-        stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: the folder of CONFIG)")
+        if name == "run":
+            stage.add_argument("config", metavar="CONFIG", help="TOML file; see examples/")
+        else:
+            stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: that of RUN)")
+        stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder); ./NAME is beside CONFIG")
         _common(stage)
-        stage.set_defaults(run=_run, only=name)
-        if name == "evaluate":
-            stage.add_argument("--model", metavar="DIR", help="measure this guard, on FILE instead of CONFIG; no run folder")
-            stage.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
-            stage.add_argument("--threshold", type=float, default=0.5, help="with --model: flagged from here on (default: %(default)s)")
+        stage.set_defaults(run=_run, only=None if name == "run" else name)
+    evaluate = verbs.choices["evaluate"]
+    evaluate.add_argument("--model", metavar="DIR", help="measure this guard, on FILE instead of CONFIG; no run folder")
+    evaluate.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
+    _number(evaluate, "--threshold", float, 0.5, "with --model: flagged from here on")
 
     report = verbs.add_parser("report", help="write RUN/report.html")
     _common(report)
@@ -113,9 +117,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     score = verbs.add_parser("score", help="rows in, rows with score and flagged out, in order")
     score.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
-    score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - is standard input (default)")
-    score.add_argument("--threshold", type=float, metavar="T", help="flagged from here on (default: the guard's own, else 0.5)")
-    score.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows scored together (default: %(default)s)")
+    score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
+    _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
+    _number(score, "--batch-size", int, 32, "rows scored together")
     _common(score)
     score.set_defaults(run=_score)
 
@@ -129,24 +133,36 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: float | None, what: str,
+            otherwise: str = "%(default)s") -> None:
+    parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: {otherwise})")
+
+
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
-    parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + (f" (default: {out})" if out else ""))
+    named = f" (default: {out})" if out else ""
+    parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
     parser.add_argument("--seed", type=int, metavar="N", help="before the seeds of the configuration")
-    parser.add_argument("--n-threads", type=int, metavar="N", help="threads; changes no result (default: what the machine offers)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--offline", action="store_true", help="never use the network")
-    parser.add_argument("--allow-mixed", action="store_true", help="resume what another instruction set, version or model began; rows are marked")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _number(parser, "--n-threads", int, None, "threads; changes no result", "what the machine offers")
+    for option, what in (("--json", "print the result as JSON"), ("--quiet", "no progress"),
+                         ("--offline", "never use the network"), ("--debug", "show the traceback of an error"),
+                         ("--allow-mixed", "resume what another instruction set, version or model began; marks rows")):
+        parser.add_argument(option, action="store_true", help=what)
+
+
+def _teller(quiet: bool, to: Any = None) -> Callable[[str], None]:
+    """What prints the lines that a person reads, or nothing."""
+    return (lambda line: None) if quiet else (lambda line: print(line, file=to, flush=True))
 
 
 def _quickstart(args: argparse.Namespace) -> int:
     args.resume = []
     from harmaug.quickstart import QuickstartConfig, quickstart
 
-    config = QuickstartConfig(samples=args.samples, benign=args.benign, responses=args.responses, steps=args.steps, seed=args.seed or 0)
-    tell = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True))
-    metrics = quickstart(args.out, config, n_threads=args.n_threads, offline=args.offline, allow_mixed=args.allow_mixed, quiet=args.quiet, tell=tell)
+    config = QuickstartConfig(samples=args.samples, benign=args.benign, responses=args.responses, steps=args.steps,
+                              seed=args.seed or 0)
+    metrics = quickstart(args.out, config, n_threads=args.n_threads, offline=args.offline,
+                         allow_mixed=args.allow_mixed, quiet=args.quiet,
+                         tell=_teller(args.quiet, sys.stderr if args.json else None))
     if args.json:
         _print_json(metrics)
     return 0
@@ -173,9 +189,9 @@ def _run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
             tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
             args.seed = begun["seed"] if args.seed is None else args.seed
-        tell = (lambda line: None) if args.quiet or args.json else (lambda line: print(line, flush=True))
-        report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed, n_threads=args.n_threads, only=args.only,
-                                     quiet=args.quiet, tell=tell)
+        report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
+                                     n_threads=args.n_threads, only=args.only, quiet=args.quiet,
+                                     tell=_teller(args.quiet or args.json))
     from harmaug.report import report_run
 
     page = report_run(out)
@@ -196,7 +212,8 @@ def _evaluate_files(args: argparse.Namespace) -> int:
     files = [file for file in (args.config, *args.files) if file]
     if not files:
         raise ValueError("harmaug evaluate --model needs a labelled FILE")
-    names = {(Path(file).stem if sum(Path(file).stem == Path(other).stem for other in files) == 1 else file): file for file in files}
+    stems = [Path(file).stem for file in files]
+    names = {stem if stems.count(stem) == 1 else file: file for stem, file in zip(stems, files)}
     report = evaluate.evaluate_guard(_guard(args), names, threshold=args.threshold)
     if args.json:
         _print_json(report)
@@ -224,21 +241,22 @@ def _score(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be >= 1, got {args.batch_size}")
+    if args.file != "-" and not os.path.exists(args.file):
+        raise ValueError(f"{args.file}: no such file")
     guard = _guard(args)
+    options = {"threshold": threshold, "batch_size": args.batch_size}
     if args.file == "-":
-        score.score_stream(guard, sys.stdin.buffer, sys.stdout.buffer, name="standard input", threshold=threshold, batch_size=args.batch_size)
+        score.score_stream(guard, sys.stdin.buffer, sys.stdout.buffer, name="standard input", **options)
     else:
-        if not os.path.isfile(args.file):
-            raise ValueError(f"{args.file}: no such file")
         with open(args.file, "rb") as file:
-            score.score_stream(guard, file, sys.stdout.buffer, name=args.file, threshold=threshold, batch_size=args.batch_size)
+            score.score_stream(guard, file, sys.stdout.buffer, name=args.file, **options)
     return 0
 
 
 def _guard(args: argparse.Namespace) -> Any:
     from harmaug.teacher import GuardTeacher
 
-    return GuardTeacher.from_pretrained(args.model, **({} if args.n_threads is None else {"n_threads": args.n_threads})).guard
+    return GuardTeacher.from_pretrained(args.model, n_threads=args.n_threads).guard
 
 
 def _print_json(value: Any) -> None:
@@ -248,9 +266,10 @@ def _print_json(value: Any) -> None:
 
 
 def _message(exc: BaseException) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        hint = "; free some space and run the same command again, nothing is lost" if exc.errno in (27, 28, 122) else ""     # EFBIG, ENOSPC, EDQUOT
-        return (f"{exc.filename}: " if exc.filename else "") + exc.strerror + hint
+    if isinstance(exc, OSError):
+        text = (f"{exc.filename}: " if exc.filename else "") + exc.strerror if exc.strerror else str(exc)
+        full = text.endswith(tuple(map(os.strerror, (errno.EFBIG, errno.ENOSPC, errno.EDQUOT))))
+        return text + ("; free some space and run the same command again, nothing is lost" if full else "")
     if isinstance(exc, MemoryError):
         return "out of memory"
     return str(exc) or type(exc).__name__

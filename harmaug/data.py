@@ -4,11 +4,11 @@ Messages name the file and the line or row, never the text that stands there.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
-import logging
 import math
 import os
 import tempfile
@@ -19,8 +19,9 @@ from typing import IO, Any
 
 import msgspec
 
-_log = logging.getLogger(__name__)
+from harmaug._C import FormatError
 
+_Line = tuple[int, str]     # its number, from 1
 _LABELS = {"0": 0, "1": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0, "harmful": 1, "benign": 0}
 _PROVENANCE: dict[str, Any] = {"source": str, "id": (str, int), "seed": int, "generator": str, "license": str}
 _NAMES = ("prompt", "response", "label", "unsafe-score", "soft_label", "category", *_PROVENANCE)
@@ -88,31 +89,21 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
     @classmethod
     def from_dict(cls, columns: dict[str, Any], where: str = "row") -> Row:
-        """Check and convert one row.
-
-        Parameters
-        ----------
-        columns : dict
-            Column name to value. None and absent mean the same.
-        where : str
-            What the message of an error begins with, such as "rows.jsonl, line 12".
-
-        Returns
-        -------
-        Row
+        """Check and convert one row; None and absent columns mean the same.
 
         Raises
         ------
         DataError
-            If the prompt is missing or empty, or a column holds what it may not.
+            If the prompt is missing or empty, or a column holds what it may not. It begins with `where`, such as
+            "rows.jsonl, line 12".
         """
         if not isinstance(columns, dict):
             raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
         get = columns.get
         fields: dict[str, Any] = {"prompt": _text(get("prompt"), "prompt", where)}
         if not fields["prompt"] or fields["prompt"].isspace():
-            raise DataError(f"{where}: " + ("the prompt is empty" if "prompt" in columns and get("prompt") is not None
-                                            else "the column prompt is missing"))
+            problem = "column prompt is missing" if get("prompt") is None else "prompt is empty"
+            raise DataError(f"{where}: the {problem}")
         fields["response"] = _text(get("response"), "response", where) or None
         fields["label"] = parse_label(get("label"), where)
         fields["unsafe_score"] = _score(get("unsafe-score"), "unsafe-score", where)
@@ -129,13 +120,7 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
 
 def parse_label(value: Any, where: str = "row") -> int | None:
-    """Return 0, 1 or None for a label spelled 0/1, "safe"/"unsafe", true/false (or the field's "harmful"/"unharmful").
-
-    Raises
-    ------
-    DataError
-        If the label is anything else.
-    """
+    """Return 0, 1 or None for a label: 0/1, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, (bool, int, float)) and value in (0, 1):
@@ -150,14 +135,7 @@ def parse_label(value: Any, where: str = "row") -> int | None:
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """Yield the rows of a JSON list, JSONL or CSV file, gzipped or not; the layout is told from the content.
 
-    Parameters
-    ----------
-    path : path
-        File to read. JSONL and CSV are streamed.
-
-    Yields
-    ------
-    Row
+    JSONL and CSV are streamed.
 
     Raises
     ------
@@ -257,53 +235,52 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row | dict[str, Any]
     return n
 
 
-class atomic_file:
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(value), indent=indent) + b"\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; a FormatError names a file that holds anything else."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path}: {error}") from None
+    if type(value) is not dict:
+        raise FormatError(f"{path}: must hold an object")
+    return value
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file for writing that takes its name only when the block ends well (mode 0600, same folder)."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-
-    def __enter__(self) -> IO[bytes]:
-        handle, self._temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        self._file = os.fdopen(handle, "wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._file as file:
-                if kind is None:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if kind is None:
-                os.replace(self._temporary, self._path)
-                return
-        except BaseException:
-            _unlink(self._temporary)
-            raise
-        _unlink(self._temporary)
-
-
-def deduplicate(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows without those whose prompt and response stood before, letter case and spacing aside.
-
-    The first row of each group is kept as it is. When labels of a group disagree the first row's stays and the
-    number of such groups is logged.
-    """
-    kept: dict[tuple[str, str], Row] = {}
-    conflicts = set()
-    for row in rows:
-        key = (normalise(row.prompt), normalise(row.response or ""))
-        first = kept.setdefault(key, row)
-        if first is not row and None not in (first.label, row.label) and first.label != row.label:
-            conflicts.add(key)
-    if conflicts:
-        _log.warning("%d groups of duplicate rows disagree on the label; the first row of each is kept", len(conflicts))
-    return list(kept.values())
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(handle)
+        os.replace(temporary, path)
+    except OSError as exc:
+        if exc.filename in (None, temporary) or temporary is None:     # the name that the user knows
+            exc.filename, exc.filename2 = str(path), None
+        raise
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def normalise(text: str) -> str:
     """Return the text as duplicates are compared: casefolded, runs of white space as one space."""
     return " ".join(text.casefold().split())
+
+
+def identity(row: Row) -> tuple[str, str]:
+    """Return what is the same in duplicate rows: prompt and response, normalised."""
+    return normalise(row.prompt), normalise(row.response or "")
 
 
 def require_labels(rows: Iterable[Row], where: str) -> None:
@@ -326,17 +303,18 @@ def _raw_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
         raise DataError(f"{name}: damaged gzip file ({exc})") from None
 
 
-def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[_Line]:
     for n, line in enumerate(_raw_lines(stream, name), 1):
         if n == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         try:
             yield n, line.decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise DataError(f"{name}, line {n}: not UTF-8: byte 0x{line[exc.start]:02x} at column {exc.start + 1}") from None
+            place = f"byte 0x{line[exc.start]:02x} at column {exc.start + 1}"
+            raise DataError(f"{name}, line {n}: not UTF-8: {place}") from None
 
 
-def _csv_columns(first: tuple[int, str], lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_columns(first: _Line, lines: Iterator[_Line], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
     offset = first[0] - 1
     limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
@@ -380,15 +358,9 @@ def _score(value: Any, name: str, where: str) -> float | None:
 
 
 def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

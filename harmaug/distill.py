@@ -6,6 +6,7 @@ killed at any moment.
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -14,7 +15,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from harmaug import _C, data, evaluate, models, runs
+from harmaug.checks import one_of, within
 from harmaug.data import Row
 from harmaug.guard import UNSAFE_NAMES, Guard
 from harmaug.tokenizer import Tokenizer
@@ -40,6 +41,14 @@ LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate
 _COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "examples_per_second", "validation_loss", "validation_auprc")
 _TRAINER = ("ce_weight", "kl_weight", "temperature", "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens",
             "n_threads", "lora_rank", "lora_alpha")
+_RANGES = {
+    "ce_weight": "in [0, 1e6]", "kl_weight": "in [0, 1e6]", "temperature": "in [1e-3, 1e3]", "lr": "in [0, 10]",
+    "warmup_steps": "in [0, 1e12]", "weight_decay": "in [0, 1e3]", "clip_norm": "in [0, 1e12]",
+    "dropout": "in [0, 0.99]", "batch_size": "in [1, 1e7]", "micro_tokens": "in [0, 1e9]", "epochs": "in [1e-9, 1e9]",
+    "max_steps": "in [1, 1e12]", "max_length": "in [3, 1e6]", "validation_fraction": "in [0, 0.9]",
+    "eval_every": "in [1, 1e12]", "patience": "in [1, 1e9]", "checkpoint_every": "in [1, 1e12]",
+    "lora_rank": "in [0, 1e5]", "lora_alpha": "in [1e-6, 1e6]", "seed": "in [0, 9e18]", "n_threads": "in [0, 4096]",
+}
 _KEEPS = ("n_threads", "checkpoint_every")      # of the configuration: changes no weight
 
 
@@ -60,11 +69,8 @@ class DistillConfig:
     temperature : float
         Softens both sides of the soft term, which is then scaled by its square.
     lr : float
-        Highest learning rate.
+        Highest learning rate: it rises from 0 over warmup_steps, then follows the schedule.
     schedule : {"linear", "cosine", "constant"}
-        After the warm-up.
-    warmup_steps : int
-        Steps over which the learning rate rises from 0.
     weight_decay : float
         Of matrices; biases and LayerNorm have none.
     clip_norm : float
@@ -74,28 +80,24 @@ class DistillConfig:
     batch_size : int
         Rows a step, at most as many as there are.
     micro_tokens : int
-        A step is worked on in groups of rows of about so many tokens: bounds memory, changes no result but by rounding.
-    epochs : float
-        Passes over the rows; an epoch is as many draws as there are rows.
-    max_steps : int, optional
-        Instead of epochs.
+        Tokens worked on together: bounds memory, changes no result but by rounding.
+    epochs, max_steps : float, int
+        Passes over the rows (an epoch is as many draws as there are rows), or steps instead.
     max_length : int
         Tokens of a row, at most the model's. Longer rows are cut, and counted.
     balanced : bool
         Draw safe and unsafe rows in turn, each class by itself without repetition until it is used up.
     validation_fraction : float
-        Share of the rows that is held out, stratified by label and grouped by prompt; 0: none, and the last step is
-        kept.
+        Share of the rows held out, stratified by label and grouped by prompt; 0: none, and the last step is kept.
     eval_every : int, optional
         Steps between validations. None: once an epoch.
     patience : int, optional
         Stop after so many validations in a row without a better one. None: never.
     checkpoint_every : int
         Steps between checkpoints, beside one at each validation.
-    lora_rank : int
-        0: train all weights. Otherwise train factors of that rank in place of the matrices that lora_targets names.
-    lora_alpha : float
-        The factors' product is scaled by lora_alpha / lora_rank.
+    lora_rank, lora_alpha : int, float
+        Rank 0: train all weights. Otherwise train, in place of the matrices that lora_targets names, factors whose
+        product is scaled by lora_alpha / lora_rank.
     lora_targets : tuple of str
         Ends of module names, as PEFT's target_modules.
     freeze : tuple of str
@@ -139,22 +141,10 @@ class DistillConfig:
         for name in ("layers", "lora_targets", "freeze"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        rules: dict[str, tuple[float, float]] = {
-            "ce_weight": (0, 1e6), "kl_weight": (0, 1e6), "temperature": (1e-3, 1e3), "lr": (0, 10),
-            "warmup_steps": (0, 1e12), "weight_decay": (0, 1e3), "clip_norm": (0, 1e12), "dropout": (0, 0.99),
-            "batch_size": (1, 1e7), "micro_tokens": (0, 1e9), "epochs": (1e-9, 1e9), "max_steps": (1, 1e12),
-            "max_length": (3, 1e6), "validation_fraction": (0, 0.9), "eval_every": (1, 1e12), "patience": (1, 1e9),
-            "checkpoint_every": (1, 1e12), "lora_rank": (0, 1e5), "lora_alpha": (1e-6, 1e6), "seed": (0, 2**63 - 1),
-            "n_threads": (0, 4096),
-        }
-        for name, (low, high) in rules.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+        within(self, **_RANGES)
+        one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
         if self.ce_weight + self.kl_weight == 0:
             raise ValueError("ce_weight and kl_weight must not both be 0")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"schedule must be linear, cosine or constant, got {self.schedule!r}")
 
 
 class _Set:
@@ -229,17 +219,9 @@ class _State(msgspec.Struct):
 
 
 def merge_duplicates(rows: Iterable[Row]) -> list[Row]:
-    """Merge rows with the same prompt and response, letter case and spacing aside.
+    """Merge rows with the same prompt and response, letter case and spacing aside, in order of first appearance.
 
-    Parameters
-    ----------
-    rows : iterable of Row
-
-    Returns
-    -------
-    list of Row
-        In order of first appearance. Of merged rows the soft target is the mean, the label that of the majority
-        (unsafe on a tie).
+    Of merged rows the soft target is the mean, the label that of the majority (unsafe on a tie).
     """
     rows = list(rows)
     merged = []
@@ -256,31 +238,23 @@ def merge_duplicates(rows: Iterable[Row]) -> list[Row]:
 
 def _duplicates(rows: Iterable[Row]) -> list[list[int]]:
     """Row numbers of each set of equal rows, in order of first appearance."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((data.normalise(row.prompt), data.normalise(row.response or "")), []).append(i)
-    return list(groups.values())
+    return list(_grouped(map(data.identity, rows)).values())
+
+
+def _grouped(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return groups
 
 
 def split_validation(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split rows so that no prompt stands on both sides and both sides have about the same share of unsafe rows.
+    """Split rows so that no prompt stands on both sides and both have about the same share of unsafe rows.
 
-    Parameters
-    ----------
-    rows : sequence of Row
-    fraction : float
-        Share of the rows to hold out.
-    seed : int
-        Chooses among equal splits.
-
-    Returns
-    -------
-    train, validation : list of int
-        Row numbers, ascending.
+    Returns the ascending row numbers of those to train on, and of the `fraction` that is held out for validation; the
+    seed chooses among equal splits.
     """
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(data.normalise(row.prompt), []).append(i)
+    groups = _grouped(data.normalise(row.prompt) for row in rows)
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, 1 << 63], np.uint64)))
     names = list(groups)
     wanted = np.array([sum(r.hard_label == c for r in rows) * fraction for c in (0, 1)])
@@ -304,13 +278,10 @@ class Distiller:
 
     Attributes
     ----------
-    guard_ : Guard
-        The student at its best step.
-    best_step_ : int
-        Step after which it stood.
+    guard_, best_step_ : Guard, int
+        The student at its best step, and after which step that was.
     selected_by_ : str
-        What chose it: "auprc" (on the validation rows), "loss" (they have one class only) or "last step" (there are
-        none).
+        What chose it: "auprc" (on the validation rows), "loss" (they have one class only) or "last step" (no rows).
     n_steps_ : int
         Steps made.
     history_ : list of dict
@@ -354,11 +325,6 @@ class Distiller:
             How much each row counts in the loss, 1 by default; of merged rows the largest. Rows of weight 0 are left
             out.
 
-        Returns
-        -------
-        Distiller
-            Itself.
-
         Raises
         ------
         DataError
@@ -366,22 +332,17 @@ class Distiller:
         ValueError
             If the loss is not finite (the last checkpoint stays), or out holds the checkpoint of another run.
         """
-        if out is not None:
-            return self._fit(rows, validation_rows, Path(out), True, progress, sample_weight)
-        with tempfile.TemporaryDirectory(prefix="harmaug-") as folder:
-            return self._fit(rows, validation_rows, Path(folder), False, progress, sample_weight)
-
-    def _fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None, out: Path, keep: bool,
-             progress: bool | None, sample_weight: Sequence[float] | None) -> Distiller:
-        run = _Run(self.config, list(rows), None if validation_rows is None else list(validation_rows), out, keep,
-                   sample_weight)
-        run.train(_shows_progress() if progress is None else progress)
-        self.counts_, self.history_ = run.counts, run.log.rows
-        self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
-        self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
-        self.guard_ = run.guard()
-        if keep:
-            run.save(self.guard_)
+        held_out = None if validation_rows is None else list(validation_rows)
+        scratch: Any = tempfile.TemporaryDirectory(prefix="harmaug-") if out is None else contextlib.nullcontext(out)
+        with scratch as folder:
+            run = _Run(self.config, list(rows), held_out, Path(folder), out is not None, sample_weight)
+            run.train(runs.shows_bars() if progress is None else progress)
+            self.counts_, self.history_ = run.counts, run.log.rows
+            self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
+            self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
+            self.guard_ = run.guard()
+            if out is not None:
+                run.save(self.guard_)
         return self
 
 
@@ -447,13 +408,12 @@ class _Run:
         self.config, self.out, self.keep = config, out, keep
         data.require_labels(rows, "training rows")
         if sample_weight is not None and len(sample_weight) != len(rows):
-            raise ValueError(
-                f"sample_weight must have one number for each of {len(rows)} rows, got {len(sample_weight)}"
-            )
+            raise ValueError(f"sample_weight must have one number for each of {len(rows)} rows, "
+                             f"got {len(sample_weight)}")
         merged = merge_duplicates(rows)
         same = _duplicates(rows)
-        weights = np.array([1.0 if sample_weight is None else max(sample_weight[i] for i in group) for group in same],
-                           np.float32)
+        given = np.ones(len(rows), np.float32) if sample_weight is None else np.asarray(sample_weight, np.float32)
+        weights = np.array([given[group].max() for group in same], np.float32)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError("sample_weight must be finite and >= 0")
         merged, weights = [row for row, weight in zip(merged, weights) if weight > 0], weights[weights > 0]
@@ -519,9 +479,8 @@ class _Run:
                     row |= self._validate()
                 self.log.add(row)
                 bar.update()
-                bar.set_postfix(
-                    loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}", examples_s=f"{row['examples_per_second']:.0f}"
-                )
+                bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}",
+                                examples_s=f"{row['examples_per_second']:.0f}")
                 if not progress and (time.monotonic() - said > 30 or "validation_loss" in row):
                     said = time.monotonic()
                     _log.info("step %d of %d: %s", state.step, total,
@@ -540,9 +499,8 @@ class _Run:
         lr = config.lr * _C.schedule_factor(config.schedule, state.step, config.warmup_steps, self.total)
         try:
             train = self.train_set
-            done = self.trainer.step(
-                ids, offsets, train.hard[rows], train.soft[rows], train.weights[rows], lr=lr, type_ids=types
-            )
+            done = self.trainer.step(ids, offsets, train.hard[rows], train.soft[rows], train.weights[rows], lr=lr,
+                                     type_ids=types)
         except ValueError as exc:
             raise self._stopped(str(exc)) from None
         state.step += 1
@@ -560,9 +518,8 @@ class _Run:
         state = self.state
         logits = self._logits()
         if not np.isfinite(logits).all():
-            raise self._stopped(
-                f"step {state.step}: the model's scores are not finite any more; a lower learning rate may help"
-            )
+            raise self._stopped(f"step {state.step}: the model's scores are not finite any more; "
+                                "a lower learning rate may help")
         scores = _unsafe(logits)
         loss, _ = _C.distill_loss(logits, self.validation.hard, self.validation.soft, ce_weight=self.config.ce_weight,
                                   kl_weight=self.config.kl_weight, temperature=self.config.temperature)
@@ -599,9 +556,8 @@ class _Run:
         except msgspec.DecodeError as exc:
             raise ValueError(f"{path}: damaged checkpoint ({exc}); remove {self.work} to start again") from None
         if any(Path(name).name != name for name in (state.trainer, state.best or "")):
-            raise ValueError(
-                f"{path}: damaged checkpoint (it names files outside its folder); remove {self.work} to start again"
-            )
+            raise ValueError(f"{path}: damaged checkpoint (it names files outside its folder); "
+                             f"remove {self.work} to start again")
         differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
         if differing:
             raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); "
@@ -644,8 +600,7 @@ class _Run:
         """Write the guard, or the adapter, and then drop the checkpoint."""
         if self.config.lora_rank and self.config.layers is None:
             self.trainer.save_adapter(self.out / "adapter_model.safetensors", "float16")
-            with data.atomic_file(self.out / "adapter_config.json") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(self._adapter_config()), indent=2) + b"\n")
+            data.write_json(self.out / "adapter_config.json", self._adapter_config())
         else:
             guard.save_pretrained(self.out)
         shutil.rmtree(self.work)
@@ -664,10 +619,6 @@ def _unsafe(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """P(unsafe) of one or two logits."""
     margin = logits[:, -1].astype(np.float64) - (logits[:, 0] if logits.shape[1] == 2 else 0.0)
     return np.asarray(np.exp(-np.logaddexp(0.0, -margin)))
-
-
-def _shows_progress() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:

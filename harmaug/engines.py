@@ -8,35 +8,24 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-ENGINES = ("local",)
 
-
-def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, engine: str = "local", batch_size: int = 64) -> Iterator[tuple[_T, _R]]:
+def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, engine: str = "local",
+             batch_size: int = 64) -> Iterator[tuple[_T, _R]]:
     """Yield (row, result) in the order of the rows.
 
-    Resuming is the caller's: it records each result under its row's key and leaves the done rows out when it calls again. `fn` must
-    give a row's result independently of the rows beside it.
+    Resuming is the caller's: it records each result under its row's key and leaves the done rows out when it calls
+    again. `fn` must give a row's result independently of the rows beside it.
 
     Parameters
     ----------
     fn : callable
-        Takes a batch of rows and returns (or yields, early ones early) one result for each, in order.
+        Takes a batch of rows and returns (or yields, early ones early) one result for each, in order; a RuntimeError
+        else.
     rows : iterable
         Read as far as it is needed.
     engine : {"local"}, default "local"
         Where fn runs; "local" is this process.
     batch_size : int, default 64
-
-    Yields
-    ------
-    tuple of (row, result)
-
-    Raises
-    ------
-    ValueError
-        For another engine.
-    RuntimeError
-        If fn does not return one result a row.
 
     Examples
     --------
@@ -53,4 +42,5 @@ def map_rows(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], *, 
                 break
             yield batch[n - 1], result
         if n != len(batch):
-            raise RuntimeError(f"the mapped function gave {'more than ' if n > len(batch) else ''}{min(n, len(batch))} results for {len(batch)} rows")
+            gave = f"more than {len(batch)}" if n > len(batch) else n
+            raise RuntimeError(f"the mapped function gave {gave} results for {len(batch)} rows")

@@ -1,12 +1,12 @@
 """How good a guard is: F1, AUPRC and their kin, with bootstrap intervals and paired comparisons.
 
-The positive class is *unsafe*. A row is flagged when its score is at or above the threshold. A figure that the data cannot give
-(precision without a flagged row, AUPRC with one class only) is None, never 0.
+The positive class is *unsafe*. A row is flagged when its score is at or above the threshold. A figure that the data
+cannot give (precision without a flagged row, AUPRC with one class only) is None, never 0.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from os import PathLike
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,14 +45,15 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dic
     Returns
     -------
     dict
-        ``n``, ``n_unsafe``, ``base_rate``, ``threshold``, ``tp``, ``fp``, ``fn``, ``tn``, ``f1``, ``precision``, ``recall``,
-        ``accuracy``, ``fpr``, ``fnr`` (at the threshold), ``auprc`` (average precision) and ``auroc``. None where undefined:
-        ``auprc`` and ``auroc`` need both classes, and ``note`` then says which is missing.
+        ``n``, ``n_unsafe``, ``base_rate``, ``threshold``, ``tp``, ``fp``, ``fn``, ``tn``, ``f1``, ``precision``,
+        ``recall``, ``accuracy``, ``fpr``, ``fnr`` (at the threshold), ``auprc`` (average precision) and ``auroc``.
+        None where undefined: ``auprc`` and ``auroc`` need both classes, and ``note`` then says which is missing.
 
     Raises
     ------
     ValueError
-        For an empty set, unequal lengths, a label other than 0 and 1, or a score that is not finite; the row is named, from 0.
+        For an empty set, unequal lengths, a label other than 0 and 1, or a score that is not finite; the row is named,
+        from 0.
 
     Examples
     --------
@@ -74,7 +75,8 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dic
         "auprc": None, "auroc": None,
     }
     if unsafe in (0, n):
-        result["note"] = f"one class only: all {n} rows are {'unsafe' if unsafe else 'safe'}, so AUPRC and AUROC are undefined"
+        which = "unsafe" if unsafe else "safe"
+        result["note"] = f"one class only: all {n} rows are {which}, so AUPRC and AUROC are undefined"
     else:
         tps, fps = _curve(y, s)
         result["auprc"], result["auroc"] = _average_precision(tps, fps), _auroc(tps, fps)
@@ -84,20 +86,8 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dic
 def best_f1_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The threshold with the highest F1 on these rows: halfway between two neighbouring scores, so ties never split.
 
-    Parameters
-    ----------
-    labels, scores : array_like, shape (n,)
-        As for `metrics`. Fit it on validation rows, never on the rows that are reported.
-
-    Returns
-    -------
-    float
-        The highest one where several give the same F1.
-
-    Raises
-    ------
-    ValueError
-        As `metrics`, and when no row is unsafe.
+    Fit it on validation rows, never on the rows that are reported. Of several with the same F1 it is the highest.
+    A ValueError as for `metrics`, and when no row is unsafe.
     """
     y, s = _checked(labels, scores)
     if not y.any():
@@ -136,21 +126,18 @@ def bootstrap(labels: ArrayLike, scores: ArrayLike, metric: str = "auprc", *, th
     return _percentiles(values, level)
 
 
-def paired_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, metric: str = "auprc", *, threshold: float = 0.5,
-                      draws: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
+def paired_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, metric: str = "auprc", *,
+                      threshold: float = 0.5, draws: int = 1000, level: float = 0.95,
+                      seed: int = 0) -> dict[str, Any]:
     """The gain of one set of scores over another on the same rows, with a paired bootstrap interval.
 
-    Parameters
-    ----------
-    labels, scores, baseline : array_like, shape (n,)
-        Both score the same rows; every draw takes the same rows for both.
-    metric, threshold, draws, level, seed
-        As for `bootstrap`.
+    The parameters are those of `bootstrap`; every draw takes the same rows for `scores` and `baseline`.
 
     Returns
     -------
     dict
-        ``difference`` (scores minus baseline), ``low``, ``high``, and ``within_noise``: whether the interval holds 0. All None when one class is missing.
+        ``difference`` (scores minus baseline), ``low``, ``high``, and ``within_noise``: whether the interval holds 0.
+        All None when one class is missing.
     """
     y, a = _checked(labels, scores)
     b = _checked(labels, baseline)[1]
@@ -162,9 +149,9 @@ def paired_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike,
     return {"difference": difference, "low": low, "high": high, "within_noise": low <= 0 <= high}
 
 
-def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *, threshold: float = 0.5,
-                   draws: int = 1000, seed: int = 0, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Scores every row of every set and returns one report.
+def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+                   threshold: float = 0.5, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Score every row of every set and return one report.
 
     Parameters
     ----------
@@ -176,13 +163,12 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
     draws : int, default 1000
         Bootstrap draws for the intervals of AUPRC and F1; 0 leaves the intervals out.
     seed : int, default 0
-    progress : callable, optional
-        Called with each set's name before it is scored.
 
     Returns
     -------
     dict
-        ``{"schema_version": 1, "threshold": ..., "datasets": {name: metrics(...) + "auprc_interval", "f1_interval"}}``.
+        ``schema_version`` (1), ``threshold``, and under ``datasets`` by name what `metrics` returns with
+        ``auprc_interval`` and ``f1_interval``.
 
     Raises
     ------
@@ -193,45 +179,44 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
 
     report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "threshold": threshold, "datasets": {}}
     for name, source in datasets.items():
-        if progress is not None:
-            progress(name)
-        rows = list(read_rows(source)) if isinstance(source, (str, PathLike)) else list(source)
-        if not rows:
-            raise ValueError(f"{name}: the set is empty")
-        labels = []
-        for i, row in enumerate(rows):
-            if row.label is None:
-                raise ValueError(f"{name}, row {i + 1}: an evaluation row needs a label")
-            labels.append(row.label)
+        where = fspath(source) if isinstance(source, (str, PathLike)) else name
+        rows = read_rows(source) if isinstance(source, (str, PathLike)) else list(source)
+        labels = labels_of(rows, where)
         scores = guard.score([r.prompt for r in rows], [r.response for r in rows])
         try:
             entry = metrics(labels, scores, threshold)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         for metric in ("auprc", "f1") if draws else ():
             entry[f"{metric}_interval"] = bootstrap(labels, scores, metric, threshold=threshold, draws=draws, seed=seed)
         report["datasets"][name] = entry
     return report
 
 
+def labels_of(rows: Sequence[Row], where: str) -> list[int]:
+    """Return the labels of evaluation rows; a DataError names the set (or its file) and a row without one."""
+    from harmaug.data import DataError
+
+    if not rows:
+        raise DataError(f"{where}: the set is empty")
+    labels = []
+    for i, row in enumerate(rows):
+        if row.label is None:
+            raise DataError(f"{where}, row {i + 1}: an evaluation row needs a label")
+        labels.append(row.label)
+    return labels
+
+
 def format_table(report: Mapping[str, Any]) -> str:
     """The report of `evaluate_guard` as aligned text, one line a set."""
-    columns = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"), ("95 % interval", "auprc_interval"),
-               ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr")]
-    table = [["set", *(title for title, _ in columns)]]
-    table += [[name, *(_cell(entry.get(key)) for _, key in columns)] for name, entry in report["datasets"].items()]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in table]
+    from harmaug.report import Table
+
+    columns = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"),
+               ("95 % interval", "auprc_interval"), ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr")]
+    lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
+    lines += [[name, *(entry.get(key) for _, key in columns)] for name, entry in report["datasets"].items()]
     notes = [f"{name}: {entry['note']}" for name, entry in report["datasets"].items() if "note" in entry]
-    return "\n".join([*lines, f"F1, precision, recall and FPR at P(unsafe) >= {report['threshold']:g}", *notes])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, (tuple, list)):
-        return f"{value[0]:.3f}..{value[1]:.3f}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return repr(Table(lines, [f"F1, precision, recall and FPR at P(unsafe) >= {report['threshold']:g}", *notes]))
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Scores]:

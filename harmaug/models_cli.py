@@ -18,7 +18,7 @@ def add_models_parser(subparsers: Any) -> None:
     listing.add_argument("--json", action="store_true", help="as JSON")
     fetching = actions.add_parser("fetch", help="download models (name, source, size and licence are told first)")
     fetching.add_argument("names", nargs="+", metavar="NAME", help=", ".join(models.REGISTRY))
-    fetching.add_argument("--to", metavar="DIR", help="keep them in DIR/NAME (default: HARMAUG_MODELS, else the user's cache)")
+    fetching.add_argument("--to", metavar="DIR", help="keep them in DIR/NAME (default: HARMAUG_MODELS, else the cache)")
     showing = actions.add_parser("show", help="one model: source, licence, files, and whether it is intact")
     showing.add_argument("name", metavar="NAME", help=", ".join(models.REGISTRY))
     showing.add_argument("--verify", action="store_true", help="compute every sha256 again")

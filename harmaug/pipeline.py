@@ -1,28 +1,31 @@
-"""The stages over a run folder: augment, respond, label, distil, evaluate. Each resumes where it stopped and is skipped when it is done.
+"""The stages over a run folder: augment, respond, label, distil, evaluate. Each resumes where it stopped.
 
-Each stage is a function that takes an open RunFolder; `run_config` runs those that a TOML file has a table for.
+Each stage is a function that takes an open RunFolder and returns its account; one that is done is skipped. `run_config`
+runs those that a TOML file has a table for. Options that stages share: `models` maps names to the sha256 of their
+files, for run.json; `batch_size` changes no row; `quiet` shows no progress bar.
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import msgspec.inspect
 
-from harmaug import augment as augment_stage
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
 from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
-from harmaug.data import DataError, Row, atomic_file, encode_row, normalise, read_rows
+from harmaug.checks import one_of, within
+from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json
 from harmaug.generator import Generator
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
@@ -33,89 +36,71 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
-INSTRUCTIONS, REJECTED, PAIRS, PAIRS_REJECTED, LABELLED = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
+INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
+PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
+LABELLED = "labelled.jsonl"
 
 
-def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *, config: AugmentConfig | None = None,
-            evaluation_rows: Sequence[Row] = (), table: CategoryTable | None = None, models: Mapping[str, str] | None = None, batch_size: int = 32,
+def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *,
+            config: AugmentConfig | None = None, evaluation_rows: Sequence[Row] = (),
+            table: CategoryTable | None = None, models: Mapping[str, str] | None = None, batch_size: int = 32,
             quiet: bool = False) -> dict[str, Any]:
     """Sample instructions into instructions.jsonl, and what the filters reject into rejected.jsonl.
 
     Parameters
     ----------
-    run : RunFolder
     generator : Generator or callable
         A callable is called for the generator only when there is something left to do.
-    seed_rows : sequence of Row
-    config : AugmentConfig, optional
     evaluation_rows : sequence of Row
         No kept row is near one of them.
-    table : CategoryTable, optional
-    models : mapping, optional
-        Name to sha256 of the model files, for run.json.
-    batch_size : int, default 32
-    quiet : bool, default False
-        No progress bar.
-
-    Returns
-    -------
-    dict
-        The yield account.
     """
     config = config or AugmentConfig()
     table = table or default_table()
-    inputs = {"seed": digest(seed_rows), "evaluation": digest(evaluation_rows), "categories": hashlib.sha256(repr(table.categories).encode()).hexdigest()}
-    stage = run.stage("augment", config=augment_stage.settings(config), inputs=inputs, models=models)
-    if stage.done:
-        return _account(stage)
-    augmenter = Augmenter(_made(generator), config, table=table, batch_size=batch_size)
-    with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
-        rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
-        _follow(rows, stage, lambda: augmenter.account_, config.samples + config.benign, "augment", journal, quiet)
+    inputs = {"seed": digest(seed_rows), "evaluation": digest(evaluation_rows),
+              "categories": hashlib.sha256(repr(table.categories).encode()).hexdigest()}
+    stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models,
+                      makes=(INSTRUCTIONS, REJECTED))
+    if not stage.done:
+        augmenter = Augmenter(_made(generator), config, table=table, batch_size=batch_size)
+        with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
+            rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
+            total = config.samples + config.benign
+            _follow(rows, stage, lambda: augmenter.account_, total, "augment", journal, quiet)
     return _account(stage)
 
 
 def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, config: RespondConfig | None = None,
             models: Mapping[str, str] | None = None, batch_size: int = 32, quiet: bool = False) -> dict[str, Any]:
-    """Answer the instructions into pairs.jsonl, and what contradicts its intent into pairs_rejected.jsonl; see `augment` for the parameters."""
+    """Answer the instructions into pairs.jsonl, and what contradicts its intent into pairs_rejected.jsonl."""
     config = config or RespondConfig()
-    stage = run.stage("respond", config=respond_stage.settings(config), inputs={INSTRUCTIONS: _finished(run, "augment", INSTRUCTIONS)}, models=models)
-    if stage.done:
-        return _account(stage)
-    with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
-        instructions = _rows_of(run / INSTRUCTIONS)
-        responder = Responder(_made(generator) if config.intents else None, config, batch_size=batch_size)  # type: ignore[arg-type]
-        rows = responder.run(instructions, journal=journal, stamp=stage.stamp)
-        total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
-        _follow(rows, stage, lambda: responder.account_, total, "respond", journal, quiet)
+    inputs = {INSTRUCTIONS: _finished(run, "augment", INSTRUCTIONS)}
+    stage = run.stage("respond", config=dataclasses.asdict(config), inputs=inputs, models=models,
+                      makes=(PAIRS, PAIRS_REJECTED))
+    if not stage.done:
+        with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
+            instructions = _rows_of(run / INSTRUCTIONS)
+            made: Any = _made(generator) if config.intents else None
+            responder = Responder(made, config, batch_size=batch_size)
+            rows = responder.run(instructions, journal=journal, stamp=stage.stamp)
+            total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
+            _follow(rows, stage, lambda: responder.account_, total, "respond", journal, quiet)
     return _account(stage)
 
 
-def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None, models: Mapping[str, str] | None = None,
-          table: CategoryTable | None = None, batch_size: int = 256, quiet: bool = False) -> dict[str, Any]:
+def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None,
+          models: Mapping[str, str] | None = None, table: CategoryTable | None = None, batch_size: int = 256,
+          quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
+
+    Seed rows keep their own labels beside the teacher's score; those that the responsible-use filter blocks are left
+    out. Rows that bring no category get one of the table's.
 
     Parameters
     ----------
-    run : RunFolder
     by : Teacher, folder, Guard or callable
-        With `name`: a callable that makes the Teacher, called only when there is something left to do.
-    seed_rows : sequence of Row
-        They keep their own labels beside the teacher's score. Rows that the responsible-use filter blocks are left out.
-    name : str, optional
-        The teacher's name.
-    models : mapping, optional
-        Name to sha256 of the teacher's files.
-    table : CategoryTable, optional
-        Assigns a category to rows that bring none.
+        With `name`, the teacher's: a callable that makes the Teacher, called only when there is something left to do.
     batch_size : int, default 256
         Changes no row when the teacher's scores do not depend on it (a Guard's do not).
-    quiet : bool, default False
-
-    Returns
-    -------
-    dict
-        The counts: rows of each origin, flagged, blocked.
     """
     table = table or default_table()
     inputs = {"seed": digest(seed_rows)}
@@ -124,14 +109,15 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             inputs[file] = _finished(run, before, file)
     make = by if name is not None else lambda: teacher.as_teacher(by)
     name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
-    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models)
+    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models, makes=(LABELLED,))
     if stage.done:
         return _account(stage)
-    usable = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
-    rows = list(usable)
+    rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
+    counts: dict[str, Any] = {"rows": 0, "seed": len(rows), "seeds_blocked": len(seed_rows) - len(rows), "done": 0,
+                              "flagged": 0, "categories": {}}
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
         rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(_rows_of(run / file))]
-    counts: dict[str, Any] = {"rows": len(rows), "seed": len(usable), "seeds_blocked": len(seed_rows) - len(usable), "done": 0, "flagged": 0, "categories": {}}
+    counts["rows"] = len(rows)
     with Journal(run / LABELLED) as journal:
         for old in journal.kept_rows:
             _count_label(counts, old)
@@ -141,8 +127,10 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             stage.entry["teacher"] = dict(teacher.describe(scorer))
             scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size)
             for _, row, score in progress(scored, len(rows), "label", begun=begun, quiet=quiet):
-                labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=row.category or table.assign(row.prompt),
-                                                   extra={**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp})
+                extra = {**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp}
+                category = row.category or table.assign(row.prompt)
+                labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=category,
+                                                   extra=extra)
                 journal.append(labelled)
                 _count_label(counts, labelled.to_dict())
                 stage.account(counts)
@@ -150,28 +138,19 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     return _account(stage)
 
 
-def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: DistillConfig | None = None, validation_rows: Sequence[Row] | None = None,
-           models: Mapping[str, str] | None = None, name: str = "distil", folder: str = "guard", quiet: bool = False) -> dict[str, Any]:
+def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: DistillConfig | None = None,
+           validation_rows: Sequence[Row] | None = None, models: Mapping[str, str] | None = None,
+           name: str = "distil", folder: str = "guard", quiet: bool = False) -> dict[str, Any]:
     """Train a guard into guard/.
 
     Parameters
     ----------
-    run : RunFolder
     rows : sequence of Row, optional
         None: labelled.jsonl.
-    config : DistillConfig, optional
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
-    models : mapping, optional
-        Name to sha256 of the student's files.
     name, folder : str
         Of the stage and of what it makes, where a run trains several.
-    quiet : bool, default False
-
-    Returns
-    -------
-    dict
-        Rows used, steps, best step, threshold with the best F1 on the validation rows.
     """
     from harmaug.distill import DistillConfig, Distiller
 
@@ -179,43 +158,31 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
-    settings = {key: value for key, value in asdict(config).items() if key != "n_threads"}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models)
-    if stage.done:
-        return _account(stage)
-    rows = _rows_of(run / LABELLED) if rows is None else rows
-    usable = [row for row in rows if not safety.blocked_row(row)]
-    distiller = Distiller(config).fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
-    stage.account(summary(distiller), done=True)
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(f"{folder}/checkpoint/state.json",))
+    if not stage.done:
+        rows = _rows_of(run / LABELLED) if rows is None else rows
+        usable = [row for row in rows if not safety.blocked_row(row)]
+        distiller = Distiller(config)
+        distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
+        stage.account(summary(distiller), done=True)
     return _account(stage)
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:
-    """Return what is worth keeping of a fit: counts, steps, and the threshold with the best F1 on its validation rows."""
+    """Return counts and steps of a fit, and the threshold with the best F1 on its validation rows."""
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
     threshold = evaluate_module.best_f1_threshold(labels, scores) if 0 < sum(labels) < len(labels) else None
-    return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_, "selected_by": distiller.selected_by_,
-            "validation_threshold": threshold}
+    return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
+            "selected_by": distiller.selected_by_, "validation_threshold": threshold}
 
 
-def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *, config: EvaluateConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Score the sets with the run's guard (or another) into metrics.json; it is done anew each time.
+def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
+             config: EvaluateConfig | None = None, **options: Any) -> dict[str, Any]:
+    """Score the sets with a guard into metrics.json; it is done anew each time.
 
-    Parameters
-    ----------
-    run : RunFolder
-    guard : Guard, Teacher or None
-        None: the one that `distil` left in guard/.
-    datasets : mapping
-        Name to rows.
-    config : EvaluateConfig, optional
-    **options
-        For Guard.from_pretrained, where `guard` is None.
-
-    Returns
-    -------
-    dict
-        What evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
+    Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config = config or EvaluateConfig()
     if guard is None:
@@ -224,19 +191,23 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
         _finished(run, "distil", None)
         guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
     sets = {name: list(rows) for name, rows in datasets.items()}
-    stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs={name: digest(rows) for name, rows in sets.items()}, restart=True)
+    inputs = {name: digest(rows) for name, rows in sets.items()}
+    stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
     report = evaluate_module.evaluate_guard(guard, sets, threshold=config.threshold, draws=config.draws)
     stage.account({name: entry["n"] for name, entry in report["datasets"].items()}, done=True)
-    report["stages"] = {name: {"seconds": entry.get("seconds"), "account": entry.get("account")} for name, entry in run.info["stages"].items()}
-    with atomic_file(run / "metrics.json") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    report["stages"] = run.accounts()
+    write_json(run / "metrics.json", report, indent=1)
     return report
 
 
-# -- a whole run from a TOML file --------------------------------------------------------------------------------------------
+# -- a whole run from a TOML file ---------------------------------------------------------------------------------
 
 
-class SeedFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A table of the TOML file."""
+
+
+class SeedFile(_Table):
     """A file of labelled rows, or so many of them drawn at random."""
 
     file: str
@@ -244,7 +215,7 @@ class SeedFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seed: int = 0
 
 
-class DataConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DataConfig(_Table):
     """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
 
     seed: tuple[str | SeedFile, ...]
@@ -252,28 +223,38 @@ class DataConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     categories: str | None = None
 
 
-class GeneratorConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GeneratorConfig(_Table):
     """The model that augment and respond sample from."""
 
     model: str = "smollm2"
     dtype: str | None = None
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        within(self, batch_size="in [1, 65536]")
 
-class LabelConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+
+class LabelConfig(_Table):
     """The teacher: a guard folder, a fetched name, or "standin"."""
 
     teacher: str = teacher.STANDIN
     batch_size: int = 256
 
+    def __post_init__(self) -> None:
+        within(self, batch_size=">= 1")
 
-class EvaluateConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How the guard is measured: `long` is what becomes of a row of more than `max_length` tokens, as for Guard.from_pretrained."""
+
+class EvaluateConfig(_Table):
+    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained."""
 
     threshold: float = 0.5
     draws: int = 1000
     long: str = "windows"
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
+        one_of("long", self.long, ("windows", "truncate", "error"))
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -288,7 +269,8 @@ class Config(msgspec.Struct, kw_only=True):
     evaluate: EvaluateConfig | None
 
     @classmethod
-    def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None, n_threads: int | None = None) -> Config:
+    def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None,
+                  n_threads: int | None = None) -> Config:
         """Check the tables of a TOML file; `seed` goes before the seeds in it.
 
         Raises
@@ -296,7 +278,8 @@ class Config(msgspec.Struct, kw_only=True):
         DataError
             For an unknown table or setting, or a value outside its range; `where` stands before the message.
         """
-        kinds: dict[str, Any] = {"data": DataConfig, "generator": GeneratorConfig, "augment": AugmentConfig, "respond": RespondConfig, "label": LabelConfig,
+        kinds: dict[str, Any] = {"data": DataConfig, "generator": GeneratorConfig, "augment": AugmentConfig,
+                                 "respond": RespondConfig, "label": LabelConfig, "distil": None,
                                  "evaluate": EvaluateConfig}
         if "distil" in tables:
             from harmaug.distill import DistillConfig
@@ -304,21 +287,21 @@ class Config(msgspec.Struct, kw_only=True):
             kinds["distil"] = DistillConfig
         unknown = [name for name in tables if name not in kinds]
         if unknown:
-            raise DataError(f"{where}: unknown table [{unknown[0]}]; there are {', '.join(kinds)}, distil")
+            raise DataError(f"{where}: unknown table [{unknown[0]}]; there are {', '.join(kinds)}")
         if "data" not in tables:
             raise DataError(f"{where}: the table [data] is missing")
-        sections: dict[str, Any] = dict.fromkeys((*kinds, "distil"))
-        sections["generator"] = GeneratorConfig()
+        sections: dict[str, Any] = {**dict.fromkeys(kinds), "generator": GeneratorConfig()}
         for name, table in tables.items():
             settings = dict(table)
-            known = {field.name for field in (fields(kinds[name]) if is_dataclass(kinds[name]) else msgspec.structs.fields(kinds[name]))}
-            for setting in settings:
-                if setting not in known:
-                    raise DataError(f"{where}: [{name}] has no setting {setting}; it has {', '.join(sorted(known))}")
             if seed is not None and name in ("augment", "respond", "distil"):
                 settings["seed"] = seed
             if n_threads is not None and name == "distil":
                 settings["n_threads"] = n_threads
+            kind: Any = msgspec.inspect.type_info(kinds[name])
+            known = sorted(field.name for field in kind.fields)
+            for setting in settings:
+                if setting not in known:
+                    raise DataError(f"{where}: [{name}] has no setting {setting}; it has {', '.join(known)}")
             try:
                 sections[name] = msgspec.convert(settings, kinds[name])
             except (msgspec.ValidationError, ValueError) as exc:
@@ -327,8 +310,17 @@ class Config(msgspec.Struct, kw_only=True):
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tables of a TOML file; a DataError names the file and, for wrong TOML, the line."""
+    """Return the tables of a TOML file; a DataError names the file and, for wrong TOML, the line.
+
+    Names under [data] seed that begin with "./" or "../" are files beside the TOML file, and become absolute.
+    """
     name = os.fspath(path)
+
+    def beside(file: Any) -> Any:
+        if isinstance(file, dict):
+            return {**file, "file": beside(file.get("file"))}
+        return str(Path(name).parent.resolve() / file) if isinstance(file, str) and file.startswith(("./", "../")) else file
+
     try:
         tables = msgspec.toml.decode(Path(path).read_bytes())
     except FileNotFoundError:
@@ -338,17 +330,18 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     for table, settings in tables.items():
         if not isinstance(settings, dict):
             raise DataError(f"{name}: {table} stands outside a table")
+    if isinstance(tables.get("data", {}).get("seed"), list):
+        tables["data"]["seed"] = [beside(file) for file in tables["data"]["seed"]]
     return tables  # type: ignore[no-any-return]
 
 
-def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration", data_folder: str | os.PathLike[str] = ".", seed: int | None = None,
-               n_threads: int | None = None, only: str | None = None, quiet: bool = False,
-               tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
+def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration",
+               data_folder: str | os.PathLike[str] = ".", seed: int | None = None, n_threads: int | None = None,
+               only: str | None = None, quiet: bool = False, tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
     """Run the stages that a configuration has a table for.
 
     Parameters
     ----------
-    run : RunFolder
     tables : mapping
         The tables of the TOML file.
     where : str
@@ -359,8 +352,6 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         Before those of the configuration.
     only : str, optional
         Run just this stage; those before it must be finished.
-    quiet : bool, default False
-        No progress bars.
     tell : callable
         Gets a line of text when a stage is done.
 
@@ -374,44 +365,64 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    seeds = _seed_rows(config.data.seed, folder) if set(wanted) & {"augment", "label", "distil"} else []
-    sets = {name: folder / file for name, file in config.data.evaluation.items()}
-    if "evaluate" in wanted and not sets:
-        raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
-    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
-    for name, n in leaks(seeds, held_out).items():
-        _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter", where, n, name)
+    seeds, held_out = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
-    options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
-    report: dict[str, Any] = {}
+    threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
-    for name in wanted:
-        if name in ("augment", "respond"):
-            models = {config.generator.model: sha256(_model_path(config.generator.model))}
-            shared: dict[str, Any] = {"models": models, "batch_size": config.generator.batch_size, "quiet": quiet}
-            if name == "augment":
-                everything = [row for rows in held_out.values() for row in rows]
-                report[name] = augment(run, partial(load_generator, config.generator, **options), seeds, config=config.augment, evaluation_rows=everything, table=table, **shared)
-            else:
-                report[name] = respond(run, partial(load_generator, config.generator, **options), config=config.respond, **shared)
-        elif name == "label":
+
+    def of_generator() -> dict[str, Any]:
+        name = config.generator.model
+        return {"generator": partial(load_generator, config.generator, **threads), "quiet": quiet,
+                "models": {name: sha256(_model_path(name))}, "batch_size": config.generator.batch_size}
+
+    def make(name: str) -> dict[str, Any]:
+        if name == "augment":
+            return augment(run, seed_rows=seeds, config=config.augment, table=table, **of_generator(),
+                           evaluation_rows=[row for rows in held_out.values() for row in rows])
+        if name == "respond":
+            return respond(run, config=config.respond, **of_generator())
+        if name == "label":
             assert config.label is not None
             named = config.label.teacher
-            models = {named: sha256(teacher.standin_folder() if named == teacher.STANDIN else _model_path(named))}
-            report[name] = label(run, partial(load_teacher, named, **options), seeds, name=named, models=models, table=table, batch_size=config.label.batch_size, quiet=quiet)
-        elif name == "distil":
+            path = teacher.standin_folder() if named == teacher.STANDIN else _model_path(named)
+            return label(run, partial(load_teacher, named, **threads), seeds, name=named, models={named: sha256(path)},
+                         table=table, batch_size=config.label.batch_size, quiet=quiet)
+        if name == "distil":
             student = config.distil.student
-            report[name] = distil(run, None if config.label is not None else seeds, config=config.distil, models={student: sha256(_model_path(student))}, quiet=quiet)
-        else:
-            report[name] = evaluate(run, None, held_out, config=config.evaluate, **options)
+            return distil(run, None if config.label is not None else seeds, config=config.distil,
+                          models={student: sha256(_model_path(student))}, quiet=quiet)
+        return evaluate(run, None, held_out, config=config.evaluate, **threads)
+
+    report: dict[str, Any] = {}
+    for name in wanted:
+        report[name] = make(name)
         tell(f"{name}: {describe(name, report[name])}")
     return report
 
 
+def _read_data(config: Config, folder: Path, wanted: Sequence[str],
+               where: str) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
+    labelled = "distil" in wanted and config.label is None
+    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
+    if labelled:
+        require_labels(seeds, f"{where}: the rows of [data] seed")
+    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    if "evaluate" in wanted and not sets:
+        raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
+    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
+    for name in held_out if "evaluate" in wanted else ():
+        evaluate_module.labels_of(held_out[name], str(sets[name]))
+    for name, n in leaks(seeds, held_out).items():
+        _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
+                     where, n, name)
+    return seeds, held_out
+
+
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:
-    """Return, for the sets where it is not 0, how many of a set's rows stand among the rows too, letter case and spacing aside."""
-    known = {(normalise(row.prompt), normalise(row.response or "")) for row in rows}
-    found = {name: sum((normalise(row.prompt), normalise(row.response or "")) in known for row in held_out) for name, held_out in sets.items()}
+    """Return how many of a set's rows stand among the rows too, for the sets where it is not 0."""
+    known = {identity(row) for row in rows}
+    found = {name: sum(identity(row) in known for row in held_out) for name, held_out in sets.items()}
     return {name: n for name, n in found.items() if n}
 
 
@@ -431,18 +442,21 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     """Return a stage's account in one line."""
     if stage == "evaluate":
         return f"{len(account['datasets'])} sets"
-    counts = ", ".join(f"{name} {value}" for name, value in account.items() if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done")
-    return f"{counts}; {account.get('seconds', 0):.0f} s"
+    counts = [f"{name} {value}" for name, value in account.items()
+              if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done"]
+    return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
 
 
-def _seed_rows(files: Sequence[str | SeedFile], folder: Path) -> list[Row]:
+def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) -> list[Row]:
     rows: list[Row] = []
     for entry in files:
         file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
         found = read_rows(folder / file.file)
+        unlabelled = next((i for i, row in enumerate(found) if row.hard_label is None), None) if labelled else None
+        if unlabelled is not None:
+            raise DataError(f"{folder / file.file}, row {unlabelled + 1}: neither a label nor an unsafe-score")
         if file.limit is not None and file.limit < len(found):
-            chosen = sorted(random.Random(file.seed).sample(range(len(found)), file.limit))
-            found = [found[i] for i in chosen]
+            found = [found[i] for i in sorted(random.Random(file.seed).sample(range(len(found)), file.limit))]
         rows += found
     return rows
 
@@ -461,7 +475,8 @@ def digest(rows: Iterable[Row]) -> str:
     return total.hexdigest()
 
 
-def _follow(rows: Iterator[Row], stage: Stage, account: Callable[[], dict[str, Any]], total: int, title: str, journal: Journal, quiet: bool) -> None:
+def _follow(rows: Iterator[Row], stage: Stage, account: Callable[[], dict[str, Any]], total: int, title: str,
+            journal: Journal, quiet: bool) -> None:
     """Drain a row stage, with its account and progress."""
     begun = journal.next_key
 
@@ -482,7 +497,8 @@ def _finished(run: RunFolder, stage: str, name: str | None) -> str:
     """Return the sha256 of a finished stage's file."""
     entry = run.info["stages"].get(stage)
     if entry is None or not entry.get("done"):
-        raise RunError(f"{run.path}: stage {stage} is not {'run' if entry is None else 'finished'}; run `harmaug {stage} --out {run.path}` first")
+        raise RunError(f"{run.path}: stage {stage} is not {'run' if entry is None else 'finished'}; "
+                       f"run `harmaug {stage} --out {run.path}` first")
     return sha256(run / name) if name else ""
 
 
@@ -491,8 +507,9 @@ def _rows_of(path: Path) -> list[Row]:
     return read_rows(path) if path.stat().st_size else []
 
 
-def _made(generator: Generator | Callable[[], Generator]) -> Generator:
-    return generator() if callable(generator) and not hasattr(generator, "stream") else generator  # type: ignore[return-value]
+def _made(generator: Any) -> Generator:
+    made: Generator = generator if hasattr(generator, "stream") else generator()
+    return made
 
 
 def _account(stage: Stage) -> dict[str, Any]:

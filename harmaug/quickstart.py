@@ -1,4 +1,7 @@
-"""The whole job on embedded data and small real models: does augmentation help a small student here? The numbers are printed as they are."""
+"""The whole job on embedded data and small real models: does augmentation help a small student here?
+
+The numbers are printed as they are.
+"""
 from __future__ import annotations
 
 import os
@@ -9,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from harmaug.checks import within
+
 MODELS = ("minilm", "smollm2")
 TOKENS = 64                 # length of the prompt that FLOPs are stated for
 _LAYERS = (0, 2, 4)
@@ -18,22 +23,8 @@ _MINUTES = {"avx512": 5, "avx2": 12}
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """Sizes of the quick start.
-
-    Parameters
-    ----------
-    samples, benign : int
-        Harmful and look-alike samples that are asked for.
-    responses : int
-        Instructions that get a refusing and a compliant response, of 40 tokens at most.
-    steps : int
-        Training steps of each student.
-    seed : int
-
-    Raises
-    ------
-    ValueError
-        If a field is outside its range.
+    """Sizes of the quick start: harmful and look-alike samples to ask for, instructions that get a refusing and a
+    compliant response (40 tokens at most), training steps of each student. A ValueError names one out of range.
     """
 
     samples: int = 800
@@ -43,22 +34,18 @@ class QuickstartConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("samples", 1), ("benign", 0), ("responses", 0), ("steps", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
+        within(self, samples=">= 1", benign=">= 0", responses=">= 0", steps=">= 1", seed=">= 0")
 
 
-def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: QuickstartConfig | None = None, *, n_threads: int | None = None,
-               offline: bool = False, allow_mixed: bool = False, quiet: bool = False, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run the quick start and return what metrics.json holds.
+def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: QuickstartConfig | None = None, *,
+               n_threads: int | None = None, offline: bool = False, allow_mixed: bool = False, quiet: bool = False,
+               tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the quick start and return what metrics.json holds: systems, comparison, stages, and the report's tables.
 
     Parameters
     ----------
     out : path
         Run folder; the same call goes on where an earlier one stopped.
-    config : QuickstartConfig, optional
-    n_threads : int, optional
-        Changes no result.
     offline : bool, default False
         Never use the network: models that are not here are an error.
     allow_mixed : bool, default False
@@ -67,24 +54,19 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         No progress bars.
     tell : callable
         Gets the lines that a person reads.
-
-    Returns
-    -------
-    dict
-        schema_version, systems (teacher, student with, student without augmentation), comparison, stages.
     """
     config = config or QuickstartConfig()
     _announce(out, offline, tell)
-    folders = _models(offline, tell)
 
-    from harmaug import pipeline, safety, teacher
+    from harmaug import models, pipeline, safety, teacher
     from harmaug.augment import AugmentConfig
     from harmaug.data import read_rows
-    from harmaug.distill import DistillConfig, split_validation
+    from harmaug.distill import split_validation
     from harmaug.guard import Guard
     from harmaug.respond import RespondConfig
     from harmaug.runs import RunFolder, sha256
 
+    folders = {name: models.resolve(name, download=not offline, tell=tell) for name in MODELS}
     embedded = resources.files("harmaug") / "data"
     seeds, held_out = (read_rows(str(embedded / name)) for name in ("seed.jsonl", "eval.jsonl"))
     seeds = [row for row in seeds if not safety.blocked_row(row)]
@@ -98,35 +80,58 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
 
         return CausalLM.from_pretrained(folders["smollm2"], **options)
 
+    def load_teacher() -> Any:
+        return teacher.GuardTeacher.from_pretrained(teacher.STANDIN, **options)
+
     with RunFolder(out, allow_mixed=allow_mixed) as run:
         shown = [seeds[i] for i in training]
-        unseen = [*held_out, *(seeds[i] for i in validation)]   # neither shown to the generator nor resembled by what it writes
+        unseen = [*held_out, *(seeds[i] for i in validation)]   # neither shown to the generator nor near what it writes
         of_generator: dict[str, Any] = {"models": {"smollm2": hashes["smollm2"]}, "batch_size": 48, "quiet": quiet}
         recipe = AugmentConfig(samples=config.samples, benign=config.benign, seed=config.seed)
-        _tell(tell, "augment", pipeline.augment(run, load_generator, shown, config=recipe, evaluation_rows=unseen, **of_generator))
+        account = pipeline.augment(run, load_generator, shown, config=recipe, evaluation_rows=unseen, **of_generator)
+        tell(f"augment: {pipeline.describe('augment', account)}")
         # the paper's pairs, said plainly: short compliant texts of a 135M model, none to CBRNE rows
         answers = RespondConfig(responses="pairs", max_new_tokens=40, limit=config.responses, seed=config.seed)
-        _tell(tell, "respond", pipeline.respond(run, load_generator, config=answers, **of_generator))
+        account = pipeline.respond(run, load_generator, config=answers, **of_generator)
+        tell(f"respond: {pipeline.describe('respond', account)}")
         standin = teacher.standin_folder()
-        _tell(tell, "label", pipeline.label(run, lambda: teacher.GuardTeacher.from_pretrained(teacher.STANDIN, **options), seeds, name=teacher.STANDIN,
-                                            models={teacher.STANDIN: sha256(standin), "minilm": hashes["minilm"]}, quiet=quiet))
+        of_teacher = {teacher.STANDIN: sha256(standin), "minilm": hashes["minilm"]}
+        account = pipeline.label(run, load_teacher, seeds, name=teacher.STANDIN, models=of_teacher, quiet=quiet)
+        tell(f"label: {pipeline.describe('label', account)}")
         labelled = read_rows(run / pipeline.LABELLED)
         chosen = [labelled[i] for i in validation]
         without = [labelled[i] for i in training]
-        recipe_of_student = DistillConfig(student=str(folders["minilm"]), layers=_LAYERS, new_head=True, lr=2e-4, warmup_steps=10, weight_decay=0.01, batch_size=32,
-                                          max_steps=config.steps, eval_every=max(config.steps // 5, 1), max_length=128, seed=config.seed, n_threads=n_threads or 0)
-        guards: dict[str, Any] = {}
-        for name, stage, folder, rows in (("student with", "distil", "guard", without + labelled[len(seeds):]),
-                                          ("student without", "distil_without", "guard_without", without)):
-            tell(f"train the {name} augmentation: {len(rows)} rows, {config.steps} steps")
-            pipeline.distil(run, rows, config=recipe_of_student, validation_rows=chosen, models={"minilm": hashes["minilm"]}, name=stage, folder=folder, quiet=quiet)
-            guards[name] = run / folder
-        systems = {"teacher": teacher.GuardTeacher.from_pretrained(teacher.STANDIN, **options).guard,
-                   **{name: Guard.from_pretrained(folder, **options) for name, folder in guards.items()}}
-        sizes = {"teacher": weights_mb(standin) + (weights_mb(folders["minilm"]) if (standin / "adapter_config.json").exists() else 0.0),
-                 **{name: weights_mb(folder) for name, folder in guards.items()}}
+        sets = {"with": without + labelled[len(seeds):], "without": without}
+        places = _train(run, sets, chosen, folders["minilm"], config, n_threads=n_threads, quiet=quiet, tell=tell)
+        systems = {"teacher": load_teacher().guard,
+                   **{name: Guard.from_pretrained(place, **options) for name, place in places.items()}}
+        sizes = {name: weights_mb(place) for name, place in {"teacher": standin, **places}.items()}
+        if (standin / "adapter_config.json").exists():
+            sizes["teacher"] += weights_mb(folders["minilm"])
         report = _measure(systems, sizes, held_out, chosen)
         return _finish(run, report, time.monotonic() - begun, tell)
+
+
+def _train(run: Any, sets: Mapping[str, Sequence[Any]], validation: Sequence[Any], minilm: Path,
+           config: QuickstartConfig, *, n_threads: int | None, quiet: bool,
+           tell: Callable[[str], None]) -> dict[str, Path]:
+    """Train a student on each set, and return their folders."""
+    from harmaug import pipeline
+    from harmaug.distill import DistillConfig
+    from harmaug.runs import sha256
+
+    student = DistillConfig(student=str(minilm), layers=_LAYERS, new_head=True, lr=2e-4, warmup_steps=10,
+                            weight_decay=0.01, batch_size=32, max_steps=config.steps,
+                            eval_every=max(config.steps // 5, 1), max_length=128, seed=config.seed,
+                            n_threads=n_threads or 0)
+    places = {}
+    for name, rows in sets.items():
+        suffix = "" if name == "with" else f"_{name}"
+        tell(f"train the student {name} augmentation: {len(rows)} rows, {config.steps} steps")
+        pipeline.distil(run, rows, config=student, validation_rows=validation, name=f"distil{suffix}",
+                        folder=f"guard{suffix}", models={"minilm": sha256(minilm)}, quiet=quiet)
+        places[f"student {name}"] = run / f"guard{suffix}"
+    return places
 
 
 def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], None]) -> None:
@@ -137,21 +142,14 @@ def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], 
     size = sum(models.REGISTRY[name].wheel_size for name in missing) / 1e6
     isa = _C.build_info()["cpu_isa"]
     minutes = next((minutes for name, minutes in _MINUTES.items() if isa.startswith(name)), None)
-    takes = f"at most {minutes} minutes on 2 cores with {isa}" if minutes else f"well over 12 minutes ({isa} instructions only)"
-    tell(f"download {size:.0f} MB ({', '.join(missing)})" if missing and not offline else f"download nothing{'' if missing else ': the models are here'}")
+    takes = f"well over 12 minutes ({isa} instructions only)"
+    if minutes:
+        takes = f"at most {minutes} minutes on 2 cores with {isa}"
+    if missing and not offline:
+        tell(f"download {size:.0f} MB ({', '.join(missing)})")
+    else:
+        tell(f"download nothing{'' if missing else ': the models are here'}")
     tell(f"then {takes}; everything goes into {out}, and the same command goes on where it was stopped")
-
-
-def _models(offline: bool, tell: Callable[[str], None]) -> dict[str, Path]:
-    from harmaug import models
-
-    return {name: models.resolve(name, download=not offline, tell=tell) for name in MODELS}
-
-
-def _tell(tell: Callable[[str], None], stage: str, account: Mapping[str, Any]) -> None:
-    from harmaug import pipeline
-
-    tell(f"{stage}: {pipeline.describe(stage, account)}")
 
 
 def weights_mb(folder: str | os.PathLike[str]) -> float:
@@ -160,43 +158,39 @@ def weights_mb(folder: str | os.PathLike[str]) -> float:
 
 
 def bert_flops(config: Mapping[str, Any], tokens: int = TOKENS) -> float:
-    """Return the floating-point operations of one forward pass of a BERT classifier, counted from its shapes.
+    """Return the floating-point operations of one forward pass of a BERT classifier, counted from its config.json.
 
-    Parameters
-    ----------
-    config : mapping
-        hidden_size, intermediate_size and num_hidden_layers, as in config.json.
-    tokens : int, default 64
-
-    Returns
-    -------
-    float
-        2 per weight of a linear layer and token, and 4 hidden_size tokens^2 a layer for the scores and the sum of attention.
-        Norms, activations and embeddings are left out.
+    2 per weight of a linear layer and token, and 4 hidden_size tokens^2 a layer for the scores and the sum of
+    attention. Norms, activations and embeddings are left out.
     """
-    hidden, intermediate, layers = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers")
+    hidden, intermediate, layers = (int(config[name]) for name in names)
     linear = 4 * hidden * hidden + 2 * hidden * intermediate
     return float(layers * (2 * linear * tokens + 4 * hidden * tokens * tokens) + 2 * (hidden * hidden + 2 * hidden))
 
 
-def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: Sequence[Any], validation: Sequence[Any]) -> dict[str, Any]:
+def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: Sequence[Any],
+             validation: Sequence[Any]) -> dict[str, Any]:
     import numpy as np
 
     from harmaug import evaluate
 
     labels = np.array([row.hard_label for row in held_out])
     chosen = np.array([row.hard_label for row in validation])
+    prompts = [row.prompt for row in held_out]
     results: dict[str, Any] = {}
     scores: dict[str, Any] = {}
     for name, guard in systems.items():
-        scores[name] = np.asarray(guard.score([row.prompt for row in held_out], [row.response for row in held_out]))
-        fitted = evaluate.best_f1_threshold(chosen, guard.score([row.prompt for row in validation], [row.response for row in validation]))
-        entry = evaluate.metrics(labels, scores[name])
-        entry["auprc_interval"] = evaluate.bootstrap(labels, scores[name])
-        entry["at_validation_threshold"] = evaluate.metrics(labels, scores[name], fitted)
-        results[name] = {**entry, "gflops": bert_flops(guard.config) / 1e9, "mb": sizes[name], "ms": milliseconds(guard, [row.prompt for row in held_out])}
+        scores[name] = np.asarray(guard.score(prompts, [row.response for row in held_out]))
+        of_chosen = guard.score([row.prompt for row in validation], [row.response for row in validation])
+        fitted = evaluate.best_f1_threshold(chosen, of_chosen)
+        results[name] = {
+            **evaluate.metrics(labels, scores[name]), "auprc_interval": evaluate.bootstrap(labels, scores[name]),
+            "at_validation_threshold": evaluate.metrics(labels, scores[name], fitted),
+            "gflops": bert_flops(guard.config) / 1e9, "mb": sizes[name], "ms": milliseconds(guard, prompts)}
     difference = evaluate.paired_difference(labels, scores["student with"], scores["student without"])
-    return {"schema_version": evaluate.SCHEMA_VERSION, "systems": results, "comparison": {"metric": "auprc", "of": "student with minus student without", **difference}}
+    comparison = {"metric": "auprc", "of": "student with minus student without", **difference}
+    return {"schema_version": evaluate.SCHEMA_VERSION, "systems": results, "comparison": comparison}
 
 
 def milliseconds(guard: Any, prompts: Sequence[str], n: int = 40) -> float:
@@ -213,43 +207,41 @@ def _lines(report: Mapping[str, Any]) -> Iterator[list[str]]:
     yield ["", "AUPRC", "95 % interval", "F1 at 0.5", "F1 at fitted", "GFLOPs", "MB", "ms"]
     for name, entry in report["systems"].items():
         low, high = entry["auprc_interval"]
-        yield [f"{name} augmentation" if name != "teacher" else "stand-in teacher", f"{entry['auprc']:.3f}", f"{low:.3f}..{high:.3f}", f"{entry['f1'] or 0:.3f}",
-               f"{entry['at_validation_threshold']['f1'] or 0:.3f}", f"{entry['gflops']:.2f}", f"{entry['mb']:.1f}", f"{entry['ms']:.2f}"]
+        yield [f"{name} augmentation" if name != "teacher" else "stand-in teacher", f"{entry['auprc']:.3f}",
+               f"{low:.3f}..{high:.3f}", f"{entry['f1'] or 0:.3f}",
+               f"{entry['at_validation_threshold']['f1'] or 0:.3f}", f"{entry['gflops']:.2f}", f"{entry['mb']:.1f}",
+               f"{entry['ms']:.2f}"]
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Return what must be read beside the table."""
     some = next(iter(report["systems"].values()))
     gain = report["comparison"]
-    verdict = "difference within noise" if gain["within_noise"] else f"a difference beyond noise, {'for' if gain['difference'] > 0 else 'against'} augmentation"
+    verdict = "difference within noise"
+    if not gain["within_noise"]:
+        verdict = f"a difference beyond noise, {'for' if gain['difference'] > 0 else 'against'} augmentation"
     return [
         f"{some['n']} hand-written rows, base rate {some['base_rate']:.3f} (the AUPRC of a guard that knows nothing)",
-        f"AUPRC with minus without augmentation: {gain['difference']:+.3f}, 95 % paired bootstrap interval {gain['low']:+.3f}..{gain['high']:+.3f}: {verdict}",
-        f"fitted: threshold with the best F1 on validation rows. GFLOPs of a {TOKENS}-token prompt, from the shapes. MB of weights. ms: median of one prompt at a time on this machine",
-        "the teacher is a small stand-in trained on public labels, not a large guard; English only; not a sole safeguard",
+        f"AUPRC with minus without augmentation: {gain['difference']:+.3f}, 95 % paired bootstrap interval "
+        f"{gain['low']:+.3f}..{gain['high']:+.3f}: {verdict}",
+        f"fitted: threshold with the best F1 on validation rows. GFLOPs of a {TOKENS}-token prompt, from the shapes. "
+        "MB of weights. ms: median of one prompt at a time on this machine",
+        "the teacher is a small stand-in trained on public labels, not a large guard; English only; not a sole "
+        "safeguard",
     ]
 
 
 def _finish(run: Any, report: dict[str, Any], seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    import msgspec
-
-    from harmaug.data import atomic_file
-    from harmaug.report import report_run
+    from harmaug.data import write_json
+    from harmaug.report import Table, report_run
 
     lines = list(_lines(report))
-    report["tables"] = {"evaluation set": lines}
-    report["notes"] = notes(report)
-    report["seconds"] = round(seconds, 1)
-    report["stages"] = {name: {"seconds": entry.get("seconds"), "account": entry.get("account")} for name, entry in run.info["stages"].items()}
-    with atomic_file(run / "metrics.json") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    report |= {"tables": {"evaluation set": lines}, "notes": notes(report), "seconds": round(seconds, 1),
+               "stages": run.accounts()}
+    write_json(run / "metrics.json", report, indent=1)
     run.save()
     page = report_run(run.path)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    tell("")
-    for line in lines:
-        tell("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))))
-    for note in report["notes"]:
-        tell(note)
+    for line in ("", *repr(Table(lines, report["notes"])).splitlines()):
+        tell(line)
     tell(f"{seconds:.0f} s; {run / 'metrics.json'}, {page}")
     return report

@@ -1,87 +1,75 @@
 """One self-contained HTML page about a run: measures, yield, settings. Row text is hidden until it is clicked on."""
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from harmaug.data import Row, atomic_file
+from harmaug.data import Row, atomic_file, read_object
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right}
-th:first-child,td:first-child{text-align:left}pre{background:#f6f6f6;padding:.7rem;overflow:auto}summary{cursor:pointer}
-.warning{background:#fff3cd;padding:.6rem .9rem}"""
-_NOTICE = ("The rows of this run were invented by a language model and many are harmful. They are for training and testing safety guards; "
-           "a guard trained on them is English only, may refuse too much, and is not to be the only safeguard.")
+_NOTICE = ("The rows of this run were invented by a language model and many are harmful. They are for training and "
+           "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
+           "only safeguard.")
 
 
-def write_report(path: str | os.PathLike[str], title: str, *, tables: Sequence[tuple[str, Sequence[Sequence[Any]]]], notes: Sequence[str] = (),
-                 rows: Sequence[Mapping[str, Any]] = (), info: Mapping[str, Any] | None = None) -> None:
+def write_report(path: str | os.PathLike[str], title: str, *, tables: Sequence[tuple[str, Sequence[Sequence[Any]]]],
+                 notes: Sequence[str] = (), rows: Sequence[Mapping[str, Any]] = (),
+                 info: Mapping[str, Any] | None = None) -> None:
     """Write the page, whole or not at all.
 
-    Parameters
-    ----------
-    path : path
-    title : str
-    tables : sequence of (heading, lines)
-        The first line of each is its head.
-    notes : sequence of str
-        Sentences under the title.
-    rows : sequence of mapping
-        Rows to show on a click.
-    info : mapping, optional
-        What is shown as JSON at the end.
+    Each of `tables` is (heading, lines), and the first line its head; `notes` are sentences under the title; `rows` are
+    shown on a click; `info` is shown as JSON at the end.
     """
-    out = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title><style>{_STYLE}</style><h1>{_text(title)}</h1>"]
-    out += [f"<p>{_text(note)}</p>" for note in notes]
-    for heading, lines in tables:
-        out.append(f"<h2>{_text(heading)}</h2>{_html_table(lines)}")
-    if rows:
-        out.append(f"<h2>Rows</h2>{_html_rows(rows)}")
-    if info is not None:
-        text = msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
-        out.append(f"<h2>Settings, versions, costs</h2><details><summary>run.json</summary><pre>{_text(text)}</pre></details>")
+    shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
+    page = _templates().page(title, tables, notes, _lines(rows), shown)
     with atomic_file(path) as file:
-        file.write("\n".join(out).encode("utf-8", "replace"))
+        file.write(page.encode("utf-8", "replace"))
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Any:
+    """The macros of the page, with everything that they show escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["plain"] = _plain
+    source = (resources.files("harmaug") / "data" / "report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source, globals={"notice": _NOTICE}).module
 
 
 def report_run(folder: str | os.PathLike[str]) -> Path:
     """Write report.html of a run folder from what it holds, and return its path.
 
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        If it is not a run folder, or a file in it is damaged.
+    A ValueError if it is not a run folder, or a file in it is damaged.
     """
-    from harmaug.runs import RunError
+    from harmaug.runs import RunError, read_info
 
     run = Path(folder)
     if not (run / "run.json").is_file():
         raise RunError(f"{run}: not a run folder: no run.json")
+    info = read_info(run)
+    metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
-        info = msgspec.json.decode((run / "run.json").read_bytes())
-        metrics = msgspec.json.decode((run / "metrics.json").read_bytes()) if (run / "metrics.json").exists() else {}
-    except msgspec.DecodeError as exc:
-        raise RunError(f"{run}: run.json or metrics.json is damaged: {exc}") from None
-    tables = [(f"Measures: {name}", lines) for name, lines in metrics.get("tables", {}).items()]
+        tables = [*_measures(metrics), *accounts(info["stages"])]
+    except (AttributeError, TypeError, ValueError):
+        raise RunError(f"{run}: run.json or metrics.json is damaged: not what a run writes") from None
+    write_report(run / "report.html", f"harmaug run {run.name}", tables=tables, notes=metrics.get("notes", ()),
+                 rows=_sample(run), info=info)
+    return run / "report.html"
+
+
+def _measures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[list[Any]]]]:
+    for name, lines in metrics.get("tables", {}).items():
+        yield f"Measures: {name}", lines
     if "datasets" in metrics:
         names = ("n", "base_rate", "f1", "auprc", "auprc_interval", "precision", "recall")
-        tables.append(("Measures", [["set", *names], *([name, *(entry.get(key) for key in names)] for name, entry in metrics["datasets"].items())]))
-    tables += accounts(info["stages"])
-    write_report(run / "report.html", f"harmaug run {run.name}", tables=tables, notes=metrics.get("notes", ()), rows=_sample(run), info=info)
-    return run / "report.html"
+        lines = [[name, *(entry.get(key) for key in names)] for name, entry in metrics["datasets"].items()]
+        yield "Measures", [["set", *names], *lines]
 
 
 def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
@@ -96,7 +84,8 @@ def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
             categories.setdefault(category, []).append(f"{name} {n}")
     tables = [("Yield and cost", lines)]
     if categories:
-        tables.append(("Rows by category", [["category", "rows"], *([name, ", ".join(found)] for name, found in sorted(categories.items()))]))
+        found = [[name, ", ".join(counts)] for name, counts in sorted(categories.items())]
+        tables.append(("Rows by category", [["category", "rows"], *found]))
     return tables
 
 
@@ -112,14 +101,7 @@ def _sample(run: Path, limit: int = 24) -> list[dict[str, Any]]:
 
 
 class Table:
-    """A table that a notebook shows as HTML, and print as aligned text.
-
-    Parameters
-    ----------
-    lines : sequence of sequences
-        The first line is the head.
-    notes : sequence of str
-        Sentences under it.
+    """A table that a notebook shows as HTML, and print as aligned text: the first line is its head, notes follow it.
 
     Examples
     --------
@@ -134,21 +116,15 @@ class Table:
     def __repr__(self) -> str:
         cells = [[_plain(cell) for cell in line] for line in self._lines]
         widths = [max(map(len, column)) for column in zip(*cells)]
-        return "\n".join(["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))) for line in cells]
-                         + self._notes)
+        text = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in cells]
+        return "\n".join(text + self._notes)
 
     def _repr_html_(self) -> str:
-        return _html_table(self._lines) + "".join(f"<p>{_text(note)}</p>" for note in self._notes)
+        return str(_templates().table(self._lines)) + str(_templates().paragraphs(self._notes))
 
 
 class HiddenRows:
-    """Rows that a notebook shows on a click only, and whose text no repr tells.
-
-    Parameters
-    ----------
-    rows : iterable of Row
-    limit : int, optional
-        Show so many of them, evenly spread.
+    """Rows that a notebook shows on a click only, and whose text no repr tells; of `limit`, so many evenly spread.
 
     Examples
     --------
@@ -165,27 +141,17 @@ class HiddenRows:
         return f"<{len(self._rows)} row{'' if len(self._rows) == 1 else 's'}, text hidden>"
 
     def _repr_html_(self) -> str:
-        return _html_rows(_columns(self._rows)) if self._rows else "<p>No rows.</p>"
+        return str(_templates().hidden(_lines(_columns(self._rows)))) if self._rows else "<p>No rows.</p>"
 
 
 def _columns(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source, "label": row.label, "teacher": row.unsafe_score}
-            for row in rows]
+    return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source,
+             "label": row.label, "teacher": row.unsafe_score} for row in rows]
 
 
-def _html_table(lines: Sequence[Sequence[Any]]) -> str:
-    tags = ("th", *("td" for _ in lines[1:]))
-    return "<table>" + "\n".join("<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in line) + "</tr>" for tag, line in zip(tags, lines)) + "</table>"
-
-
-def _html_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(rows[0])
-    return (f"<p class=warning>{_text(_NOTICE)}</p><details><summary>Show {len(rows)} rows, harmful ones among them</summary>"
-            + _html_table([names, *([row.get(name) for name in names] for row in rows)]) + "</details>")
-
-
-def _text(value: Any) -> str:
-    return html.escape(_plain(value))
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Return rows of the same columns as the lines of a table, or none."""
+    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
 
 
 def _plain(value: Any) -> str:

@@ -1,18 +1,20 @@
 """One refusing and one compliant response for each instruction, each begun with its own prefix.
 
-A small model never refuses unasked and an aligned one never complies unasked: the prefix decides, and what goes on against it is dropped.
+A small model never refuses unasked and an aligned one never complies unasked: the prefix decides, and what goes on
+against it is dropped.
 """
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from harmaug import engines, safety
-from harmaug.augment import in_order
+from harmaug.checks import one_of, within
 from harmaug.data import Row
 from harmaug.filters import RefusalFilter, complies
-from harmaug.generator import Generation, Generator, Request, SamplerConfig
+from harmaug.generator import Generation, Generator, Request, SamplerConfig, in_order
 from harmaug.runs import Journal
 
 MODES = ("none", "refusal", "pairs")
@@ -23,7 +25,7 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True, kw_only=True)
 class RespondConfig:
-    """How responses are made.
+    """How responses are made; a ValueError names a field outside its range.
 
     Parameters
     ----------
@@ -42,11 +44,6 @@ class RespondConfig:
     refusals : tuple of str, optional
         Patterns of refusal openings instead of filters.REFUSALS.
     seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If a field is outside its range.
     """
 
     responses: str = "refusal"
@@ -61,22 +58,20 @@ class RespondConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.responses not in MODES:
-            raise ValueError(f"responses must be one of {', '.join(MODES)}, got {self.responses!r}")
+        one_of("responses", self.responses, MODES)
+        within(self, seed=">= 0", limit=">= 0")
         if not self.refusing_prefix.strip() or not self.compliant_prefix.strip():
             raise ValueError("refusing_prefix and compliant_prefix must not be empty")
         if self.responses == "pairs" and self.max_new_tokens > COMPLIANT_LIMIT:
-            raise ValueError(f"max_new_tokens must be <= {COMPLIANT_LIMIT} for compliant responses, got {self.max_new_tokens}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"limit must be >= 0, got {self.limit}")
+            raise ValueError(f"max_new_tokens must be <= {COMPLIANT_LIMIT} for compliant responses, "
+                             f"got {self.max_new_tokens}")
         self.sampler()
         RefusalFilter(self.refusals)
 
     def sampler(self) -> SamplerConfig:
         """Return the settings of the sampler."""
-        return SamplerConfig(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=self.seed)
+        return SamplerConfig(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens,
+                             seed=self.seed)
 
     @property
     def intents(self) -> tuple[str, ...]:
@@ -92,14 +87,7 @@ class _Task:
 
 
 class Responder:
-    """Makes responses to instructions.
-
-    Parameters
-    ----------
-    generator : Generator
-    config : RespondConfig, optional
-    batch_size : int, default 32
-        Sequences decoded together. Changes no row.
+    """Makes responses to instructions, `batch_size` decoded together (which changes no row).
 
     Attributes
     ----------
@@ -114,28 +102,14 @@ class Responder:
         self._refused = RefusalFilter(self.config.refusals)
         self.account_: dict[str, Any] = {}
 
-    def run(self, instructions: Sequence[Row], *, journal: Journal | None = None, stamp: Mapping[str, Any] | None = None,
-            engine: str = "local") -> Iterator[Row]:
-        """Yield the kept rows (prompt and response) in the order of their keys.
-
-        Parameters
-        ----------
-        instructions : sequence of Row
-        journal : Journal, optional
-            Where every response is recorded. Its rows count as done and are not yielded again.
-        stamp : mapping, optional
-            Columns that every row gets.
-        engine : str, default "local"
-            See engines.map_rows.
-
-        Yields
-        ------
-        Row
-        """
+    def run(self, instructions: Sequence[Row], *, journal: Journal | None = None,
+            stamp: Mapping[str, Any] | None = None, engine: str = "local") -> Iterator[Row]:
+        """Yield the kept rows (prompt and response) in the order of their keys; see Augmenter.run for the options."""
         chosen = spread(instructions, self.config.limit)
-        intents = self.config.intents
-        tasks = [_Task(key=i * len(intents) + j, intent=intent, instruction=row) for i, row in enumerate(chosen) for j, intent in enumerate(intents)]
-        self.account_ = {"asked": len(tasks), "done": 0, **dict.fromkeys(REJECTIONS, 0), "kept": 0, "tokens": 0, "refusal": 0, "compliance": 0}
+        tasks = [_Task(key=key, intent=intent, instruction=row)
+                 for key, (row, intent) in enumerate(product(chosen, self.config.intents))]
+        counted = ("done", *REJECTIONS, "kept", "tokens", "refusal", "compliance")
+        self.account_ = {"asked": len(tasks), **dict.fromkeys(counted, 0)}
         if journal is not None:
             for done in journal.kept_rows + journal.rejected_rows:
                 self._count(done["intent"], done.get("reason"), done["tokens"])
@@ -151,19 +125,24 @@ class Responder:
     def _prefix(self, intent: str) -> str:
         return self.config.refusing_prefix if intent == "refusal" else self.config.compliant_prefix
 
+    def _prompt(self, task: _Task) -> str:
+        message = {"role": "user", "content": task.instruction.prompt}
+        return self.generator.chat_prompt([message], self._prefix(task.intent))
+
     def _withheld(self, task: _Task) -> bool:
         row = task.instruction
         return self.config.withhold_cbrne and task.intent == "compliance" and safety.is_cbrne(row.prompt, row.category)
 
     def _sample(self, tasks: Sequence[_Task]) -> Iterator[Generation | None]:
         withheld = [self._withheld(task) for task in tasks]
-        requests = [Request(prompt=self.generator.chat_prompt([{"role": "user", "content": task.instruction.prompt}], self._prefix(task.intent)),
-                            first_index=task.key) for task, off in zip(tasks, withheld) if not off]
-        answers = in_order(self.generator, requests, batch_size=self.batch_size, seed=self.config.seed, sampling=self.config.sampler())
+        requests = [Request(prompt=self._prompt(task), first_index=task.key)
+                    for task, off in zip(tasks, withheld) if not off]
+        answers = in_order(self.generator, requests, batch_size=self.batch_size, sampling=self.config.sampler())
         for off in withheld:
             yield None if off else next(answers)[0]
 
-    def _judge(self, task: _Task, generation: Generation | None, stamp: Mapping[str, Any]) -> tuple[Row | dict[str, Any], bool]:
+    def _judge(self, task: _Task, generation: Generation | None,
+               stamp: Mapping[str, Any]) -> tuple[Row | dict[str, Any], bool]:
         prefix = self._prefix(task.intent)
         about = {"key": task.key, "intent": task.intent, "instruction": task.instruction.id, "prefix": prefix,
                  "tokens": len(generation.ids) if generation else 0, **stamp}
@@ -173,8 +152,9 @@ class Responder:
         if reason is None:
             assert generation is not None
             source = task.instruction
-            return Row(prompt=source.prompt, response=text, category=source.category, source=f"respond:{task.intent}", id=f"response:{task.key}",
-                       seed=self.config.seed, generator=str(getattr(self.generator, "name", "generator")),
+            return Row(prompt=source.prompt, response=text, category=source.category, source=f"respond:{task.intent}",
+                       id=f"response:{task.key}", seed=self.config.seed,
+                       generator=str(getattr(self.generator, "name", "generator")),
                        extra={**about, "stop_reason": generation.stop_reason}), True
         about["reason"] = reason
         if reason == "blocked":
@@ -206,8 +186,3 @@ def spread(rows: Sequence[Row], limit: int | None) -> list[Row]:
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[i * len(rows) // limit] for i in range(limit)]
-
-
-def settings(config: RespondConfig) -> dict[str, Any]:
-    """Return what decides the rows, as run.json records it."""
-    return asdict(config)

@@ -1,10 +1,11 @@
 """Run folders: append-only row files that survive kill -9, run.json, and the lock that keeps a second process out.
 
-Every row of a stage carries its ``key``, counted from 0 without a gap over the stage's files. A row is one write, so a crash leaves
-at most one torn last line; opening the stage again cuts it away and goes on with the next key.
+Every row of a stage carries its ``key``, counted from 0 without a gap over the stage's files. A row is one write, so a
+crash leaves at most one torn last line; opening the stage again cuts it away and goes on with the next key.
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from harmaug import data
+from harmaug._C import FormatError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,8 +32,8 @@ _NOTICE = """\
 This folder belongs to a run of harmaug. Its rows are instructions and responses that a language model invented in order
 to train and to test safety guards. MANY OF THEM ARE HARMFUL, and none of them was checked by a person.
 
-Use them for that purpose only. Do not publish them, follow them or show them to people who did not ask for it, and delete
-the folder when it is no longer needed.
+Use them for that purpose only. Do not publish them, follow them or show them to people who did not ask for it, and
+delete the folder when it is no longer needed.
 """
 
 
@@ -40,18 +42,7 @@ class RunError(ValueError):
 
 
 class RowFile:
-    """An append-only JSONL file of one stage.
-
-    Parameters
-    ----------
-    path : path
-        Made (mode 0600) when absent. A torn last line is cut away.
-
-    Raises
-    ------
-    DataError
-        If a line that is not the last one is damaged.
-    """
+    """An append-only JSONL file of one stage, made (mode 0600) when absent; a torn last line is cut away."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -66,25 +57,19 @@ class RowFile:
             self.cut(end)
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (offset of its line, row) of every row."""
+        """Yield (offset of its line, row) of every row; a DataError names a line that is damaged."""
         for n, (begin, line) in enumerate(self._lines(), 1):
+            where = f"{self.path}, line {n}"
             try:
-                text = line.decode("utf-8")
+                row = data.decode_json(line.decode("utf-8"), where)
             except UnicodeDecodeError:
-                raise data.DataError(f"{self.path}, line {n}: not UTF-8") from None
-            row = data.decode_json(text, f"{self.path}, line {n}")
+                raise data.DataError(f"{where}: not UTF-8") from None
             if not isinstance(row, dict):
-                raise data.DataError(f"{self.path}, line {n}: wrong JSON: expected an object")
+                raise data.DataError(f"{where}: wrong JSON: expected an object")
             yield begin, row
 
     def append(self, row: data.Row | Mapping[str, Any]) -> None:
-        """Write one row with one system call.
-
-        Raises
-        ------
-        OSError
-            If the disk is full or fails; the file then ends with the row before.
-        """
+        """Write one row with one system call; when that fails (a full disk), the file ends with the row before."""
         line = data.encode_row(row if isinstance(row, data.Row) else dict(row))
         try:
             written = os.write(self._file, line)
@@ -115,14 +100,14 @@ class RowFile:
                 begin += len(line)
 
 
-class Journal:
-    """The rows of one stage: those that it keeps, and those that it rejects with a reason, in two files under one count of keys.
+class Journal(contextlib.AbstractContextManager["Journal"]):
+    """The rows of one stage, in two files under one count of keys: those that it keeps, and those that it rejects.
 
     Parameters
     ----------
     kept, rejected : path
-        The two files. Keys ascend within each and together are 0, 1, 2, ... without a gap; rows after a gap (a machine
-        lost power and one file's tail) are cut away, to be made again.
+        Keys ascend within each file and together are 0, 1, 2, ... without a gap; rows after a gap (a machine lost power
+        and one file's tail) are cut away, to be made again.
 
     Attributes
     ----------
@@ -135,13 +120,12 @@ class Journal:
     def __init__(self, kept: str | os.PathLike[str], rejected: str | os.PathLike[str] | None = None) -> None:
         self._files = [RowFile(path) for path in (kept, rejected) if path is not None]
         try:
-            found = sorted((self._key(file, row), i, begin, row) for i, file in enumerate(self._files) for begin, row in file.rows())
+            found = sorted((self._key(file, row), i, begin, row)
+                           for i, file in enumerate(self._files) for begin, row in file.rows())
         except BaseException:
             self.close()
             raise
-        good = 0
-        while good < len(found) and found[good][0] == good:
-            good += 1
+        good = next((i for i, (key, *_) in enumerate(found) if key != i), len(found))
         for _, i, begin, _ in reversed(found[good:]):
             self._files[i].cut(begin)
         if good < len(found):
@@ -168,9 +152,6 @@ class Journal:
         """Close the files."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Journal:  # noqa: PYI034
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -200,7 +181,7 @@ class Stage:
             self._run.save()
 
 
-class RunFolder:
+class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     """A run folder, held under a lock while it is open.
 
     Parameters
@@ -218,6 +199,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], *, allow_mixed: bool = False) -> None:
         self.path = Path(path)
+        self.info: dict[str, Any] = {}
         self._allow_mixed = allow_mixed
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: not a folder")
@@ -235,16 +217,15 @@ class RunFolder:
             if not (self.path / "NOTICE").exists():
                 with data.atomic_file(self.path / "NOTICE") as file:
                     file.write(_NOTICE.encode())
-            self.info: dict[str, Any] = self._read() or {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}}
+            begun = (self.path / "run.json").exists()
+            new = {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}}
+            self.info = read_info(self.path) if begun else new
         except BaseException:
             self.close()
             raise
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
-
-    def __enter__(self) -> RunFolder:  # noqa: PYI034
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -253,7 +234,7 @@ class RunFolder:
         """Write run.json once more and give up the lock."""
         if self._lock >= 0:
             try:
-                if hasattr(self, "info"):
+                if self.info:
                     self.save()
             except OSError:
                 if sys.exc_info()[0] is None:
@@ -262,28 +243,29 @@ class RunFolder:
                 os.close(self._lock)
                 self._lock = -1
 
+    def accounts(self) -> dict[str, Any]:
+        """Return seconds and yield account of each stage."""
+        return {name: {"seconds": entry.get("seconds"), "account": entry.get("account")}
+                for name, entry in self.info["stages"].items()}
+
     def save(self) -> None:
         """Rewrite run.json, whole or not at all."""
-        with data.atomic_file(self.path / "run.json") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self.info), indent=1) + b"\n")
+        data.write_json(self.path / "run.json", self.info, indent=1)
 
     def stage(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-              models: Mapping[str, str] | None = None, restart: bool = False) -> Stage:
+              models: Mapping[str, str] | None = None, restart: bool = False, makes: Iterable[str] = ()) -> Stage:
         """Begin or resume a stage.
 
         Parameters
         ----------
-        name : str
         config : mapping
             The settings that decide the rows; a stage cannot go on under others.
         inputs, models : mapping, optional
             Name to sha256.
         restart : bool, default False
             Forget an earlier entry: the stage is done anew each time.
-
-        Returns
-        -------
-        Stage
+        makes : iterable of str
+            Files of the run folder. While all are absent or empty, the stage may begin anew with other settings.
 
         Raises
         ------
@@ -294,23 +276,26 @@ class RunFolder:
         here = machine()
         now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"config": config, "inputs": inputs or {}}))
         made_by = {"harmaug": here["harmaug"], "cpu_isa": here["cpu_isa"], "models": dict(models or {})}
-        if restart:
+        files = [self.path / file for file in makes]
+        entry = self.info["stages"].get(name, {})
+        nothing_made = files and not entry.get("done") and not any(p.exists() and p.stat().st_size for p in files)
+        if restart or nothing_made:
             self.info["stages"].pop(name, None)
         entry = self.info["stages"].setdefault(name, {**now, "made_by": [made_by], "done": False})
         for part in ("config", "inputs"):
             changed = _changes(entry[part], now[part])
             if changed:
-                raise RunError(f"{self.path}: stage {name} was begun with another {changed}; take them back or use another run folder")
+                raise RunError(f"{self.path}: stage {name} was begun with another {changed}; "
+                               "take them back or use another run folder")
         if made_by not in entry["made_by"] and not entry["done"]:
             if not self._allow_mixed:
                 changed = _changes(entry["made_by"][-1], made_by)
-                raise RunError(f"{self.path}: stage {name} was begun with another {changed}, so its rows would not be one machine's; "
-                               "--allow-mixed goes on all the same and marks each row")
+                raise RunError(f"{self.path}: stage {name} was begun with another {changed}, so its rows would not be "
+                               "one machine's; --allow-mixed goes on all the same and marks each row")
             entry["made_by"].append(made_by)
         self.save()
-        index = entry["made_by"].index(made_by) if made_by in entry["made_by"] else 0
-        stamp = {"made_by": {**made_by, "models": list(made_by["models"].values())}} if index or len(entry["made_by"]) > 1 else {}
-        return Stage(self, entry, stamp)
+        mixed = len(entry["made_by"]) > 1
+        return Stage(self, entry, {"made_by": {**made_by, "models": list(made_by["models"].values())}} if mixed else {})
 
     def _take_lock(self) -> int:
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -320,40 +305,35 @@ class RunFolder:
             if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
                 os.close(lock)
-                raise RunError(f"{self.path}: in use by another process{f' (pid {holder})' if holder else ''}") from None
+                which = f" (pid {holder})" if holder else ""
+                raise RunError(f"{self.path}: in use by another process{which}") from None
             _log.warning("%s: this file system has no locks; see to it that no second process writes here", self.path)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         return lock
 
-    def _read(self) -> dict[str, Any] | None:
-        path = self.path / "run.json"
-        if not path.exists():
-            return None
-        try:
-            info = msgspec.json.decode(path.read_bytes())
-            if info["schema_version"] != SCHEMA_VERSION:
-                raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
-            if not isinstance(info["stages"], dict):
-                raise TypeError
-        except (msgspec.DecodeError, UnicodeError, TypeError, KeyError):
-            raise RunError(f"{path}: damaged; the rows beside it are whole") from None
-        return info  # type: ignore[no-any-return]
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return what run.json of a folder holds; a RunError names it when it is damaged."""
+    path = folder / "run.json"
+    try:
+        info = data.read_object(path)
+        if info["schema_version"] != SCHEMA_VERSION:
+            raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
+        if not all(isinstance(entry, dict) for entry in info["stages"].values()):
+            raise TypeError
+    except (FormatError, AttributeError, TypeError, KeyError):
+        raise RunError(f"{path}: damaged; the rows beside it are whole") from None
+    return info
 
 
 def machine() -> dict[str, Any]:
     """Return what decides whether rows can be made again bit for bit, and what a reader of run.json wants to know."""
-    from importlib.metadata import PackageNotFoundError, version
+    from harmaug import _C, versions
 
-    from harmaug import _C
-
-    versions = {}
-    for package in ("harmaug", "numpy", "msgspec"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "source"
-    return {**versions, "python": platform.python_version(), "platform": platform.platform(), "cpu_isa": _C.build_info()["cpu_isa"]}
+    packages = {name: versions.release(name) or "source" for name in ("harmaug", "numpy", "msgspec")}
+    return {**packages, "python": platform.python_version(), "platform": platform.platform(),
+            "cpu_isa": _C.build_info()["cpu_isa"]}
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -370,9 +350,14 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def shows_bars() -> bool:
+    """Return whether somebody sees a progress bar: on a terminal, in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def progress(items: Iterable[_T], total: int, title: str, *, begun: int = 0, quiet: bool = False) -> Iterator[_T]:
-    """Yield the items behind a progress bar on a terminal or in a notebook, with a log line now and then elsewhere."""
-    if not quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    """Yield the items behind a progress bar where one is seen, with a log line now and then elsewhere."""
+    if not quiet and shows_bars():
         from tqdm.auto import tqdm
 
         yield from tqdm(items, total=total, initial=begun, desc=title, unit=" rows", mininterval=0.3)

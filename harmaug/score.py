@@ -10,28 +10,23 @@ import numpy as np
 from harmaug.data import DataError, columns_of_stream, decode_json
 
 
-def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None, batch_size: int = 32) -> int:
-    """Score rows as they come.
+def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None,
+                 batch_size: int = 32) -> int:
+    """Score rows as they come and return how many there were.
 
     Parameters
     ----------
     guard : Guard
-        Anything with ``score(prompts, responses)``; its ``threshold`` is used when none is given.
-    source : binary file
-        JSONL, a JSON list or CSV, gzipped or not.
-    out : binary file
-        Gets one JSON object a row, in order: the row's columns as they stand (numbers and escapes to the byte), then score and flagged.
+        Anything with ``score(prompts, responses)``.
+    source, out : binary file
+        JSONL, a JSON list or CSV, gzipped or not; and one JSON object a row, in order: the row's columns as they stand
+        (numbers and escapes to the byte), then score and flagged.
     name : str
         What messages call the source.
     threshold : float, optional
         A row is flagged when its score is at or over it. None: the guard's, else 0.5.
     batch_size : int, default 32
         Rows scored together. Changes no score.
-
-    Returns
-    -------
-    int
-        Number of rows.
 
     Raises
     ------
@@ -52,7 +47,8 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
             failure = exc
         if not batch and failure is None:
             break
-        scores = np.asarray(guard.score([row[2] for row in batch], [row[3] for row in batch]), dtype=np.float32) if batch else ()
+        given = guard.score([row[2] for row in batch], [row[3] for row in batch]) if batch else []
+        scores = np.asarray(given, dtype=np.float32)
         for (where, columns, *_), score in zip(batch, scores):
             if not 0 <= score <= 1:
                 raise DataError(f"{where}: the guard's score is {score}")
@@ -79,5 +75,5 @@ def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:
             raise DataError(f"{where}: {column} must be text")
         texts.append(value)
     if not texts[0] or texts[0].isspace():
-        raise DataError(f"{where}: the prompt is {'empty' if 'prompt' in columns and texts[0] is not None else 'missing'}")
+        raise DataError(f"{where}: the prompt is {'missing' if texts[0] is None else 'empty'}")
     return texts[0], texts[1] or None

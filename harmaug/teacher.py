@@ -14,19 +14,11 @@ from harmaug import engines
 from harmaug.data import DataError, Row
 
 STANDIN = "standin"
-"""Name of the teacher that ships with the package: a small model trained on public labels, a stand-in for a large guard."""
+"""The teacher that ships with the package: a small model trained on public labels, for want of a large guard."""
 
 
 class Teacher(Protocol):
-    """What labels rows.
-
-    Attributes
-    ----------
-    name : str
-        What rows record as their teacher.
-    licence : str
-        Licence of its outputs or weights; "unknown" where nothing says.
-    """
+    """What labels rows; rows record its name, and run.json the licence of its outputs or weights ("unknown" else)."""
 
     name: str
     licence: str
@@ -36,33 +28,14 @@ class Teacher(Protocol):
 
 
 class GuardTeacher:
-    """A guard as a teacher.
-
-    Parameters
-    ----------
-    guard : Guard
-        Anything with ``score(prompts, responses)``.
-    name : str
-    licence : str, default "unknown"
-    """
+    """A guard, or anything with ``score(prompts, responses)``, as a teacher."""
 
     def __init__(self, guard: Any, name: str, licence: str = "unknown") -> None:
         self.guard, self.name, self.licence = guard, name, licence
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> GuardTeacher:
-        """Open a guard folder (or a fetched name); "standin" is the one that ships with the package.
-
-        Parameters
-        ----------
-        folder : str or path
-        **options
-            Passed to Guard.from_pretrained.
-
-        Returns
-        -------
-        GuardTeacher
-        """
+        """Open a guard folder, a fetched name or "standin"; options are those of Guard.from_pretrained."""
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
@@ -77,23 +50,20 @@ class GuardTeacher:
 class CallableTeacher:
     """A function as a teacher.
 
-    Parameters
-    ----------
-    function : callable
-        Takes (prompts, responses), two lists of equal length, and returns P(unsafe) for each.
-    name : str, optional
-        The function's own name when None.
-    licence : str, default "unknown"
+    It takes (prompts, responses), two lists of equal length, and returns P(unsafe) for each. Its own name is the
+    teacher's when none is given.
     """
 
-    def __init__(self, function: Callable[[Sequence[str], Sequence[str | None]], ArrayLike], name: str | None = None, licence: str = "unknown") -> None:
+    def __init__(self, function: Callable[[Sequence[str], Sequence[str | None]], ArrayLike], name: str | None = None,
+                 licence: str = "unknown") -> None:
         self._function = function
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.licence = licence
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
-        return np.asarray(self._function(prompts, [None] * len(prompts) if responses is None else responses), dtype=np.float32)
+        answers = [None] * len(prompts) if responses is None else responses
+        return np.asarray(self._function(prompts, answers), dtype=np.float32)
 
 
 def as_teacher(teacher: Any) -> Teacher:
@@ -101,7 +71,8 @@ def as_teacher(teacher: Any) -> Teacher:
     if isinstance(teacher, (str, os.PathLike)):
         return GuardTeacher.from_pretrained(teacher)
     if hasattr(teacher, "score"):
-        return teacher if hasattr(teacher, "name") and hasattr(teacher, "licence") else GuardTeacher(teacher, type(teacher).__name__)
+        whole = hasattr(teacher, "name") and hasattr(teacher, "licence")
+        return teacher if whole else GuardTeacher(teacher, type(teacher).__name__)
     if callable(teacher):
         return CallableTeacher(teacher)
     raise TypeError(f"a teacher must be a folder, a guard or a callable, got {type(teacher).__name__}")
@@ -112,33 +83,20 @@ def standin_folder() -> Path:
     return Path(str(resources.files("harmaug") / "data" / "standin_teacher"))
 
 
-def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256, engine: str = "local") -> Iterator[tuple[str, Row, float]]:
-    """Yield (where, row, P(unsafe)) in order.
+def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256,
+               engine: str = "local") -> Iterator[tuple[str, Row, float]]:
+    """Yield (where, row, P(unsafe)) in order; `where` names a row in messages, such as "instructions.jsonl, row 3".
 
-    Parameters
-    ----------
-    teacher : Teacher
-    rows : sequence of (where, Row)
-        `where` names a row in messages, such as "instructions.jsonl, row 3".
-    batch_size : int, default 256
-        Rows that the teacher gets at once.
-    engine : str, default "local"
-        See engines.map_rows.
-
-    Yields
-    ------
-    tuple of (str, Row, float)
-
-    Raises
-    ------
-    DataError
-        If a score is NaN or outside [0, 1], or there is not one for each row; the row is named.
+    The teacher gets `batch_size` rows at once; `engine` is that of engines.map_rows. A DataError names the row whose
+    score is NaN or outside [0, 1], or the batch that did not get one for each row.
     """
 
     def score(batch: Sequence[tuple[str, Row]]) -> list[float]:
-        scores = np.asarray(teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch]), dtype=np.float32)
+        given = teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch])
+        scores = np.asarray(given, dtype=np.float32)
         if scores.shape != (len(batch),):
-            raise DataError(f"teacher {teacher.name}: scores of shape {scores.shape} for {len(batch)} rows from {batch[0][0]} on")
+            raise DataError(f"teacher {teacher.name}: scores of shape {scores.shape} for {len(batch)} rows "
+                            f"from {batch[0][0]} on")
         for (where, _), value in zip(batch, scores.tolist()):
             if not 0 <= value <= 1:
                 raise DataError(f"{where}: the score of teacher {teacher.name} must be in [0, 1], got {value}")

@@ -1,10 +1,10 @@
 """Text to token ids and back, exactly as Hugging Face `tokenizers` does it."""
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +15,7 @@ from harmaug import _C, models
 
 _FILES = (
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja",
+    "chat_template.jinja", "spm.model", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model",
 )
 
 
@@ -121,10 +121,11 @@ class Encoding:
 
 
 class Tokenizer:
-    """A tokenizer of a Hugging Face folder or file, or of a GGUF file.
+    """A tokenizer of a Hugging Face folder or file, of a sentencepiece model, or of a GGUF file.
 
-    WordPiece (BERT) and byte-level BPE (GPT-2, Llama-3, Qwen2, SmolLM2), read from tokenizer.json, vocab.txt or GGUF metadata. Ids, type ids and
-    spans equal those of the `tokenizers` library; a file that asks for something else is refused by name.
+    WordPiece (BERT), byte-level BPE (GPT-2, Llama-3, Qwen2, SmolLM2), Unigram and BPE of sentencepiece (DeBERTa-v2/v3, XLM-R, T5, ALBERT; Llama-2,
+    Mistral, Gemma), read from tokenizer.json, a .model file, vocab.txt or GGUF metadata. Ids, type ids and spans equal those of the `tokenizers` library;
+    a file that asks for something else is refused by name.
 
     Use `from_pretrained` to open one. It is immutable: threads may share it.
 
@@ -132,6 +133,8 @@ class Tokenizer:
     ----------
     path : Path
         Folder or file that it was opened from.
+    reference : str
+        Whose ids a sentencepiece model gives.
     pad_id : int
         What `Encoding.padded` fills with.
 
@@ -143,26 +146,33 @@ class Tokenizer:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None,
+        self, path: str | os.PathLike[str], *, reference: str = "tokenizers", pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
     ) -> None:
         if special_tokens and pattern is None:
             raise ValueError("special_tokens go with a .tiktoken file and its pattern; other files have their own")
         self.path = Path(path)
+        self.reference = reference
         self._options: dict[str, Any] = {} if pattern is None else {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
-        self._tokenizer = _C.Tokenizer(self.path, **self._options)
+        self._tokenizer = _C.Tokenizer(self.path, reference=reference, **self._options)
         self.pad_id = self._find_pad()
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None,
+        cls, path: str | os.PathLike[str], *, reference: str = "tokenizers", pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
     ) -> Tokenizer:
         """Open a tokenizer.
 
         Parameters
         ----------
         path : str or path-like
-            A folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt (what else lies there says whose conventions apply: GPT-2, RoBERTa,
-            BART, Longformer, Qwen2), one of these files, a .gguf file, the name of a fetched model (`harmaug.models`), or with `pattern` a .tiktoken file.
+            A folder with tokenizer.json, a sentencepiece model (spm.model, tokenizer.model, sentencepiece.bpe.model, spiece.model), vocab.txt, or
+            vocab.json and merges.txt (what else lies there says whose conventions apply: GPT-2, RoBERTa, BART, Longformer, Qwen2), one of these
+            files, a .gguf file, the name of a fetched model (`harmaug.models`), or with `pattern` a .tiktoken file.
+        reference : {"tokenizers", "sentencepiece"}
+            Whose ids a sentencepiece model gives: those of the fast tokenizer that transformers 4 makes of it for the tokenizer_class that
+            tokenizer_config.json names, or those of sentencepiece itself, without special tokens.
         pattern : str, optional
             How text is cut before the ranks of a .tiktoken file apply: "gpt2", "cl100k", "o200k", "llama3", "qwen2", "tekken", or the expression of one of
             them. Ids are then those of the `tiktoken` library.
@@ -178,10 +188,10 @@ class Tokenizer:
         ValueError
             If a .tiktoken file comes without its pattern, or the pattern is not one of these.
         """
-        return cls(models.resolve(path), pattern=pattern, special_tokens=special_tokens)
+        return cls(models.resolve(path), reference=reference, pattern=pattern, special_tokens=special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(Tokenizer, **self._options), (os.fspath(self.path.absolute()),)
+        return partial(Tokenizer, reference=self.reference, **self._options), (os.fspath(self.path.absolute()),)
 
     def __repr__(self) -> str:
         return f"Tokenizer({os.fspath(self.path)!r}, vocab_size={self.vocab_size})"

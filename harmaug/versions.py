@@ -11,14 +11,16 @@ import numpy as np
 from harmaug import _C
 
 
-def cpu_model() -> str:
-    """Return the CPU's name as the operating system tells it.
+def release(package: str) -> str | None:
+    """Return a package's version, or None where it is not installed (built in its source folder)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
-    Returns
-    -------
-    str
-        For example ``"AMD EPYC 9R14"``; the architecture where the system names no model.
-    """
+
+def cpu_model() -> str:
+    """Return the CPU's name as the operating system tells it, else the architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -31,37 +33,23 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return versions, build, CPU and threads, as `show_versions` prints them.
-
-    Returns
-    -------
-    dict of str to str
-        In the order of printing.
-
-    Examples
-    --------
-    >>> sorted(versions())[:3]
-    ['CPU', 'build', 'harmaug']
-    """
+    """Return versions, build, CPU, instruction set and threads, in the order in which `show_versions` prints them."""
     info = _C.build_info()
-    try:
-        release = importlib.metadata.version("harmaug")
-    except importlib.metadata.PackageNotFoundError:
-        release = "not installed (built in its source folder)"
+    threads = str(info["threads"])
     if not info["openmp"]:
         threads = "1: single-threaded, because it was built without OpenMP"
     elif info["threads"] == 1:
         reason = "OMP_NUM_THREADS, " if os.environ.get("OMP_NUM_THREADS") else ""
         threads = f"1: single-threaded, because of {reason}the cores or the CPU quota that this process was given"
-    else:
-        threads = str(info["threads"])
     isa = info["cpu_isa"]
     usable = ", ".join(info["cpu_isa_usable"])
     if isa == "scalar":
-        why = "HARMAUG_CPU_ISA" if os.environ.get("HARMAUG_CPU_ISA") else "this CPU or build has no other" if usable == "scalar" else "it was chosen"
+        why = "this CPU or build has no other" if usable == "scalar" else "it was chosen"
+        if os.environ.get("HARMAUG_CPU_ISA"):
+            why = "HARMAUG_CPU_ISA"
         isa = f"scalar: no vector instructions are used ({why}); several times slower"
     return {
-        "harmaug": release,
+        "harmaug": release("harmaug") or "not installed (built in its source folder)",
         "python": f"{sys.version.split()[0]} ({sys.executable})",
         "numpy": np.__version__,
         "system": platform.platform(),
@@ -74,9 +62,7 @@ def versions() -> dict[str, str]:
 
 
 def show_versions() -> None:
-    """Print versions, build, CPU, instruction set and threads.
-
-    Says in words when the build is single-threaded or no vector instructions are used.
+    """Print versions, build, CPU, instruction set and threads; in words when the build is single-threaded or scalar.
 
     Examples
     --------

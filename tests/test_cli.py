@@ -171,6 +171,16 @@ def test_seed_option_changes_the_rows(capsys, fakes, folder):
     assert json.loads(Path("b/run.json").read_text())["stages"]["respond"]["config"]["seed"] == 1
 
 
+def test_a_seed_file_beside_the_configuration(capsys, fakes, folder):
+    Path("settings").mkdir()
+    Path("settings/more.jsonl").write_text('{"prompt": "one more row of our own", "label": 0}\n')
+    Path("settings/config.toml").write_text(CONFIG.replace('["seed.jsonl"]', '["seed.jsonl", "./more.jsonl", {file = "./more.jsonl", limit = 1}]'))
+    run(capsys, "run", "settings/config.toml", "--data", ".", "--out", "r", "--quiet")
+    assert "one more row of our own" in Path("r/labelled.jsonl").read_text()
+    Path("settings/more.jsonl").unlink()
+    assert "settings/more.jsonl: no such file" in fails(capsys, "run", "settings/config.toml", "--data", ".", "--out", "s")
+
+
 @pytest.mark.parametrize("change, message", [
     (("[augment]", "[augmentation]"), "config.toml: unknown table [augmentation]; there are data, generator, augment"),
     (("samples = 32", "sampels = 32"), "config.toml: [augment] has no setting sampels; it has benign, exemplars"),
@@ -181,6 +191,9 @@ def test_seed_option_changes_the_rows(capsys, fakes, folder):
     (('responses = "pairs"', 'responses = "pairs"\nmax_new_tokens = 97'), "config.toml: [respond] max_new_tokens must be <= 96 for compliant responses, got 97"),
     (("seed.jsonl", "none.jsonl"), "none.jsonl: no such file"), (("[data]\nseed = [\"seed.jsonl\"]", "[data]"), "config.toml: [data] Object missing required field `seed`"),
     (("[data]", "x = 1\n[data]"), "config.toml: x stands outside a table"),
+    (("[augment]", "[generator]\nbatch_size = 0\n[augment]"), "config.toml: [generator] batch_size must be in [1, 65536], got 0"),
+    (("[label]", "[evaluate]\nlong = 'x'\n[label]"), "config.toml: [evaluate] long must be one of windows, truncate, error, got 'x'"),
+    (("[label]", "[evaluate]\nthreshold = 5.0\n[label]"), "config.toml: [evaluate] threshold must be in [0, 1], got 5.0"),
 ])
 def test_configuration_errors(capsys, fakes, folder, change, message):
     assert change[0] in CONFIG
@@ -258,3 +271,37 @@ def test_ctrl_c_of_a_real_process(folder):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=30)[1]
     assert process.returncode == 130 and err == "harmaug: interrupted, nothing is lost; to go on: harmaug run config.toml --out r\n"
+
+
+def test_rows_without_a_label_are_named_by_file_before_anything_runs(capsys, fakes, folder):
+    """A run that trains or measures reads its files whole at the start: nobody waits for hours to hear of row 2."""
+    bare = '{"prompt": "a row", "label": 1}\n{"prompt": "another row"}\n'
+    Path("test.jsonl").write_text(bare)
+    Path("config.toml").write_text(CONFIG + "[evaluate]\n")
+    assert "test.jsonl, row 2: an evaluation row needs a label" in fails(capsys, "run", "config.toml")
+    assert "test.jsonl, row 2: an evaluation row needs a label" in fails(capsys, "evaluate", "--model", "m", "test.jsonl")
+    assert not list(Path("runs/config").glob("*.jsonl"))
+    Path("seed.jsonl").write_text(bare)
+    Path("config.toml").write_text('[data]\nseed = ["seed.jsonl"]\n[distil]\n')
+    assert "seed.jsonl, row 2: neither a label nor an unsafe-score" in fails(capsys, "run", "config.toml", "--out", "r")
+    Path("seed.jsonl").write_text(bare.splitlines()[0])
+    assert "config.toml: the rows of [data] seed: one class only, every row is unsafe" in fails(capsys, "run", "config.toml", "--out", "r")
+
+
+def test_a_folder_instead_of_a_file_is_said(capsys, fakes, folder):
+    Path("rows").mkdir()
+    assert "rows: Is a directory" in fails(capsys, "score", "--model", "m", "rows")
+
+
+def test_settings_of_a_stage_that_made_nothing_yet_may_change(capsys, fakes, folder, monkeypatch):
+    """A typing error that only the model sees does not cost the run folder."""
+    def broken(config, **options):
+        raise ValueError("no such dtype")
+
+    with monkeypatch.context() as m:
+        m.setattr(pipeline, "load_generator", broken)
+        assert "no such dtype" in fails(capsys, "run", "config.toml", "--out", "r")
+    Path("config.toml").write_text(CONFIG.replace("samples = 32", "samples = 16"))
+    run(capsys, "augment", "config.toml", "--out", "r", "--quiet")
+    Path("config.toml").write_text(CONFIG.replace("samples = 32", "samples = 8"))
+    assert "was begun with another samples (then 16, now 8)" in fails(capsys, "augment", "config.toml", "--out", "r")

@@ -1,5 +1,6 @@
 """harmaug.data: layouts, tolerant labels, and an error that names file and row for everything else."""
 import csv
+import errno
 import gzip
 import json
 import os
@@ -159,10 +160,10 @@ def test_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["out.jsonl"]
 
 
-def test_deduplicate_merges_exact_duplicates(caplog):
-    rows = [Row(prompt="A b", label=1), Row(prompt=" a  B ", label=0), Row(prompt="a b", response="r", label=0), Row(prompt="a b", response="", label=1)]
-    assert data.deduplicate(rows) == [rows[0], rows[2]]
-    assert "1 groups of duplicate rows disagree" in caplog.text
+def test_duplicates_are_told_whatever_case_and_spacing():
+    same = [Row(prompt="A b"), Row(prompt=" a  B "), Row(prompt="a b", response="")]
+    assert {data.identity(row) for row in same} == {("a b", "")}
+    assert data.identity(Row(prompt="a b", response=" R ")) == ("a b", "r")
 
 
 def test_require_labels():
@@ -177,3 +178,17 @@ def test_a_pipe_is_read(tmp_path):
     code = "import sys; from harmaug import data; print(len(list(data.columns_of_stream(sys.stdin.buffer, 'stdin'))))"
     out = subprocess.run([sys.executable, "-c", code], input=jsonl(ROWS).encode(), capture_output=True, check=True)
     assert out.stdout == b"2\n"
+
+
+def test_a_write_that_fails_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as missing:
+        data.write_json(tmp_path / "none" / "out.json", {})
+    assert missing.value.filename == str(tmp_path / "none" / "out.json")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device.*out.json"):
+        data.write_json(tmp_path / "out.json", {})
+    assert not list(tmp_path.iterdir())

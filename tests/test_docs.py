@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import json
 import re
 import shlex
@@ -80,6 +82,12 @@ def test_notebooks_are_clean_and_hold_no_functions(path: Path) -> None:
             assert cell["outputs"] == [] and cell["execution_count"] is None
             tree = ast.parse("".join(cell["source"]))
             assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "harmaug").glob("*.py") if path.stem != "__main__"))
+def test_examples_of_the_docstrings(name: str) -> None:
+    module = harmaug if name == "__init__" else importlib.import_module(f"harmaug.{name}")
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_citation_names_the_paper_and_the_version() -> None:

@@ -24,9 +24,9 @@ def make_wheel(path, content):
 
 def entry(name, wheel, content):
     return models.Model(
-        name=name, title="a tiny model", wheel=f"{name}-wheel==1.0", wheel_size=wheel.stat().st_size, licence="MIT",
+        name=name, title="a tiny model", wheel=f"{name}-wheel==1.0", wheel_size=wheel.stat().st_size, licence="MIT", folder="tiny/model",
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        files=tuple(models.ModelFile(name=n, member=f"tiny/model/{n}", size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n, d in content.items()))
+        files=tuple(models.ModelFile(name=n, size=len(d), sha256=hashlib.sha256(d).hexdigest()) for n, d in content.items()))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import fake_run
 import pytest
 
-from harmaug import runs
+from harmaug import report, runs
 from harmaug.data import DataError
 from harmaug.runs import Journal, RowFile, RunError, RunFolder
 
@@ -208,6 +208,16 @@ def test_other_folders_and_damaged_run_json(tmp_path):
         with pytest.raises(RunError, match="run.json: damaged"):
             RunFolder(tmp_path / "run")
         assert (tmp_path / "run" / "run.json").read_bytes() == good[:n]
+    for content in (b"[]", b"\xff", b'{"schema_version": 1, "stages": 3}', b'{"schema_version": 1, "stages": {"augment": 3}}'):
+        (tmp_path / "run" / "run.json").write_bytes(content)
+        for opened in (RunFolder, report.report_run):
+            with pytest.raises(RunError, match="run.json: damaged"):
+                opened(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_bytes(good)
+    for content in (b"[]", b'{"datasets": 3}', b'{"datasets": {"a": 3}}', b'{"tables": []}', b"\xff"):
+        (tmp_path / "run" / "metrics.json").write_bytes(content)
+        with pytest.raises(ValueError, match="metrics.json"):
+            report.report_run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text('{"schema_version": 9, "stages": {}}')
     with pytest.raises(RunError, match="run.json: schema_version 9, this version reads 1"):
         RunFolder(tmp_path / "run")

@@ -324,7 +324,7 @@ def test_gguf_bos_and_eos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "match"), [
-    ({"pre": "chameleon"}, "tokenizer.ggml.pre 'chameleon' is not supported"), ({"model": "llama"}, "tokenizer.ggml.model 'llama' is not supported"),
+    ({"pre": "chameleon"}, "tokenizer.ggml.pre 'chameleon' is not supported"), ({"model": "llama"}, "'tokenizer.ggml.scores' is missing"),
     ({"types": [1, 1]}, "token_type has 2 elements"), ({"tokens": ["a", "a"], "types": [1, 1]}, r"tokens\[1\] is the same as token 0"),
     ({"merges": ["ab"]}, r"merges\[0\]: expected"), ({"merges": ["t zz"]}, r"merges\[0\]: the right half is not in the vocabulary"),
     ({"merges": ["t t"]}, "the merged token is not"), ({"add_bos": True, "bos": 9999}, "bos_token_id is 9999"), ({"pad": 12345}, "padding_token_id is 12345"),
@@ -350,12 +350,13 @@ A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
 
 
 @pytest.mark.parametrize(("base", "path", "value", "match"), [
-    (bert, "version", "2.0", "version"), (bert, "model", None, '"model" is missing'), (bert, "model/type", "Unigram", "model 'Unigram' is not supported"),
-    (bert, "normalizer", {"type": "Precompiled"}, "normalizer 'Precompiled' is not supported"), (bert, "normalizer", {}, 'normalizer: expected an object with a "type"'),
+    (bert, "version", "2.0", "version"), (bert, "model", None, '"model" is missing'), (bert, "model/type", "WordLevel", "model 'WordLevel' is not supported"),
+    (bert, "model/type", "Unigram", 'Unigram: "vocab" is missing'), (bert, "normalizer", {"type": "ByteLevel"}, "normalizer 'ByteLevel' is not supported"),
+    (bert, "normalizer", {"type": "Precompiled"}, '"precompiled_charsmap" is missing'), (bert, "normalizer", {}, 'normalizer: expected an object with a "type"'),
     (bert, "normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace"}]}, "normalizer 'Replace'"),
     (bert, "normalizer", {"type": "Sequence"}, 'a Sequence without "normalizers"'), (bert, "normalizer/lowercase", 1, "lowercase"),
-    (bert, "normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 40}, "more than 32 passes"),
-    (bert, "pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer 'Metaspace'"), (bert, "pre_tokenizer", None, "^ok"),
+    (bert, "normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 40}, "more than 32 steps"),
+    (bert, "pre_tokenizer", {"type": "Metaspace"}, 'Metaspace: "replacement" is missing'), (bert, "pre_tokenizer", {"type": "UnicodeScripts"}, "pre_tokenizer 'UnicodeScripts'"), (bert, "pre_tokenizer", None, "^ok"),
     (bert, "model/unk_token", "[NONE]", r"unk_token '\[NONE\]' is not in the vocabulary"), (bert, "model/unk_token", None, "unk_token"),
     (bert, "model/vocab/dog", 2, "have the same id 2"), (bert, "model/vocab/dog", -1, "the id of 'dog'"), (bert, "model/vocab/dog", 1.5, "the id of 'dog'"),
     (bert, "model/vocab/dog", 2**31, "token 'dog': id 2147483648 is out of range"), (bert, "model/vocab/dog", 2**70, "the id of 'dog'"), (bert, "model/vocab", [], '"vocab" is missing'),
@@ -371,15 +372,15 @@ A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     (bert, "post_processor/single", [{"Sequence": {"id": "C", "type_id": 0}}], "neither a SpecialToken nor"), (bert, "post_processor/single/0/SpecialToken/type_id", 300, "type_id"),
     (bert, "post_processor", {"type": "BertProcessing", "sep": ["x", 3], "cls": ["y", 777]}, '"cls" must be'),
     (bert, "post_processor", {"type": "RobertaProcessing", "sep": ["x", 3], "cls": ["y", 2], "trim_offsets": True}, "trim_offsets without ByteLevel"),
-    (bert, "decoder", {"type": "Metaspace"}, "decoder 'Metaspace'"), (bert, "decoder", {"type": "WordPiece"}, "prefix"), (bert, "padding", {"pad_id": 5000}, "pad_id 5000"),
+    (bert, "decoder", {"type": "Metaspace"}, 'Metaspace: "replacement" is missing'), (bert, "decoder", {"type": "CTC"}, "decoder 'CTC'"), (bert, "decoder", {"type": "WordPiece"}, "prefix"), (bert, "padding", {"pad_id": 5000}, "pad_id 5000"),
     (byte_level, "model/dropout", 0.1, 'BPE: option "dropout"'), (byte_level, "model/end_of_word_suffix", "</w>", "end_of_word_suffix"),
     (byte_level, "model/continuing_subword_prefix", "##", "continuing_subword_prefix"), (byte_level, "model/merges/0", "t", r"merges\[0\]: expected"),
     (byte_level, "model/merges/0", "t h e", r"merges\[0\]: expected"), (byte_level, "model/merges/0", "t h", "^ok"), (byte_level, "model/merges/0", ["t", "h"], "^ok"),
     (byte_level, "model/merges/1", ["q", "w"], r"merges\[1\]: the merged token"), (byte_level, "model/merges/1", ["zz", "w"], r"merges\[1\]: the left half"),
-    (byte_level, "model/merges/1", ["", "w"], r"merges\[1\]"), (byte_level, "model/merges", {}, '"merges" is missing'), (byte_level, "pre_tokenizer", None, "without pre_tokenizer 'ByteLevel'"),
+    (byte_level, "model/merges/1", ["", "w"], r"merges\[1\]"), (byte_level, "model/merges", {}, '"merges" is missing'), (byte_level, "pre_tokenizer", None, "^ok"),
     (byte_level, "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]}, "'Digits' after 'ByteLevel'"),
     (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False}, r"'Split' with pattern '\\w\+' is not supported"),
-    (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False}, "no Regex"),
+    (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"String": "x"}, "behavior": "Isolated", "invert": False}, "no Regex"),
     (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "MergedWithNext", "invert": False}, "behavior 'MergedWithNext'"),
     (byte_level, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": GPT2}, "behavior": "Removed", "invert": False}, "behavior 'Removed'"),
     (byte_level, "model/byte_fallback", True, "^ok"),
@@ -406,7 +407,7 @@ def test_missing_byte_and_byte_fallback(tmp_path: Path) -> None:
 
 
 def test_not_there(tmp_path: Path) -> None:
-    for path, match in ((tmp_path / "none", "was not found"), (tmp_path, "no tokenizer there: expected a folder with tokenizer.json, vocab.txt or vocab.json")):
+    for path, match in ((tmp_path / "none", "was not found"), (tmp_path, "no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json")):
         with pytest.raises(OSError, match=match):
             Tokenizer.from_pretrained(path)
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tokenizer_cases import (
     TEXTS,
     code_point_lines,
     difference,
+    extract,
     random_text,
     random_tokenizer,
     random_unicode,
@@ -20,16 +20,6 @@ from tokenizer_cases import (
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from harmaug import Tokenizer
-
-DATA = Path(__file__).parents[1] / "harmaug" / "data"
-
-
-@functools.cache
-def extract() -> list[str]:
-    """The package's own rows (Apache-2.0): prompts and responses."""
-    rows = [json.loads(line) for name in ("seed.jsonl", "eval.jsonl") for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-    return [row[key] for row in rows for key in ("prompt", "response") if row.get(key)]
-
 
 def save(tok: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
     tok.save(str(folder / "tokenizer.json"))

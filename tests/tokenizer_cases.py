@@ -1,13 +1,20 @@
 """What the tests of the tokenizer share: comparison with Hugging Face `tokenizers`, texts, and random tokenizers of every option."""
 from __future__ import annotations
 
+import functools
+import itertools
+import json
 import random
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from harmaug import Tokenizer
+
+DATA = Path(__file__).parents[1] / "harmaug" / "data"
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -28,6 +35,13 @@ TEXTS = [
     "中文 mixed with English 日本語", "😀 emoji 👩‍👩‍👧 family", "[CLS] literal [SEP] tokens <|endoftext|> here", "x" * 300, "ab" * 200, "e\u0301\u0327 a\u030a\u0323",
     "\u0130stanbul \ufb01ne \u1e9e", "\x00 \ufffd \x85 \u00a0 \u2028 \u200b end", "क्षि ญี่ปุ่น e̋̂́", "한국어 \u1112\u1161\u11ab", "ﷺ ① ﾊﾟ", "\u0344\u0f73\u0340 \U0001d15e",
 ]
+
+
+@functools.cache
+def extract() -> list[str]:
+    """The package's own rows (Apache-2.0): prompts and responses."""
+    rows = [json.loads(line) for name in ("seed.jsonl", "eval.jsonl") for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    return [row[key] for row in rows for key in ("prompt", "response") if row.get(key)]
 
 
 def difference(
@@ -71,13 +85,117 @@ def random_unicode(count: int, seed: int) -> list[str]:
     return lines
 
 
+CLUSTERS = [*"ab z\r\n\u0301\u0323\u0327\u20dd\u200d\u200b\u00a9\u2122\u0600\u0605\u0890\u0903\u0915\u0937\u094d\u093c\u0d4d\u0e33\u1100\u1160\u1161\u11a8\ua960",
+            "각", "가", "\U0001f1e6", "\U0001f468", "\U0001f469", "\ufe0f", "\U0001f3fd", "\U0001d15e", "\U00011103", "\U00011133", "\U000e0001", "\u0085", "ⓩ", "ﾊ", "ﾟ",
+            "…", "ﷺ", "\ufeff", "\ufffd", "\u3000", "é", "ﬁ"]
+
+
+def clusters(count: int, seed: int) -> list[str]:
+    """Lines of what grapheme clusters are made of: marks, joiners, conjuncts, syllables, emoji, controls."""
+    r = random.Random(seed)
+    return ["".join(r.choices(CLUSTERS, k=r.randint(1, 12))) for _ in range(count)]
+
+
+def charsmap(rules: Mapping[str, str]) -> bytes:
+    """A precompiled_charsmap of these rules: a double array as Darts-clone lays it out, then the replacements."""
+    texts, places = b"", {}
+    children: dict[bytes, set[int]] = {b"": set()}
+    for key in rules:
+        encoded = key.encode()
+        for i in range(len(encoded)):
+            children.setdefault(encoded[:i], set()).add(encoded[i])
+        children.setdefault(encoded, set())
+    values = {key.encode(): value for key, value in rules.items()}
+    units, used, bases, first, work = {0: 0}, {0}, {0}, 256, [(b"", 0)]
+    while work:
+        node, at = work.pop()
+        labels = ([0] if node in values else []) + sorted(children[node])
+        if not labels:
+            continue
+        if len(labels) > 1:
+            first = max(first, max(bases) // 256 * 256 + 256 if len(labels) > 64 else first)
+        base = next(b for b in itertools.count(first) if b not in bases and used.isdisjoint(b ^ c for c in labels))
+        while first in used or first in bases:
+            first += 1
+        bases.add(base)
+        used.update(base ^ c for c in labels)
+        offset = at ^ base
+        units[at] |= (offset << 10 if offset < 1 << 21 else offset >> 8 << 10 | 1 << 9) | (node in values) << 8
+        for c in children[node]:
+            units[base ^ c] = c
+            work.append((node + bytes([c]), base ^ c))
+        if node in values:
+            value = values[node]
+            if value not in places:
+                places[value] = len(texts)
+                texts += value.encode() + b"\0"
+            units[base] = 1 << 31 | places[value]
+    size = (max(max(units), max(bases)) // 256 + 1) * 256
+    return struct.pack(f"<{size + 1}I", 4 * size, *(units.get(i, 0) for i in range(size))) + texts
+
+
 def random_text(r: random.Random) -> str:
+    if r.random() < 0.1:
+        return clusters(1, r.getrandbits(32))[0]
     letters = r.choice(["aAbBǅʰ中\u0301\u0300 '/\r\n\t12", "Ʉa\u0301'sSTrReE ſªº/", "ab", "aab b", "abc \n", "AaBb  \t'sS", "xyé É\u0301\u0327", "ab12 .,'", "中a b\u3000", "ſs'S TtRreEvVlL", "\r\n \t\u00a0\u2028a1.", "한국ᄒ\u1161\u11a8각"])
     text = "".join(r.choices(letters, k=r.choice([0, 1, 2, 3, 5, 8, 15, 30, 80])))
     if r.random() < 0.5:
         middle = len(text) // 2
         text = text[:middle] + r.choice(["<a>", "<s>", " <s> ", "ab", "[SEP]", "<|x|>", " É", "  <a>  ", "a b", "é"]) + text[middle:]
     return text
+
+
+def random_normalizer(r: random.Random) -> normalizers.Normalizer | None:
+    def coin() -> bool:
+        return r.random() < 0.5
+
+    def rules() -> dict[str, str]:
+        keys = r.sample(CLUSTERS, r.randint(1, 12)) + ["".join(r.choices(CLUSTERS, k=2)) for _ in range(r.randint(0, 6))]
+        return {k: r.choice(["", "a", "b c", " ", "xyz", "é", "e\u0301", "…"]) for k in keys}
+
+    steps = [lambda: normalizers.Strip(coin(), coin()), lambda: normalizers.Precompiled(charsmap(rules())), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD,
+             normalizers.Lowercase, normalizers.StripAccents, normalizers.Nmt, lambda: normalizers.Prepend(r.choice(["▁", "a", "xy", "é "])),
+             lambda: normalizers.Replace(r.choice([" ", "a", "ab", "aa", "é", "``", ".", "▁"]), r.choice(["", " ", "▁", "b", "ccc"])),
+             lambda: normalizers.Replace(Regex(r.choice([" {2,}", " +", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"])), r.choice([" ", "▁", "", "ab"])),
+             lambda: normalizers.BertNormalizer(clean_text=coin(), handle_chinese_chars=coin(), strip_accents=r.choice([None, True, False]), lowercase=coin())]
+    chain = [r.choice(steps)() for _ in range(r.choice([0, 1, 1, 2, 3, 4]))]
+    return None if not chain else chain[0] if len(chain) == 1 and coin() else normalizers.Sequence(chain)
+
+
+def random_splitters(r: random.Random) -> list[pre_tokenizers.PreTokenizer]:
+    def coin() -> bool:
+        return r.random() < 0.5
+
+    steps = [pre_tokenizers.WhitespaceSplit, pre_tokenizers.Whitespace, pre_tokenizers.BertPreTokenizer, lambda: pre_tokenizers.Digits(coin()),
+             lambda: pre_tokenizers.Punctuation(r.choice(["removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"])),
+             lambda: pre_tokenizers.Metaspace(r.choice(["▁", "▁", "_", "é", "\U0001d15e"]), r.choice(["always", "first", "never"]), coin())]
+    return [r.choice(steps)() for _ in range(r.choice([0, 1, 1, 2, 3]))]
+
+
+def random_unigram(r: random.Random) -> tokenizers.Tokenizer:
+    letters = "aabbcxyzé▁ .,12'ABsSé中한"
+    words = [c for c in dict.fromkeys(letters) if r.random() < 0.8]
+    words += ["".join(r.choices(letters, k=r.randint(2, 5))) for _ in range(r.randint(0, 60))]
+    words += ["▁" + "".join(r.choices("abcx", k=r.randint(1, 4))) for _ in range(r.randint(0, 20))]
+    words = ["<unk>", *dict.fromkeys(w for w in words if w != "<unk>")]
+    byte_fallback = r.random() < 0.4
+    if byte_fallback or r.random() < 0.1:
+        words += [f"<0x{b:02X}>" for b in range(256) if r.random() < 1.1 - 0.2 * (r.random() < 0.3)]
+    scores = r.choice([lambda: 0.0, lambda: -r.choice([1.0, 2.0, 3.0, 4.5]), lambda: -r.random() * 10, lambda: r.random() * 40])
+    unk = 0
+    if r.random() < 0.3:
+        unk = r.randrange(len(words))
+        words[0], words[unk] = words[unk], words[0]
+    if r.random() < 0.1:
+        words.append(r.choice(words))       # a text that stands twice
+    tok = tokenizers.Tokenizer(models.Unigram([(w, scores()) for w in words], unk, byte_fallback))
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace("▁", r.choice(["always", "first", "never"]), r.random() < 0.8)])
+    if r.random() < 0.5:
+        tok.pre_tokenizer = pre_tokenizers.Sequence(random_splitters(r))
+    tok.normalizer = random_normalizer(r)
+    if r.random() < 0.9:
+        tok.decoder = decoders.Metaspace(r.choice(["▁", "▁", "a"]), r.choice(["always", "first", "never"]))
+    return tok
 
 
 def random_bpe(r: random.Random) -> tokenizers.Tokenizer:
@@ -104,10 +222,11 @@ def random_bpe(r: random.Random) -> tokenizers.Tokenizer:
     steps = r.choice([
         [with_regex], [without], [pre_tokenizers.Split(Regex(r.choice(list(PATTERNS.values()))), behavior, invert), without],
         [pre_tokenizers.Digits(r.random() < 0.5), with_regex]])
+    if r.random() < 0.2:
+        steps = [*random_splitters(r), *steps]
     tok.pre_tokenizer = steps[0] if len(steps) == 1 and r.random() < 0.5 else pre_tokenizers.Sequence(steps)
-    if r.random() < 0.3:
-        tok.normalizer = r.choice([normalizers.NFC(), normalizers.NFD(), normalizers.Lowercase(),
-                                   normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])])
+    if r.random() < 0.4:
+        tok.normalizer = random_normalizer(r)
     tok.decoder = decoders.ByteLevel()
     return tok
 
@@ -127,8 +246,10 @@ def random_wordpiece(r: random.Random) -> tokenizers.Tokenizer:
     if r.random() < 0.9:
         tok.normalizer = normalizers.BertNormalizer(
             clean_text=coin(), handle_chinese_chars=coin(), strip_accents=r.choice([None, True, False]), lowercase=coin())
+    if r.random() < 0.3:
+        tok.normalizer = random_normalizer(r)
     if r.random() < 0.9:
-        tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tok.pre_tokenizer = pre_tokenizers.Sequence(random_splitters(r)) if r.random() < 0.3 else pre_tokenizers.BertPreTokenizer()
     if r.random() < 0.9:
         tok.decoder = decoders.WordPiece("##", cleanup=coin())
     return tok
@@ -138,7 +259,7 @@ def add_random_tokens(tok: tokenizers.Tokenizer, r: random.Random) -> None:
     seen: set[str] = set()
     for text in r.sample(["<a>", "<s>", "ab", "a", "b ", " ", "  ", "É", "AB", "1", "[SEP]", "[CLS]", "<|x|>", "a b", "é", "e\u0301"], r.randint(0, 5)):
         plain = tok.normalizer.normalize_str(text) if tok.normalizer else text
-        if seen & {text, text.lower(), plain}:
+        if plain == "" or seen & {text, text.lower(), plain}:
             continue        # two tokens that match the same text: the reference picks one by the hash of the day
         seen |= {text, text.lower(), plain}
         options = {name: r.random() < 0.4 for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
@@ -153,7 +274,7 @@ def add_random_template(tok: tokenizers.Tokenizer, r: random.Random) -> None:
         special_tokens=[("X", x[1]), ("Y", y[1])])
     options = {"trim_offsets": r.random() < 0.7, "add_prefix_space": r.random() < 0.5}
     choices = [None, template, processors.BertProcessing(x, y)]
-    if isinstance(tok.model, models.BPE):
+    if "ByteLevel" in str(tok.pre_tokenizer):
         trim = processors.ByteLevel(**options)
         choices += [trim, processors.RobertaProcessing(x, y, **options), processors.Sequence([trim, template]), processors.Sequence([template, trim])]
     chosen = r.choice(choices)
@@ -163,7 +284,7 @@ def add_random_template(tok: tokenizers.Tokenizer, r: random.Random) -> None:
 
 def random_tokenizer(seed: int) -> tuple[tokenizers.Tokenizer, random.Random]:
     r = random.Random(seed)
-    tok = random_wordpiece(r) if r.random() < 0.4 else random_bpe(r)
+    tok = r.choices([random_wordpiece, random_bpe, random_unigram], [0.3, 0.35, 0.35])[0](r)
     add_random_tokens(tok, r)
     add_random_template(tok, r)
     return tok, r

@@ -27,12 +27,18 @@ struct ha_json {
 
 typedef struct frame {
     uint32_t node, last_child;
+    const ha_json_sink *sink;   /* what takes the children, or NULL */
+    char *write;                /* with a sink: where the next child's strings begin */
 } frame;
 
 typedef struct parser {
     ha_json *json;
     const char *text, *end, *at;
     char *write;                /* next free byte of json->strings */
+    const ha_json_sink *sinks;
+    size_t n_sinks;
+    void *context;
+    int taken;                  /* inside of a container that a sink takes */
     ha_error *err;
 } parser;
 
@@ -282,6 +288,17 @@ skip_digits(parser *p)
     return (size_t)(p->at - start);
 }
 
+/* Up to 15 digits, perhaps behind a sign: exact. */
+static double
+small_integer(const char *text, size_t length)
+{
+    int64_t value = 0;
+    for (size_t i = text[0] == '-'; i < length; i++) {
+        value = value * 10 + (text[i] - '0');
+    }
+    return text[0] == '-' ? -(double)value : (double)value;
+}
+
 /* RFC 8259, section 6. */
 static ha_status
 parse_number(parser *p, ha_json_node *node)
@@ -305,7 +322,7 @@ parse_number(parser *p, ha_json_node *node)
     }
     node->type = HA_JSON_NUMBER;
     node->length = (size_t)(p->at - start);
-    node->number = ha_decimal_to_double(start, node->length);
+    node->number = p->at == digits + n_digits && n_digits <= 15 ? small_integer(start, node->length) : ha_decimal_to_double(start, node->length);
     node->string = memcpy(p->write, start, node->length);
     p->write += node->length;
     *p->write++ = '\0';
@@ -397,21 +414,70 @@ add_node(parser *p, frame *parent, uint32_t *out)
     skip_space(p);
     const char *key_at = p->at;
     const ha_status status = parse_key(p, node);
-    return status != HA_OK ? status : add_member(p, parent->node, index, key_at);
+    return status != HA_OK || parent->sink != NULL ? status : add_member(p, parent->node, index, key_at);
+}
+
+/* -- sinks -- */
+
+static int
+is_text(const char *text, size_t length, const char *expected)
+{
+    return strlen(expected) == length && memcmp(text, expected, length) == 0;
+}
+
+/* A container has been opened as the value of `node`, in frames stack[0..depth). */
+static void
+open_sink(parser *p, const frame *stack, int depth, const ha_json_node *node, frame *out)
+{
+    const ha_json_node *parent = depth == 2 ? &p->json->nodes[stack[1].node] : NULL;
+    for (size_t i = 0; parent != NULL && parent->key != NULL && node->key != NULL && i < p->n_sinks; i++) {
+        const ha_json_sink *sink = &p->sinks[i];
+        if (is_text(parent->key, parent->key_length, sink->object) && is_text(node->key, node->key_length, sink->member)
+            && sink->opens(p->context, node->type)) {
+            out->sink = sink;
+            out->write = p->write;
+            p->taken = 1;
+            return;
+        }
+    }
+}
+
+/* The last child of a container with a sink is complete: it is handed over and forgotten. */
+static ha_status
+hand_over(parser *p, frame *parent)
+{
+    ha_json *json = p->json;
+    ha_error cause;
+    const ha_status status = parent->sink->item(p->context, json, &json->nodes[parent->last_child], &cause);
+    if (status != HA_OK) {
+        return ha_fail(p->err, status, "%.250s: %.250s", json->name, cause.message);
+    }
+    json->n_nodes = parent->last_child;
+    json->nodes[parent->node].first_child = parent->last_child = 0;
+    p->write = parent->write;
+    return HA_OK;
 }
 
 /* Behind a value: closes containers, eats one comma. *depth 0: the document is complete. */
 static ha_status
-close_containers(parser *p, const frame *stack, int *depth)
+close_containers(parser *p, frame *stack, int *depth)
 {
     while (*depth > 0) {
-        const ha_json_node *container = &p->json->nodes[stack[*depth - 1].node];
+        frame *top = &stack[*depth - 1];
+        if (top->sink != NULL && top->last_child != 0) {
+            const ha_status status = hand_over(p, top);
+            if (status != HA_OK) {
+                return status;
+            }
+        }
+        const ha_json_node *container = &p->json->nodes[top->node];
         const int object = container->type == HA_JSON_OBJECT;
         skip_space(p);
         const char c = p->at < p->end ? *p->at : '\0';
         if (c == (object ? '}' : ']')) {
             p->at++;
             --*depth;
+            p->taken &= top->sink == NULL;
         } else if (c == ',' && container->length > 0) {
             p->at++;
             return HA_OK;
@@ -446,7 +512,12 @@ parse_document(parser *p)
             if (depth == MAX_DEPTH) {
                 return fail_at(p, start, "nested deeper than 256");
             }
-            stack[depth++] = (frame){index, 0};
+            if (p->taken && p->json->nodes[index].type == HA_JSON_OBJECT) {
+                return fail_at(p, start, "no object was expected here");
+            }
+            stack[depth] = (frame){index, 0, NULL, NULL};
+            open_sink(p, stack, depth, &p->json->nodes[index], &stack[depth]);
+            depth++;
         }
         status = close_containers(p, stack, &depth);
         if (status != HA_OK) {
@@ -460,8 +531,15 @@ parse_document(parser *p)
 ha_status
 ha_json_parse(const char *name, const char *text, size_t length, ha_json **out, ha_error *err)
 {
+    return ha_json_parse_with(name, text, length, NULL, 0, NULL, out, err);
+}
+
+ha_status
+ha_json_parse_with(const char *name, const char *text, size_t length, const ha_json_sink *sinks, size_t n_sinks, void *context, ha_json **out,
+                   ha_error *err)
+{
     ha_json *json = calloc(1, sizeof(*json));
-    parser p = {.json = json, .text = text, .end = text + length, .at = text, .err = err};
+    parser p = {.json = json, .text = text, .end = text + length, .at = text, .sinks = sinks, .n_sinks = n_sinks, .context = context, .err = err};
     ha_status status = HA_ERR_NOMEM;
     *out = NULL;
     if (json == NULL) {

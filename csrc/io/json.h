@@ -30,6 +30,20 @@ typedef struct ha_json ha_json;
  * (the last one wins in most readers: an attack here) and trailing bytes are errors. `name` starts the message (a file's path).
  * *out is owned by the caller; the text is not kept. */
 ha_status ha_json_parse(const char *name, const char *text, size_t length, ha_json **out, ha_error *err);
+
+/* What takes the items of one large container, the member `member` of the root's member `object`, as they are read, so that no node is kept for them: of an
+ * object its members, of an array its elements (which hold no objects). `opens` says whether it wants this container; if not, it is kept like any other.
+ * What an item call is given is gone when it returns, and its error ends the parsing with its message behind the name. A container that was taken has no
+ * children afterwards, but its `length`; that no key stands twice in it is for the taker to see to. */
+typedef struct ha_json_sink {
+    const char *object, *member;
+    int (*opens)(void *context, ha_json_type type);
+    ha_status (*item)(void *context, const ha_json *json, const ha_json_node *item, ha_error *err);
+} ha_json_sink;
+
+/* ha_json_parse with n sinks, which share a context. */
+ha_status ha_json_parse_with(const char *name, const char *text, size_t length, const ha_json_sink *sinks, size_t n_sinks, void *context,
+                             ha_json **out, ha_error *err);
 void ha_json_free(ha_json *json);
 
 const ha_json_node *ha_json_root(const ha_json *json);

@@ -368,12 +368,19 @@ special_tokens_of(PyObject *dict, size_t *n)
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "pattern", "special_tokens", NULL};
+    static char *names[] = {"path", "reference", "pattern", "special_tokens", NULL};
     PyObject *path = NULL, *given = NULL, *copy = NULL;
+    const char *reference = "tokenizers";
     ha_open_options options = {0};
     ha_special_token *tokens = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$zO!:Tokenizer", names, PyUnicode_FSConverter, &path, &options.pattern, &PyDict_Type, &given)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$szO!:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, &options.pattern,
+                                     &PyDict_Type, &given)) {
         return NULL;
+    }
+    options.reference = strcmp(reference, "sentencepiece") == 0 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;
+    if (options.reference == HA_REFERENCE_TOKENIZERS && strcmp(reference, "tokenizers") != 0) {
+        Py_DECREF(path);
+        return PyErr_Format(PyExc_ValueError, "reference must be 'tokenizers' or 'sentencepiece', got '%s'", reference);
     }
     if (given != NULL && ((copy = PyDict_Copy(given)) == NULL || (tokens = special_tokens_of(copy, &options.n_special_tokens)) == NULL)) {
         Py_XDECREF(copy);
@@ -440,13 +447,16 @@ static PyGetSetDef tokenizer_getters[] = {
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path, *, pattern=None, special_tokens={})\n"
+"Tokenizer(path, *, reference='tokenizers', pattern=None, special_tokens={})\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
-"    A folder with tokenizer.json, vocab.txt or vocab.json and merges.txt, one of these files, a .gguf, or with a pattern a .tiktoken.\n"
+"    A folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json and merges.txt, one of these files, a .gguf, or with a\n"
+"    pattern a .tiktoken.\n"
+"reference : {'tokenizers', 'sentencepiece'}\n"
+"    Whose ids a sentencepiece model gives.\n"
 "pattern : str, optional\n"
 "    How a .tiktoken file's text is cut.\n"
 "special_tokens : dict, optional\n"

@@ -155,7 +155,7 @@ ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_spe
     const uint8_t *first = normalized ? added->first_normalized : added->first_raw;
     size_t done = begin, size;
     ha_status status = HA_OK;
-    for (size_t i = begin; trie->nodes != NULL && i < end && status == HA_OK;) {
+    for (size_t i = begin; trie->units != NULL && i < end && status == HA_OK;) {
         int32_t index = -1;
         const size_t length = first[text[i]] ? ha_trie_longest(trie, text + i, end - i, &index) : 0;
         if (length == 0) {

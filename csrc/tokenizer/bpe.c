@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/hash.h"
+#include "core/utf8.h"
 #include "tokenizer/word_cache.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
@@ -10,6 +11,7 @@ void
 ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
+    ha_trie_free(&model->chars);
     free(model->words);
     ha_trie_free(&model->long_words);
 }
@@ -38,6 +40,46 @@ ha_char_to_byte(uint32_t c)
         return (c >= 0x21 && c <= 0x7E) || (c >= 0xA1 && c != 0xAD) ? (int)c : -1;
     }
     return c < 0x121 ? (int)(c - 0x100) : c < 0x143 ? (int)(c - 0x121 + 0x7F) : c == 0x143 ? 0xAD : -1;
+}
+
+/* ---- symbols of the vocabulary ---- */
+
+void
+ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
+{
+    model->all_bytes = 1;
+    for (unsigned byte = 0; byte < 256; byte++) {
+        uint8_t text[4];
+        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
+        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
+        model->all_bytes &= model->byte_ids[byte] >= 0;
+    }
+}
+
+ha_status
+ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    ha_trie_key *keys = malloc((vocab->n_tokens + 1) * sizeof(*keys));
+    size_t n = 0, size;
+    if (keys == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", vocab->n_tokens);
+    }
+    for (size_t i = 0; i < vocab->n_tokens; i++) {
+        const ha_vocab_token t = vocab->tokens[i];
+        const char *text = vocab->text + t.at;
+        if (t.length > 0 && t.length <= 4 && (ha_utf8_decode((const uint8_t *)text, &size), size == t.length)) {
+            keys[n++] = (ha_trie_key){text, t.length, t.id};
+        }
+    }
+    for (unsigned byte = 0; byte < 256; byte++) {
+        const char text[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
+        model->byte_ids[byte] = ha_vocab_id(vocab, text, sizeof(text));
+    }
+    model->characters = 1;
+    const ha_status status = ha_trie_build(keys, n, &model->chars, err);
+    free(keys);
+    return status;
 }
 
 /* ---- merges ---- */
@@ -115,7 +157,7 @@ ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
 }
 
 ha_status
-ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err)
+ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err)
 {
     char small[256], *both = small;
     const size_t total = length[0] + length[1];
@@ -125,7 +167,10 @@ ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char
     memcpy(both, half[0], length[0]);
     memcpy(both + length[0], half[1], length[1]);
     const int32_t left = ha_vocab_id(vocab, half[0], length[0]), right = ha_vocab_id(vocab, half[1], length[1]);
-    const int32_t merged = ha_vocab_id(vocab, both, total);
+    size_t guessed_length;
+    const char *guessed = ha_vocab_text(vocab, guess, &guessed_length);
+    const int known = guessed != NULL && guessed_length == total && memcmp(guessed, both, total) == 0;
+    const int32_t merged = known ? guess : ha_vocab_id(vocab, both, total);
     if (both != small) {
         free(both);
     }
@@ -133,8 +178,19 @@ ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char
         return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: %s is not in the vocabulary", i,
                        left < 0 ? "the left half" : right < 0 ? "the right half" : "the merged token");
     }
-    ha_bpe_add_merge(model, left, right, merged);
+    *out = (ha_merge){left, right, merged};
     return HA_OK;
+}
+
+ha_status
+ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err)
+{
+    ha_merge merge;
+    const ha_status status = ha_merge_find(vocab, i, half, length, -1, &merge, err);
+    if (status == HA_OK) {
+        ha_bpe_add_merge(model, merge.left, merge.right, merge.merged);
+    }
+    return status;
 }
 
 /* ---- one word ---- */
@@ -180,18 +236,18 @@ before(ha_bpe_entry a, ha_bpe_entry b)
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
 
-static void
-sift_up(ha_bpe_entry *heap, size_t i)
+void
+ha_bpe_heap_push(ha_bpe_entry *heap, size_t *n, ha_bpe_entry entry)
 {
-    const ha_bpe_entry moved = heap[i];
-    for (; i > 0 && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) {
+    size_t i = (*n)++;
+    for (; i > 0 && before(entry, heap[(i - 1) / 2]); i = (i - 1) / 2) {
         heap[i] = heap[(i - 1) / 2];
     }
-    heap[i] = moved;
+    heap[i] = entry;
 }
 
-static ha_bpe_entry
-pop(ha_bpe_entry *heap, size_t *n)
+ha_bpe_entry
+ha_bpe_heap_pop(ha_bpe_entry *heap, size_t *n)
 {
     const ha_bpe_entry top = heap[0], moved = heap[--*n];
     size_t i = 0;
@@ -217,8 +273,7 @@ offer(const ha_bpe *model, const ha_bpe_symbol *s, ha_bpe_entry *heap, size_t *n
     if (left >= 0 && right >= 0) {
         const ha_bpe_merge *m = find(model, s[left].id, s[right].id);
         if (m != NULL) {
-            heap[*n_heap] = (ha_bpe_entry){m->rank, (uint32_t)left, m->id};
-            sift_up(heap, (*n_heap)++);
+            ha_bpe_heap_push(heap, n_heap, (ha_bpe_entry){m->rank, (uint32_t)left, m->id});
         }
     }
 }
@@ -236,7 +291,7 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
         offer(model, s, heap, &n_heap, (int32_t)i, (int32_t)i + 1);
     }
     while (n_heap > 0) {
-        const ha_bpe_entry top = pop(heap, &n_heap);
+        const ha_bpe_entry top = ha_bpe_heap_pop(heap, &n_heap);
         ha_bpe_symbol *left = &s[top.at];
         if (left->length == 0 || left->next < 0) {
             continue;
@@ -314,6 +369,43 @@ first_symbols(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
             s[n++] = (ha_bpe_symbol){id, 0, 0, length};
         } else {
             unk += length;
+        }
+    }
+    if (unk > 0) {
+        s[n++] = (ha_bpe_symbol){model->unk_id, 0, 0, (uint32_t)unk};
+    }
+    return n;
+}
+
+/* One symbol a character, or one a byte where a character falls back on its bytes. */
+static size_t
+first_characters(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_symbol *s)
+{
+    size_t n = 0, unk = 0, size;        /* unk: bytes of the unknown symbol that is still open */
+    for (size_t i = begin; i < end; i += size) {
+        int32_t id = -1;
+        ha_utf8_decode(text + i, &size);
+        int fallback = ha_trie_longest(&model->chars, text + i, size, &id) == 0 && model->byte_fallback;
+        for (size_t k = 0; k < size && fallback; k++) {
+            fallback = model->byte_ids[text[i + k]] >= 0;
+        }
+        if (fallback) {         /* as in the reference: before an unknown symbol that is open, not after it */
+            for (size_t k = 0; k < size; k++) {
+                s[n++] = (ha_bpe_symbol){model->byte_ids[text[i + k]], 0, 0, 1};
+            }
+            continue;
+        }
+        if (id < 0 && model->unk_id < 0) {
+            continue;
+        }
+        if (unk > 0 && (id >= 0 || !model->fuse_unk)) {
+            s[n++] = (ha_bpe_symbol){model->unk_id, 0, 0, (uint32_t)unk};
+            unk = 0;
+        }
+        if (id >= 0) {
+            s[n++] = (ha_bpe_symbol){id, 0, 0, (uint32_t)size};
+        } else {
+            unk += size;
         }
     }
     if (unk > 0) {
@@ -401,13 +493,14 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
         return;
     }
     ha_bpe_symbol *s = scratch->symbols;
-    size_t n = first_symbols(model, text, begin, end, s);
+    size_t n = model->characters ? first_characters(model, text, begin, end, s) : first_symbols(model, text, begin, end, s);
+    const int mapped_lengths = !model->all_bytes && !model->characters;
     n = n <= SMALL ? merge_small(model, s, n) : merge_large(model, s, n, scratch->heap);
     size_t at = begin, cursor = begin, mapped = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         size_t from = at, to = at + s[i].length;
         at = to;
-        if (!model->all_bytes) {
+        if (mapped_lengths) {
             from = unmap(text, end, sum, &cursor, &mapped);
             sum += s[i].length;
             to = unmap(text, end, sum - 1, &cursor, &mapped) + 1;
@@ -417,14 +510,14 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
 }
 
 ha_status
-ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_cached_word *cache, ha_bpe_scratch *scratch,
+ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_bpe_scratch *scratch,
               ha_tokens *out, ha_error *err)
 {
     const size_t length = end - begin, first = out->n;
     ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
-    ha_cached_word *slot = NULL;
+    ha_word_entry *slot = NULL;
     ha_word_key key = {0, 0};
-    if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && model->all_bytes) {
+    if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && (model->all_bytes || model->characters)) {
         key = ha_word_key_of(text + begin, length);
         slot = ha_cache_slot(cache, key);
         if (ha_cache_get(slot, key, begin, out)) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/map_file.h"
+#include "core/strmap.h"
 
 /* ---- the files ---- */
 

@@ -22,9 +22,11 @@ typedef struct side {
 /* Everything one thread needs; reused from row to row and, waiting in its tokenizer's pool, from batch to batch. */
 typedef struct worker {
     struct worker *next;
-    ha_cached_word *cache;      /* NULL: there is no memory for one */
+    ha_word_entry *cache;      /* NULL: there is no memory for one */
     ha_norm_scratch norm;
     ha_bpe_scratch bpe;
+    ha_unigram_scratch unigram;
+    ha_sp_scratch sentencepiece;
     ha_text_buf text, spare_text;
     ha_pieces raw, pieces, spare;
     side a, b;
@@ -54,6 +56,8 @@ worker_free(worker *w)
     free(w->cache);
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
+    ha_unigram_scratch_free(&w->unigram);
+    ha_sp_scratch_free(&w->sentencepiece);
     ha_text_buf_free(&w->text);
     ha_text_buf_free(&w->spare_text);
     ha_pieces_free(&w->raw);
@@ -140,7 +144,7 @@ cut_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options
     const uint8_t *original = (const uint8_t *)text.data;
     w->raw.n = w->pieces.n = 0;
     w->text.length = 0;
-    w->text.aligned = options->spans;
+    w->text.aligned = options->spans || tok->pre.needs_origin;
     ha_status status = ha_added_tokens_split(&tok->added, 0, options->split_special_tokens, original, 0, text.length, &w->raw, err);
     for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
         const ha_piece piece = w->raw.at[p];
@@ -177,6 +181,8 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
             }
         } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
             status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, w->cache, out, err);
+        } else if (tok->model_kind == HA_MODEL_UNIGRAM) {
+            status = ha_unigram_encode(&tok->unigram, w->text.text, piece.begin, piece.end, &w->unigram, out, err);
         } else {
             status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, w->cache, &w->bpe, out, err);
         }
@@ -273,11 +279,39 @@ check_text(ha_text text, ha_error *err)
     return valid == text.length ? HA_OK : ha_fail(err, HA_ERR_VALUE, "the text is not UTF-8: byte %zu", valid);
 }
 
+/* sentencepiece works on the whole text, and says where its tokens stand in it. */
+static ha_status
+encode_sentencepiece(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
+{
+    w->text.aligned = spans;
+    ha_status status = ha_sentencepiece_encode(&tok->sentencepiece, (const uint8_t *)text.data, text.length, &w->sentencepiece, &w->text, &out->tokens, err);
+    if (status == HA_OK && spans) {
+        status = map_code_points(text, w, err);
+    }
+    for (size_t t = 0; t < out->tokens.n && status == HA_OK && spans; t++) {
+        ha_token *token = &out->tokens.at[t];
+        token->begin = w->code_points[token->begin];
+        token->end = w->code_points[token->end];
+    }
+    return status;
+}
+
 static ha_status
 encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, side *out, ha_error *err)
 {
     out->tokens.n = 0;
     ha_status status = check_text(text, err);
+    if (status == HA_OK && tok->model_kind == HA_MODEL_SENTENCEPIECE) {
+        return encode_sentencepiece(tok, text, options->spans, w, out, err);
+    }
+    if (status == HA_OK && text.length > 0 && !options->spans && tok->words.on) {
+        int done;
+        status = ha_unigram_encode_text(tok, (const uint8_t *)text.data, text.length, options->split_special_tokens, &w->norm, &w->unigram, &w->raw,
+                                        &out->tokens, &done, err);
+        if (status != HA_OK || done) {
+            return status;
+        }
+    }
     if (status == HA_OK && text.length > 0) {
         status = cut_text(tok, text, options, w, err);
     }

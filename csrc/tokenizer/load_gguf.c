@@ -1,5 +1,6 @@
-/* Byte-level BPE from the metadata of a GGUF file ("tokenizer.ggml.*"). Ids are those of the Hugging Face tokenizer that the file was made from:
- * tokenizer.ggml.pre names its pre-tokenizer, tokens of type control (3) and user-defined (4) are its added tokens. */
+/* Byte-level BPE or a sentencepiece vocabulary from the metadata of a GGUF file ("tokenizer.ggml.*"). Ids of the first are those of the Hugging Face tokenizer that
+ * the file was made from: tokenizer.ggml.pre names its pre-tokenizer, tokens of type control (3) and user-defined (4) are its added tokens. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/tensor_file.h"
@@ -138,22 +139,46 @@ read_template(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     int32_t ids[2];
     TRY(read_special(tok, file, "tokenizer.ggml.add_bos_token", tok->post.has_template, "tokenizer.ggml.bos_token_id", &ids[0], err));
     TRY(read_special(tok, file, "tokenizer.ggml.add_eos_token", 0, "tokenizer.ggml.eos_token_id", &ids[1], err));
-    ha_template *single = &tok->post.single, *pair = &tok->post.pair;
-    single->n = pair->n = 0;
-    for (uint8_t b = 0; b < 2; b++) {
-        const ha_template_item items[3] = {
-            {HA_TEMPLATE_SPECIAL, b, ids[0]}, {b ? HA_TEMPLATE_B : HA_TEMPLATE_A, b, -1}, {HA_TEMPLATE_SPECIAL, b, ids[1]},
-        };
-        for (int k = 0; k < 3; k++) {
-            if (k == 1 || ids[k / 2] >= 0) {
-                pair->items[pair->n++] = items[k];
-                if (!b) {
-                    single->items[single->n++] = items[k];
-                }
-            }
+    ha_post_processor_bos_eos(&tok->post, ids[0], ids[1], 1);
+    return HA_OK;
+}
+
+/* A vocabulary of sentencepiece: scores and types in place of merges. Ids are llama.cpp's, which finds tokens of the types control, user-defined and unknown in the text. */
+static ha_status
+read_llama(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
+{
+    size_t n;
+    int prefix = 1;
+    const size_t n_ids = tok->vocab.n_ids;
+    TRY(ha_gguf_array_length(file, "tokenizer.ggml.scores", &n, err));
+    if (n != n_ids || !ha_gguf_has(file, "tokenizer.ggml.token_type")) {
+        return ha_fail(err, HA_ERR_FORMAT, n != n_ids ? "tokenizer.ggml.scores has %zu elements, tokenizer.ggml.tokens %zu" : "no tokenizer.ggml.token_type", n, n_ids);
+    }
+    if (ha_gguf_has(file, "tokenizer.ggml.add_space_prefix")) {
+        TRY(ha_gguf_bool(file, "tokenizer.ggml.add_space_prefix", &prefix, err));
+    }
+    float *scores = malloc((n_ids + 1) * sizeof(*scores));
+    uint8_t *types = malloc(n_ids + 1);
+    ha_status status = scores != NULL && types != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_ids);
+    for (size_t i = 0; i < n_ids && status == HA_OK; i++) {
+        double score, type;
+        status = ha_gguf_array_f64(file, "tokenizer.ggml.scores", i, &score, err);
+        status = status == HA_OK ? ha_gguf_array_f64(file, "tokenizer.ggml.token_type", i, &type, err) : status;
+        if (status == HA_OK && !(score >= -3.4e38 && score <= 3.4e38 && type >= HA_SPM_NORMAL && type <= HA_SPM_BYTE)) {
+            status = ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.scores[%zu] or its token_type is out of range", i);
+        }
+        if (status == HA_OK) {
+            scores[i] = (float)score;
+            types[i] = (uint8_t)type;
         }
     }
-    return HA_OK;
+    if (status == HA_OK) {
+        status = ha_sentencepiece_build_llama(&tok->sentencepiece, scores, types, prefix, &tok->vocab, err);
+    }
+    free(scores);
+    free(types);
+    tok->post.has_template = 1;         /* until the file's own flags are read */
+    return status == HA_OK ? ha_token_decoder_add_fallback(&tok->decoder, prefix, err) : status;
 }
 
 static ha_status
@@ -162,16 +187,23 @@ read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     const char *model;
     size_t length;
     TRY(ha_gguf_string(file, "tokenizer.ggml.model", &model, &length, err));
-    if (length != 4 || memcmp(model, "gpt2", 4) != 0) {
+    const int llama = length == 5 && memcmp(model, "llama", 5) == 0;
+    if (!llama && (length != 4 || memcmp(model, "gpt2", 4) != 0)) {
         return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.model '%.*s' is not supported", (int)(length < 60 ? length : 60), model);
     }
-    tok->model_kind = HA_MODEL_BPE;
-    tok->bpe.unk_id = -1;
-    tok->decoder.kind = HA_DECODER_BYTE_LEVEL;
-    TRY(read_pre(tok, file, err));
-    TRY(read_tokens(tok, file, err));
-    TRY(read_merges(tok, file, err));
-    ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    if (llama) {
+        tok->model_kind = HA_MODEL_SENTENCEPIECE;
+        TRY(read_tokens(tok, file, err));
+        TRY(read_llama(tok, file, err));
+    } else {
+        tok->model_kind = HA_MODEL_BPE;
+        tok->bpe.unk_id = -1;
+        TRY(ha_token_decoder_add(&tok->decoder, (ha_decoder_step){.kind = HA_DECODER_BYTE_LEVEL}, err));
+        TRY(read_pre(tok, file, err));
+        TRY(read_tokens(tok, file, err));
+        TRY(read_merges(tok, file, err));
+        ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    }
     const int has_pad = ha_gguf_has(file, "tokenizer.ggml.padding_token_id");
     TRY(read_special(tok, file, NULL, has_pad, "tokenizer.ggml.padding_token_id", &tok->pad_id, err));
     return read_template(tok, file, err);

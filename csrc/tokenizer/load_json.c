@@ -35,6 +35,13 @@ ha_load_bool(const ha_json_reader *r, const ha_json_node *node, const char *key,
 }
 
 ha_status
+ha_load_string(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const ha_json_node **out)
+{
+    *out = ha_json_get(r->json, node, key);
+    return *out != NULL && (*out)->type == HA_JSON_STRING ? HA_OK : ha_fail(r->err, HA_ERR_FORMAT, "%s: \"%s\" is missing or no string", what, key);
+}
+
+ha_status
 ha_load_unsupported(const ha_json_reader *r, const char *what, const char *name)
 {
     return ha_fail(r->err, HA_ERR_FORMAT, "%s '%.100s' is not supported", what, name);
@@ -143,7 +150,12 @@ read_root(const ha_json_reader *r)
     TRY(read_added_tokens(r, ha_json_get(r->json, root, "added_tokens")));
     TRY(ha_load_sequence(r, ha_json_get(r->json, root, "post_processor"), "post_processor", "processors", ha_load_post_processor));
     TRY(read_pad(r, ha_json_get(r->json, root, "padding")));
-    return ha_load_decoder(r, ha_json_get(r->json, root, "decoder"));
+    const ha_json_node *decoder = ha_json_get(r->json, root, "decoder");
+    TRY(ha_load_sequence(r, decoder, "decoder", "decoders", ha_load_decoder));
+    if (!ha_load_is_null(decoder) && r->tok->decoder.n == 0) {     /* an empty Sequence: no spaces between tokens */
+        return ha_token_decoder_add(&r->tok->decoder, (ha_decoder_step){.kind = HA_DECODER_FUSE}, r->err);
+    }
+    return HA_OK;
 }
 
 ha_status
@@ -156,10 +168,12 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
     if (status != HA_OK) {
         return status;
     }
-    status = ha_json_parse(path, (const char *)file.data, file.size, &json, err);
+    /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
+    ha_load_merge_list merges = {0};
+    ha_json_reader r = {tok, NULL, &merges, file.size / 2 + 65536, &cause};
+    status = ha_json_parse_with(path, (const char *)file.data, file.size, ha_load_sinks, HA_LOAD_SINKS, &r, &json, err);
     if (status == HA_OK) {
-        /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
-        const ha_json_reader r = {tok, json, file.size / 2 + 65536, &cause};
+        r.json = json;
         status = read_root(&r);
         if (status == HA_OK) {
             status = ha_tokenizer_finish(tok, &cause);
@@ -168,6 +182,7 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
             ha_fail(err, status, "%.250s: %.250s", path, cause.message);
         }
     }
+    free(merges.at);
     ha_json_free(json);
     ha_map_file_close(&file);
     return status;

@@ -134,26 +134,66 @@ ha_load_post_processor(const ha_json_reader *r, const ha_json_node *node, const 
 
 /* ---- decoder ---- */
 
-ha_status
-ha_load_decoder(const ha_json_reader *r, const ha_json_node *node)
+static ha_status
+read_replace(const ha_json_reader *r, const ha_json_node *node)
 {
-    ha_decoder *decoder = &r->tok->decoder;
-    const char *type;
-    if (ha_load_is_null(node)) {
-        return HA_OK;
+    const ha_json_node *pattern = ha_json_get(r->json, node, "pattern"), *from = ha_json_get(r->json, pattern, "String"), *to;
+    TRY(ha_load_string(r, node, "decoder: Replace", "content", &to));
+    if (from == NULL || from->type != HA_JSON_STRING || from->length == 0) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "decoder: Replace with a pattern that is no String, or an empty one, is not supported");
     }
-    TRY(ha_load_type(r, node, "decoder", &type));
-    if (strcmp(type, "ByteLevel") == 0) {
-        decoder->kind = HA_DECODER_BYTE_LEVEL;
-        return HA_OK;
+    return ha_token_decoder_add(&r->tok->decoder, (ha_decoder_step){.kind = HA_DECODER_REPLACE, .from = from->string, .from_length = from->length,
+                                                              .to = to->string, .to_length = to->length}, r->err);
+}
+
+static ha_status
+read_strip(const ha_json_reader *r, const ha_json_node *node)
+{
+    const ha_json_node *content;
+    ha_decoder_step step = {.kind = HA_DECODER_STRIP};
+    size_t size = 0;
+    TRY(ha_load_string(r, node, "decoder: Strip", "content", &content));
+    if (content->length > 0) {
+        ha_utf8_decode((const uint8_t *)content->string, &size);
+    }
+    if (size == 0 || size != content->length) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "decoder: Strip's \"content\" must be one character");
+    }
+    step.from = content->string;
+    step.from_length = size;
+    TRY(ha_json_get_size(r->json, node, "start", 0, 0, SIZE_MAX / 4, &step.start, r->err));
+    TRY(ha_json_get_size(r->json, node, "stop", 0, 0, SIZE_MAX / 4, &step.stop, r->err));
+    return ha_token_decoder_add(&r->tok->decoder, step, r->err);
+}
+
+ha_status
+ha_load_decoder(const ha_json_reader *r, const ha_json_node *node, const char *type)
+{
+    static const struct { const char *type; ha_decoder_kind kind; } simple[] = {
+        {"ByteLevel", HA_DECODER_BYTE_LEVEL}, {"ByteFallback", HA_DECODER_BYTE_FALLBACK}, {"Fuse", HA_DECODER_FUSE},
+    };
+    for (size_t i = 0; i < sizeof(simple) / sizeof(simple[0]); i++) {
+        if (strcmp(type, simple[i].type) == 0) {
+            return ha_token_decoder_add(&r->tok->decoder, (ha_decoder_step){.kind = simple[i].kind}, r->err);
+        }
+    }
+    if (strcmp(type, "Replace") == 0) {
+        return read_replace(r, node);
+    }
+    if (strcmp(type, "Strip") == 0) {
+        return read_strip(r, node);
+    }
+    if (strcmp(type, "Metaspace") == 0) {
+        ha_decoder_step step = {.kind = HA_DECODER_METASPACE};
+        TRY(ha_load_metaspace(r, node, &step.metaspace));
+        return ha_token_decoder_add(&r->tok->decoder, step, r->err);
     }
     if (strcmp(type, "WordPiece") != 0) {
         return ha_load_unsupported(r, "decoder", type);
     }
-    const ha_json_node *prefix = ha_json_get(r->json, node, "prefix");
-    if (prefix == NULL || prefix->type != HA_JSON_STRING) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "decoder: WordPiece without \"prefix\"");
-    }
-    TRY(ha_load_bool(r, node, "cleanup", 1, &decoder->cleanup));
-    return ha_decoder_set_wordpiece(decoder, prefix->string, prefix->length, decoder->cleanup, r->err);
+    const ha_json_node *prefix;
+    int cleanup;
+    TRY(ha_load_string(r, node, "decoder: WordPiece", "prefix", &prefix));
+    TRY(ha_load_bool(r, node, "cleanup", 1, &cleanup));
+    return ha_decoder_set_wordpiece(&r->tok->decoder, prefix->string, prefix->length, cleanup, r->err);
 }

@@ -93,13 +93,14 @@ typedef struct pair { int32_t left, right, merged; } pair;
 static size_t
 halves(const ha_vocab *vocab, const ha_vocab_token *token, pair *out)
 {
+    const char *text = vocab->text + token->at;
     size_t n = 0;
     for (size_t k = 1; k < token->length; k++) {
-        if (((uint8_t)token->text[k] & 0xC0) == 0x80) {
+        if (((uint8_t)text[k] & 0xC0) == 0x80) {
             continue;
         }
-        const int32_t left = ha_vocab_id(vocab, token->text, k);
-        const int32_t right = left >= 0 ? ha_vocab_id(vocab, token->text + k, token->length - k) : -1;
+        const int32_t left = ha_vocab_id(vocab, text, k);
+        const int32_t right = left >= 0 ? ha_vocab_id(vocab, text + k, token->length - k) : -1;
         if (right >= 0) {
             out[n++] = (pair){left, right, token->id};
         }
@@ -167,7 +168,7 @@ read_all(ha_tokenizer *tok, const ha_map_file *file, const ha_open_options *opti
     tok->bpe.unk_id = -1;
     tok->bpe.ignore_merges = 1;         /* a piece that is a token is that token */
     tok->pre.byte_level = 1;
-    tok->decoder.kind = HA_DECODER_BYTE_LEVEL;
+    TRY(ha_token_decoder_add(&tok->decoder, (ha_decoder_step){.kind = HA_DECODER_BYTE_LEVEL}, err));
     tok->added_are_text = 1;
     ha_post_processor_none(&tok->post);
     TRY(ha_pre_tokenizer_add(&tok->pre, kind, err));

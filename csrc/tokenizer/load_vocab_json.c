@@ -142,7 +142,7 @@ configure(ha_tokenizer *tok, const ha_conventions *c, ha_error *err)
     }
     tok->pre.byte_level = 1;
     tok->pad_id = ids[PAD];
-    tok->decoder.kind = HA_DECODER_BYTE_LEVEL;
+    TRY(ha_token_decoder_add(&tok->decoder, (ha_decoder_step){.kind = HA_DECODER_BYTE_LEVEL}, err));
     return HA_OK;
 }
 

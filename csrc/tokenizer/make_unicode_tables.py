@@ -9,8 +9,10 @@ by feeding all 1,112,064 scalar values through the library itself.
 from __future__ import annotations
 
 import itertools
+import struct
 import sys
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
@@ -21,7 +23,8 @@ from tokenizers import pre_tokenizers as P
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 ALL = "".join(map(chr, CODE_POINTS))
 BLOCK = 256
-FLAGS = ["L", "N", "S", "WHITE_SPACE", "NUMERIC", "PUNCT", "CONTROL", "MN", "CJK", "WORD", "SECOND", "NFD_NO", "NFC_NO", "UPPER", "LOWER"]
+FLAGS = ["L", "N", "S", "WHITE_SPACE", "NUMERIC", "PUNCT", "CONTROL", "MN", "CJK", "WORD", "SECOND", "NFD_NO", "NFC_NO", "MARK", "UPPER", "LOWER"]
+GRAPHEME = ["CONTROL", "JOIN", "EXTEND", "PREPEND", "PICT", "CONSONANT", "LINKER", "INCB_EXTEND", "BEFORE_L", "BEFORE_V", "BEFORE_T", "AFTER_L", "AFTER_V", "AFTER_T"]
 HANGUL = range(0xAC00, 0xAC00 + 11172)
 
 
@@ -135,6 +138,63 @@ def lowercase() -> dict[int, str]:
     return {c: s for c, s in out.items() if len(s) == 1}
 
 
+def compatibility_forms(decompositions: dict[int, str]) -> dict[int, str]:
+    """Full compatibility decompositions where they differ from the canonical ones."""
+    nfkd = N.NFKD()
+    out = {}
+    for c in CODE_POINTS:
+        s = nfkd.normalize_str(chr(c))
+        if c in HANGUL:
+            assert s == unicodedata.normalize("NFD", chr(c))
+        elif s != decompositions.get(c, chr(c)):
+            out[c] = s
+    return out
+
+
+def one_byte_charsmap(keys: Iterable[int], value: str) -> bytes:
+    """A charsmap (sentencepiece's Darts double array, then its texts) that turns every character whose first byte is a key into `value`."""
+    units = [0] * 1024
+    units[0] = 256 << 10
+    for byte in keys:
+        units[256 ^ byte] = byte | 1 << 8 | ((256 ^ byte) ^ (512 + byte)) << 10
+        units[512 + byte] = 1 << 31
+    return struct.pack("<1025I", 4096, *units) + value.encode() + b"\0"
+
+
+def graphemes() -> dict[str, set[int]]:
+    """What unicode-segmentation's tables say, as far as the Precompiled normalizer shows it: that looks up a grapheme cluster of fewer than 6 bytes as one
+    unit (and drops all of it but the matched prefix), and a longer one by its characters. A charsmap that turns everything into `z` counts units. Whether
+    two regional indicators join does not show: either way they are 4 bytes each and looked up one by one."""
+    normalizer = N.Precompiled(one_byte_charsmap([ord("a"), *range(0xC2, 0xF5)], "z"))
+    rest = [c for c in CODE_POINTS if c >= 0x80]
+    size = {c: len(chr(c).encode()) for c in rest}
+
+    def where(pattern: str, n_units: int) -> set[int]:
+        """The code points that make `n_units` units of the pattern in which they stand for @."""
+        lines = normalizer.normalize_str("\n".join(pattern.replace("@", chr(c)) for c in rest)).split("\n")
+        return {c for c, line in zip(rest, lines, strict=True) if line.count("z") == n_units}
+
+    acute, zwj, copyright, ka, virama, prefix = "\u0301", "\u200d", "\u00a9", "\u0915", "\u094d", "\u0600"
+    out = {"JOIN": where("a@", 1), "PREPEND": where("@a", 1)}
+    join, prepend = out["JOIN"], out["PREPEND"]
+    control = {c for c in where("@" + acute, 2) if size[c] < 4} | {c for c in where("@" + acute + "\u0302", 2) if size[c] == 4}
+    out["CONTROL"] = control | set(range(0x20)) | {0x7F}
+    out["EXTEND"] = where(copyright + "@" + zwj + copyright + acute, 5) & join
+    out["PICT"] = where(copyright + zwj + "@" + acute, 4) - join
+    assert out["PICT"] == where("@" + zwj + copyright + acute, 4) - join
+    out["CONSONANT"] = where("@" + virama + ka + acute, 4)
+    assert {c for c in out["CONSONANT"] if size[c] < 4} == {c for c in where(ka + virama + "@" + acute, 4) if size[c] < 4} - join - control
+    out["LINKER"] = where(ka + "@" + ka + acute, 4) - prepend
+    out["INCB_EXTEND"] = where(ka + virama + "@" + ka + acute, 5) - prepend - out["LINKER"]
+    three = {c for c in rest if size[c] == 3} - control - prepend - join
+    before = {k: where(prefix + "@" + y, 3) & three for k, y in (("L", "\u1100"), ("V", "\u1161"), ("T", "\u11a8"))}
+    after = {k: where(prefix + y + "@", 3) & three for k, y in (("L", "\u1100"), ("V", "\u1161"), ("T", "\u11a8"))}
+    out["BEFORE_L"], out["BEFORE_V"], out["BEFORE_T"] = before["L"], before["V"] & before["T"], before["T"] - before["V"]
+    out["AFTER_L"], out["AFTER_V"], out["AFTER_T"] = after["L"] - after["V"], after["L"] & after["V"], after["T"]
+    assert before["V"] - before["T"] == before["L"] and after["V"] & after["T"] == after["T"] and before["L"] and out["AFTER_V"]
+    return out
+
+
 def two_level(values: list[int]) -> tuple[list[int], list[int]]:
     """(block of each 256 code points, blocks): equal blocks once."""
     seen: dict[tuple[int, ...], int] = {}
@@ -162,6 +222,7 @@ def generate() -> str:
     sets["SECOND"] = {b for _, b in pairs} | set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
     sets["NFD_NO"] = {*decompositions, *HANGUL}
     sets["NFC_NO"] = set(decompositions) - set(pairs.values())
+    sets["MARK"] = {c for c in CODE_POINTS if N.StripAccents().normalize_str(chr(c)) == ""}
     ccc = combining_classes()
 
     masks = [0] * 0x110000
@@ -177,11 +238,25 @@ def generate() -> str:
     for c, s in decompositions.items():
         place[c] = len(pool)
         pool += [len(s), *map(ord, s)]
-    assert max(len(classes), len(deltas)) < 256 and len(pool) < 65536
+    compatible = compatibility_forms(decompositions)
+    compatible_place = list(place)
+    for c, s in compatible.items():
+        compatible_place[c] = len(pool)
+        pool += [len(s), *map(ord, s)]
+    assert max(len(classes), len(deltas)) < 256 and len(pool) < 65536 and max(map(len, compatible.values())) == 18
+    parts = graphemes()
+    grapheme_masks = [0] * 0x110000
+    for bit, name in enumerate(GRAPHEME):
+        for c in parts[name]:
+            grapheme_masks[c] |= 1 << bit
+    grapheme_classes: dict[int, int] = {}
+    grapheme_of = [grapheme_classes.setdefault(m, len(grapheme_classes)) for m in grapheme_masks]
 
     class_index, class_blocks = two_level(class_of)
     lower_index, lower_blocks = two_level(delta_of)
     nfd_index, nfd_blocks = two_level(place)
+    nfkd_index, nfkd_blocks = two_level(compatible_place)
+    grapheme_index, grapheme_blocks = two_level(grapheme_of)
     flat = [x for (a, b), c in sorted(pairs.items()) for x in (a, b, c)]
     return "\n".join([
         f"/* Generated by make_unicode_tables.py from the behaviour of tokenizers {tokenizers.__version__}; not to be edited. */",
@@ -191,6 +266,9 @@ def generate() -> str:
         array("uint8_t", "ha_uc_lower_index", lower_index), array("uint8_t", "ha_uc_lower_blocks", lower_blocks),
         array("int32_t", "ha_uc_lower_deltas", list(deltas)),
         array("uint8_t", "ha_uc_nfd_index", nfd_index), array("uint16_t", "ha_uc_nfd_blocks", nfd_blocks), array("uint32_t", "ha_uc_nfd_pool", pool, 20),
+        array("uint8_t", "ha_uc_nfkd_index", nfkd_index), array("uint16_t", "ha_uc_nfkd_blocks", nfkd_blocks),
+        array("uint8_t", "ha_uc_grapheme_index", grapheme_index), array("uint8_t", "ha_uc_grapheme_blocks", grapheme_blocks),
+        array("uint16_t", "ha_uc_grapheme_flags", list(grapheme_classes)),
         array("uint32_t", "ha_uc_pairs", flat, 18), f"const size_t ha_uc_n_pairs = {len(pairs)};",
     ]) + "\n"
 

@@ -1,23 +1,27 @@
-/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT) and
- * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2). */
+/* Models: what turns one piece of text into token ids. WordPiece (Wu et al. 2016, arXiv 1609.08144; longest match first, as in BERT),
+ * byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909) over bytes (Radford et al. 2019, GPT-2), and the unigram language model (Kudo 2018,
+ * arXiv 1804.10959). */
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
-#include "core/strmap.h"
 #include "tokenizer/trie.h"
 
-struct ha_cached_word;
+struct ha_word_entry;
 
 /* Tokens by text and by id. */
-typedef struct ha_vocab_token { const char *text; size_t length; int32_t id; } ha_vocab_token;
+typedef struct ha_vocab_token { uint32_t at, length; int32_t id; } ha_vocab_token;      /* its text: ha_vocab.text + at */
+typedef struct ha_vocab_slot { uint32_t hash, token; } ha_vocab_slot;                   /* token: index into `tokens` plus 1; 0: a free slot */
 
 typedef struct ha_vocab {           /* zeroed by the owner */
     ha_vocab_token *tokens;         /* (n_tokens,) in the order in which they came */
     size_t n_tokens, cap_tokens;
     int32_t *by_id;                 /* (n_ids,) index into `tokens`, -1: an id without a token */
     size_t n_ids, cap_ids;
-    ha_strmap map;                  /* text -> index into `tokens` */
-    struct ha_vocab_chunk *chunks;  /* where the texts lie */
+    char *text;                     /* every token's, NUL-terminated, below 2^32 bytes; it moves while tokens are added */
+    size_t n_text, cap_text;
+    ha_vocab_slot *slots;           /* by text: open addressing, a power of two of slots, at most half of them taken */
+    size_t n_slots;
+    uint64_t hash_key[2];
 } ha_vocab;
 
 void ha_vocab_free(ha_vocab *vocab);
@@ -27,14 +31,9 @@ void ha_vocab_free(ha_vocab *vocab);
 ha_status ha_vocab_add(ha_vocab *vocab, const char *text, size_t length, uint64_t id, size_t max_ids, ha_error *err);
 
 /* -1: none. */
-static inline int32_t
-ha_vocab_id(const ha_vocab *vocab, const char *text, size_t length)
-{
-    uint32_t index;
-    return ha_strmap_get(&vocab->map, text, length, &index) ? vocab->tokens[index].id : -1;
-}
+int32_t ha_vocab_id(const ha_vocab *vocab, const char *text, size_t length);
 
-/* NULL (and length 0): none. NUL-terminated. */
+/* NULL (and length 0): none. NUL-terminated; valid until another token is added. */
 static inline const char *
 ha_vocab_text(const ha_vocab *vocab, int32_t id, size_t *length)
 {
@@ -42,8 +41,9 @@ ha_vocab_text(const ha_vocab *vocab, int32_t id, size_t *length)
         *length = 0;
         return NULL;
     }
-    *length = vocab->tokens[vocab->by_id[id]].length;
-    return vocab->tokens[vocab->by_id[id]].text;
+    const ha_vocab_token *token = &vocab->tokens[vocab->by_id[id]];
+    *length = token->length;
+    return vocab->text + token->at;
 }
 
 /* One token of a text: bytes [begin, end) of the normalized text. */
@@ -70,21 +70,25 @@ typedef struct ha_wordpiece {
 /* Tries over the vocabulary. HA_ERR_FORMAT when unk_id is none. */
 ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t prefix_length, ha_wordpiece *model, ha_error *err);
 void ha_wordpiece_free(ha_wordpiece *model);
-ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, struct ha_cached_word *cache,
+ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache,
                               ha_tokens *out, ha_error *err);
 
+typedef struct ha_merge { int32_t left, right, merged; } ha_merge;
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
 
 typedef struct ha_bpe {
     ha_bpe_merge *merges;       /* hash table; n_slots is a power of two */
     size_t n_slots, n_merges;
     uint64_t seed;
-    int32_t byte_ids[256];      /* the token of one byte; -1: none */
-    int all_bytes;              /* none is missing: unk never happens */
-    int32_t unk_id;             /* -1: a byte without a token is dropped */
+    int characters;             /* symbols begin as characters of the text, else as bytes */
+    ha_trie chars;              /* with characters: the tokens of one character */
+    int byte_fallback;          /* with characters: one without a token is the tokens of its bytes, when all of them have one */
+    int32_t byte_ids[256];      /* the token of one byte (with characters: "<0x41>"); -1: none */
+    int all_bytes;              /* without characters: none is missing, unk never happens */
+    int32_t unk_id;             /* -1: a byte or character without a token is dropped */
     int fuse_unk;
     int ignore_merges;          /* a whole word that is a token is that token */
-    struct ha_bpe_word *words;  /* with ignore_merges: raw bytes of every token, the short ones in a hash table (n_word_slots, a power of two or 0) */
+    struct ha_bpe_word *words;  /* with ignore_merges: every token, as the text has it, the short ones in a hash table (n_word_slots, a power of two or 0) */
     size_t n_word_slots;
     ha_trie long_words;         /* and the others */
 } ha_bpe;
@@ -99,6 +103,10 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
     size_t cap_heap;
 } ha_bpe_scratch;
 
+/* A heap of n entries, the lowest rank on top, of equal ones the leftmost. The caller has the room. */
+void ha_bpe_heap_push(ha_bpe_entry *heap, size_t *n, ha_bpe_entry entry);
+ha_bpe_entry ha_bpe_heap_pop(ha_bpe_entry *heap, size_t *n);
+
 void ha_bpe_scratch_free(ha_bpe_scratch *scratch);
 
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
@@ -106,14 +114,67 @@ ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
 /* The same with a rank of the caller's, which several pairs may share. */
 void ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged);
-/* The same by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. */
+/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. The merged token is looked for
+ * at id `guess` first (-1: no guess): files have them in order. */
+ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err);
+/* The two in one. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
+/* Reads the tokens of single bytes from the vocabulary: those of byte-level characters, or for a model of characters those of one character and "<0x00>" to "<0xFF>". */
+void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
+ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err);
 void ha_bpe_free(ha_bpe *model);
 /* With ignore_merges: the tokens of whole words, which it sorts in place. Once. */
 ha_status ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err);
 /* `cache` (see word_cache.h) may be NULL. */
-ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, struct ha_cached_word *cache, ha_bpe_scratch *scratch,
+ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache, ha_bpe_scratch *scratch,
                         ha_tokens *out, ha_error *err);
+
+typedef struct ha_unigram {
+    ha_trie trie;               /* every token, byte tokens and special ones too, as in the reference */
+    double *scores;             /* (vocab.n_ids,) logarithms of probabilities, all finite; owned */
+    double unk_score;
+    int32_t unk_id;             /* -1: a character that is no token is an error */
+    int byte_fallback;          /* an unknown run is the tokens "<0x41>" of its bytes, when all of them have one */
+    int32_t byte_ids[256];      /* -1: none */
+    double bound[256];          /* what the rest of a word can at most add to a path when it begins with this byte; HUGE_VAL: no bound is known */
+} ha_unigram;
+
+enum { HA_UNIGRAM_NONE = -1 };
+
+typedef struct ha_unigram_node {
+    double score;               /* of the best path to this byte */
+    uint32_t begin;             /* its last token */
+    int32_t id;
+    uint32_t end;               /* the token of the best path that begins here */
+    int32_t token;
+} ha_unigram_node;
+
+/* A raw word and what it came to (unigram_text.c). */
+enum { HA_CACHED_IDS = 3, HA_WORD_CACHE_BITS = 14, HA_WORD_CACHE_WAYS = 2 };
+typedef struct ha_cached_word {
+    uint64_t word[2];           /* its bytes, zero-padded */
+    int32_t ids[HA_CACHED_IDS];
+    uint32_t n;                 /* 0: a free slot */
+} ha_cached_word;
+
+typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread */
+    ha_unigram_node *nodes;
+    size_t capacity;
+    ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS, HA_WORD_CACHE_WAYS), the word last seen first; NULL: none */
+} ha_unigram_scratch;
+
+void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
+ha_status ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *err);
+/* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
+ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
+void ha_unigram_free(ha_unigram *model);
+/* The tokens of one word of 1 to HA_SHORT_WORD bytes behind a sign of its own, which is not part of `word`; their places are not set. Room for n + 1 of them is
+ * reserved. 0: some of it is unknown, and ha_unigram_encode must do it. */
+enum { HA_SHORT_WORD = 62 };
+typedef struct ha_unigram_sign { uint32_t link; int32_t id; int found; } ha_unigram_sign;    /* where the trie stands behind it; the token that it is, or -1 */
+ha_unigram_sign ha_unigram_find_sign(const ha_unigram *model, const uint8_t *sign, size_t length);
+int ha_unigram_encode_short(const ha_unigram *model, const ha_unigram_sign *sign, const uint8_t *word, size_t n, ha_tokens *out);
+ha_status ha_unigram_encode(const ha_unigram *model, const uint8_t *text, size_t begin, size_t end, ha_unigram_scratch *scratch, ha_tokens *out, ha_error *err);
 
 /* GPT-2's map between bytes and printable characters (bytes_to_unicode of its encoder.py): a byte's code point, and a code point's byte or -1. */
 uint32_t ha_byte_to_char(uint8_t byte);

@@ -15,14 +15,102 @@ ha_norm_scratch_free(ha_norm_scratch *scratch)
     memset(scratch, 0, sizeof(*scratch));
 }
 
+void
+ha_normalizer_free(ha_normalizer *normalizer)
+{
+    for (size_t i = 0; i < normalizer->n_steps; i++) {
+        free(normalizer->steps[i].from);
+        free(normalizer->steps[i].to);
+        ha_charsmap_free(&normalizer->steps[i].charsmap);
+    }
+    normalizer->n_steps = 0;
+}
+
+/* Takes over what the step owns, also when it fails. */
+static ha_status
+add_step(ha_normalizer *normalizer, ha_norm_step step, ha_error *err)
+{
+    if (normalizer->n_steps == HA_MAX_NORM_STEPS) {
+        free(step.from);
+        free(step.to);
+        ha_charsmap_free(&step.charsmap);
+        return ha_fail(err, HA_ERR_FORMAT, "normalizer: more than %d steps", HA_MAX_NORM_STEPS);
+    }
+    normalizer->steps[normalizer->n_steps++] = step;
+    return HA_OK;
+}
+
 ha_status
 ha_normalizer_add(ha_normalizer *normalizer, ha_norm_pass pass, ha_error *err)
 {
-    if (normalizer->n_passes == HA_MAX_NORM_PASSES) {
-        return ha_fail(err, HA_ERR_FORMAT, "normalizer: more than %d passes", HA_MAX_NORM_PASSES);
+    return add_step(normalizer, (ha_norm_step){.pass = pass}, err);
+}
+
+ha_status
+ha_normalizer_add_strip(ha_normalizer *normalizer, int left, int right, ha_error *err)
+{
+    return add_step(normalizer, (ha_norm_step){.pass = HA_NORM_STRIP, .left = left, .right = right}, err);
+}
+
+ha_status
+ha_normalizer_add_precompiled(ha_normalizer *normalizer, ha_charsmap charsmap, ha_error *err)
+{
+    return add_step(normalizer, (ha_norm_step){.pass = HA_NORM_PRECOMPILED, .charsmap = charsmap}, err);
+}
+
+static char *
+copy_of(const char *text, size_t length)
+{
+    char *copy = malloc(length + 1);
+    if (copy != NULL) {
+        memcpy(copy, text, length);
+        copy[length] = '\0';
     }
-    normalizer->passes[normalizer->n_passes++] = pass;
-    return HA_OK;
+    return copy;
+}
+
+ha_status
+ha_normalizer_add_replace(ha_normalizer *normalizer, ha_norm_pattern pattern, const char *from, size_t from_length,
+                          const char *to, size_t to_length, ha_error *err)
+{
+    ha_norm_step step = {.pass = HA_NORM_REPLACE, .pattern = pattern, .from_length = from_length, .to_length = to_length};
+    step.from = pattern == HA_NORM_TEXT ? copy_of(from, from_length) : NULL;
+    step.to = copy_of(to, to_length);
+    if ((pattern == HA_NORM_TEXT && step.from == NULL) || step.to == NULL) {
+        free(step.from);
+        free(step.to);
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
+    }
+    return add_step(normalizer, step, err);
+}
+
+ha_status
+ha_normalizer_add_prepend(ha_normalizer *normalizer, const char *text, size_t length, ha_error *err)
+{
+    char *to = copy_of(text, length);
+    return to != NULL ? add_step(normalizer, (ha_norm_step){.pass = HA_NORM_PREPEND, .to = to, .to_length = length}, err)
+                      : ha_fail(err, HA_ERR_NOMEM, "out of memory");
+}
+
+/* The runs of a regular expression: characters of at least `least` that are a space or, with `blanks`, \s; with `line` also single line breaks and tabs. */
+static const struct run_pattern { const char *regex; size_t least; int blanks, line; } runs[] = {
+    [HA_NORM_SPACES] = {" +", 1, 0, 0},
+    [HA_NORM_TWO_SPACES] = {" {2,}", 2, 0, 0},
+    [HA_NORM_BLANKS] = {"\\s+", 1, 1, 0},
+    [HA_NORM_TWO_BLANKS] = {"\\s{2,}", 2, 1, 0},
+    [HA_NORM_TWO_BLANKS_OR_LINE] = {"\\s{2,}|[\\n\\r\\t]", 2, 1, 1},
+};
+
+int
+ha_norm_regex(const char *regex, size_t length, ha_norm_pattern *out)
+{
+    for (size_t i = HA_NORM_TEXT + 1; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        if (strlen(runs[i].regex) == length && memcmp(runs[i].regex, regex, length) == 0) {
+            *out = (ha_norm_pattern)i;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 ha_status
@@ -39,21 +127,50 @@ ha_normalizer_add_bert(ha_normalizer *normalizer, int clean_text, int chinese, i
     return status;
 }
 
+/* What Nmt makes of a character; HA_NORM_DROPPED: nothing (that character itself stays what it is). */
+static uint32_t
+nmt(uint32_t c)
+{
+    if ((c >= 0x01 && c <= 0x08) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) {
+        return HA_NORM_DROPPED;
+    }
+    const int space = c == 0x09 || c == 0x0A || c == 0x0C || c == 0x0D || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 || c == 0x2029
+                      || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+    return space ? ' ' : c;
+}
+
 void
 ha_normalizer_finish(ha_normalizer *normalizer)
 {
+    normalizer->local = 1;
+    for (size_t i = 0; i < normalizer->n_steps; i++) {
+        normalizer->local &= normalizer->steps[i].pass <= HA_NORM_NFKC;      /* ASCII is in every normal form */
+    }
     for (unsigned c = 0; c < 128; c++) {
         unsigned now = c;
-        for (size_t i = 0; i < normalizer->n_passes && now != HA_NORM_DROPPED; i++) {
-            if (normalizer->passes[i] == HA_NORM_CLEAN) {
-                const unsigned flags = ha_uc_flags(now);
-                now = flags & HA_UC_CONTROL ? HA_NORM_DROPPED : flags & HA_UC_WHITE_SPACE ? ' ' : now;
-            } else if (normalizer->passes[i] == HA_NORM_LOWERCASE) {
-                now = ha_uc_lower(now);
+        for (size_t i = 0; i < normalizer->n_steps && now != HA_NORM_DROPPED; i++) {
+            const unsigned flags = ha_uc_flags(now);
+            switch (normalizer->steps[i].pass) {
+            case HA_NORM_CLEAN: now = flags & HA_UC_CONTROL ? HA_NORM_DROPPED : flags & HA_UC_WHITE_SPACE ? ' ' : now; break;
+            case HA_NORM_NMT: now = nmt(now); break;
+            case HA_NORM_LOWERCASE: now = ha_uc_lower(now); break;
+            default: break;
             }
         }
         normalizer->ascii[c] = (uint8_t)now;
     }
+}
+
+/* Positions in a text are 32 bits wide, and a short rule file must not fill the memory. */
+#define MAX_NORMAL ((size_t)1 << 30)
+
+static ha_status
+make_room(ha_text_buf *out, size_t extra, ha_error *err)
+{
+    if (extra > MAX_NORMAL || out->length > MAX_NORMAL - extra) {
+        return ha_fail(err, HA_ERR_VALUE, "the text is too long once it is normalized: more than %zu bytes", MAX_NORMAL);
+    }
+    return ha_text_buf_reserve(out, extra, err);
 }
 
 static ha_align
@@ -87,8 +204,14 @@ pass_local(ha_norm_pass pass, const ha_text_buf *in, ha_text_buf *out)
             }
             break;
         case HA_NORM_DROP_MN:
-            if ((flags & HA_UC_MN) == 0) {
+        case HA_NORM_STRIP_ACCENTS:
+            if ((flags & (pass == HA_NORM_DROP_MN ? HA_UC_MN : HA_UC_MARK)) == 0) {
                 ha_text_buf_push(out, c, from);
+            }
+            break;
+        case HA_NORM_NMT:
+            if (c == HA_NORM_DROPPED || nmt(c) != HA_NORM_DROPPED) {
+                ha_text_buf_push(out, nmt(c), from);
             }
             break;
         default:
@@ -144,17 +267,18 @@ order_marks(ha_norm_char *marks, size_t n, ha_norm_char *spare)
     memcpy(marks, spare, n * sizeof(*marks));
 }
 
-/* Canonical decomposition of the whole text; `change` is 0 for the first code point of each character and 1 for the others. */
+/* Decomposition of the whole text; `change` is 0 for the first code point of each character and 1 for the others. */
 static ha_status
-decompose(const ha_text_buf *in, ha_norm_scratch *scratch, size_t *n_out, ha_error *err)
+decompose(const ha_text_buf *in, int compatibility, ha_norm_scratch *scratch, size_t *n_out, ha_error *err)
 {
-    size_t n_chars = 0, n = 0, size;
-    for (size_t i = 0; i < in->length; i++) {
-        n_chars += (in->text[i] & 0xC0) != 0x80;
+    uint32_t parts[HA_UC_MAX_PARTS];
+    size_t needed = 0, n = 0, size;
+    for (size_t i = 0; i < in->length; i += size) {
+        needed += ha_uc_decompose(ha_utf8_decode(in->text + i, &size), compatibility, parts);
     }
-    ha_status status = room(&scratch->chars, &scratch->cap_chars, n_chars * HA_UC_MAX_NFD, err);
+    ha_status status = room(&scratch->chars, &scratch->cap_chars, needed, err);
     if (status == HA_OK) {
-        status = room(&scratch->composed, &scratch->cap_composed, n_chars * HA_UC_MAX_NFD, err);
+        status = room(&scratch->composed, &scratch->cap_composed, needed, err);
     }
     if (status != HA_OK) {
         return status;
@@ -162,8 +286,7 @@ decompose(const ha_text_buf *in, ha_norm_scratch *scratch, size_t *n_out, ha_err
     ha_norm_char *chars = scratch->chars;
     size_t pending = 0;         /* marks since the last starter begin here */
     for (size_t i = 0; i < in->length; i += size) {
-        uint32_t parts[HA_UC_MAX_NFD];
-        const size_t n_parts = ha_uc_decompose(ha_utf8_decode(in->text + i, &size), parts);
+        const size_t n_parts = ha_uc_decompose(ha_utf8_decode(in->text + i, &size), compatibility, parts);
         for (size_t k = 0; k < n_parts; k++) {
             const unsigned ccc = ha_uc_ccc(parts[k]);
             if (ccc == 0) {
@@ -204,34 +327,38 @@ compose(const ha_norm_char *chars, size_t n, ha_norm_char *composed)
     return out;
 }
 
-/* Writes the characters and gives each the origin that the reference gives it: a character of change 1 shares that of the byte before, one of
- * change -k consumes one character of the input and k more. */
+/* Where the characters of a new text come from, as the reference has it: a character of change 1 shares the origin of the byte before, one of change -k takes
+ * the place of one character of the old text and of k more. */
+typedef struct retrace { const ha_text_buf *in; ha_text_buf *out; size_t at; } retrace;
+
+/* Needs 4 reserved bytes. */
 static void
-realign(const ha_norm_char *chars, size_t n, const ha_text_buf *in, ha_text_buf *out)
+emit(retrace *r, uint32_t c, int32_t change)
 {
-    size_t at = 0, size;
-    for (size_t i = 0; i < n; i++) {
-        if (chars[i].change > 0) {
-            ha_text_buf_push(out, chars[i].c, at > 0 ? align_at(in, at - 1) : (ha_align){0, 0});
-            continue;
-        }
-        ha_text_buf_push(out, chars[i].c, align_at(in, at < in->length ? at : in->length - 1));
-        for (int32_t k = chars[i].change; k <= 0 && at < in->length; k++) {
-            ha_utf8_decode(in->text + at, &size);
-            at += size;
-        }
+    const ha_text_buf *in = r->in;
+    size_t size;
+    if (change > 0) {
+        ha_text_buf_push(r->out, c, r->at > 0 ? align_at(in, r->at - 1) : (ha_align){0, 0});
+        return;
+    }
+    ha_text_buf_push(r->out, c, align_at(in, r->at < in->length ? r->at : in->length - 1));
+    for (int32_t k = change; k <= 0 && r->at < in->length; k++) {
+        ha_utf8_decode(in->text + r->at, &size);
+        r->at += size;
     }
 }
 
-/* 1 when the pass would leave the text as it is: no character decomposes (for NFC: to something else), none is a mark. */
+/* 1 when the pass would leave the text as it is: no character decomposes (for NFC, NFKC: to something else), none is a mark. */
 static int
 is_normal(const ha_text_buf *in, ha_norm_pass pass)
 {
-    const unsigned bad = pass == HA_NORM_NFD ? HA_UC_NFD_NO : HA_UC_NFC_NO | HA_UC_SECOND;
+    const unsigned bad = pass == HA_NORM_NFD || pass == HA_NORM_NFKD ? HA_UC_NFD_NO : HA_UC_NFC_NO | HA_UC_SECOND;
+    const int compatibility = pass == HA_NORM_NFKD || pass == HA_NORM_NFKC;
     size_t size;
     for (size_t i = ha_utf8_ascii_prefix(in->text, in->length); i < in->length; i += size) {
-        const size_t class = ha_uc_class(ha_utf8_decode(in->text + i, &size));
-        if ((ha_uc_class_flags[class] & bad) || ha_uc_class_ccc[class] != 0) {
+        const uint32_t c = ha_utf8_decode(in->text + i, &size);
+        const size_t class = ha_uc_class(c);
+        if ((ha_uc_class_flags[class] & bad) || ha_uc_class_ccc[class] != 0 || (compatibility && ha_uc_is_compatibility(c))) {
             return 0;
         }
     }
@@ -239,34 +366,219 @@ is_normal(const ha_text_buf *in, ha_norm_pass pass)
 }
 
 static ha_status
-run_pass(ha_norm_pass pass, const ha_text_buf *in, ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
+pass_form(ha_norm_pass pass, const ha_text_buf *in, ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
 {
-    out->length = 0;
-    if (pass != HA_NORM_NFD && pass != HA_NORM_NFC) {
-        const ha_status status = ha_text_buf_reserve(out, in->length * 3 + 8, err);     /* CJK: 3 bytes become 5; U+0130: 2 become 3 */
-        if (status == HA_OK) {
-            pass_local(pass, in, out);
-        }
-        return status;
-    }
     size_t n = 0;
-    ha_status status = decompose(in, scratch, &n, err);
+    ha_status status = decompose(in, pass == HA_NORM_NFKD || pass == HA_NORM_NFKC, scratch, &n, err);
     if (status != HA_OK) {
         return status;
     }
     const ha_norm_char *chars = scratch->chars;
-    if (pass == HA_NORM_NFC) {
+    if (pass == HA_NORM_NFC || pass == HA_NORM_NFKC) {
         n = compose(scratch->chars, n, scratch->composed);
         chars = scratch->composed;
     }
-    status = ha_text_buf_reserve(out, n * 4 + 8, err);
-    if (status == HA_OK) {
-        realign(chars, n, in, out);
+    status = make_room(out, n * 4 + 8, err);
+    retrace r = {in, out, 0};
+    for (size_t i = 0; i < n && status == HA_OK; i++) {
+        emit(&r, chars[i].c, chars[i].change);
     }
     return status;
 }
 
-/* ASCII text needs one look-up a character, and the passes of none. */
+/* ---- passes that know more than one character ---- */
+
+/* Needs end - begin reserved bytes. */
+static void
+copy_range(const ha_text_buf *in, size_t begin, size_t end, ha_text_buf *out)
+{
+    memcpy(out->text + out->length, in->text + begin, end - begin);
+    if (out->aligned) {
+        memcpy(out->align + out->length, in->align + begin, (end - begin) * sizeof(*in->align));
+    }
+    out->length += end - begin;
+}
+
+/* Needs `length` reserved bytes. */
+static void
+push_text(ha_text_buf *out, const char *text, size_t length, ha_align from)
+{
+    memcpy(out->text + out->length, text, length);
+    for (size_t i = 0; out->aligned && i < length; i++) {
+        out->align[out->length + i] = from;
+    }
+    out->length += length;
+}
+
+static ha_status
+pass_strip(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
+{
+    size_t begin = 0, end = in->length, size;
+    while (step->left && begin < end && (ha_uc_flags(ha_utf8_decode(in->text + begin, &size)) & HA_UC_WHITE_SPACE)) {
+        begin += size;
+    }
+    while (step->right && end > begin) {
+        const size_t back = ha_utf8_back(in->text, end);
+        if ((ha_uc_flags(ha_utf8_decode(in->text + back, &size)) & HA_UC_WHITE_SPACE) == 0) {
+            break;
+        }
+        end = back;
+    }
+    const ha_status status = make_room(out, end - begin, err);
+    if (status == HA_OK) {
+        copy_range(in, begin, end, out);
+    }
+    return status;
+}
+
+/* Where the match of a Replace at text[i] ends; i: none. */
+static size_t
+match_at(const ha_norm_step *step, const uint8_t *text, size_t i, size_t n)
+{
+    if (step->pattern == HA_NORM_TEXT) {
+        return n - i >= step->from_length && memcmp(text + i, step->from, step->from_length) == 0 ? i + step->from_length : i;
+    }
+    const struct run_pattern *p = &runs[step->pattern];
+    size_t end = i, count = 0, size = 1;
+    while (end < n && (p->blanks ? (ha_uc_flags(ha_utf8_decode(text + end, &size)) & HA_UC_S) != 0 : text[end] == ' ')) {
+        end += size;
+        count++;
+    }
+    const int line = p->line && (text[i] == '\n' || text[i] == '\r' || text[i] == '\t');
+    return count >= p->least || line ? end : i;
+}
+
+/* What replaces a match has the origin of the last character of the match. */
+static ha_status
+pass_replace(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
+{
+    size_t done = 0, size;
+    ha_status status = HA_OK;
+    for (size_t i = 0; i < in->length && status == HA_OK;) {
+        const size_t end = match_at(step, in->text, i, in->length);
+        if (end == i) {
+            ha_utf8_decode(in->text + i, &size);
+            i += size;
+            continue;
+        }
+        status = make_room(out, i - done + step->to_length, err);
+        if (status == HA_OK) {
+            copy_range(in, done, i, out);
+            push_text(out, step->to, step->to_length, align_at(in, end - 1));
+        }
+        done = i = end;
+    }
+    if (status == HA_OK) {
+        status = make_room(out, in->length - done, err);
+    }
+    if (status == HA_OK) {
+        copy_range(in, done, in->length, out);
+    }
+    return status;
+}
+
+static ha_status
+pass_prepend(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
+{
+    const ha_status status = make_room(out, in->length + step->to_length, err);
+    if (status == HA_OK && in->length > 0) {
+        push_text(out, step->to, step->to_length, align_at(in, 0));
+        copy_range(in, 0, in->length, out);
+    }
+    return status;
+}
+
+/* The new characters of Precompiled. Which change one has is known only when the next comes: what a rule drops counts for the last character written, of
+ * whatever rule. */
+typedef struct rewrite { retrace r; uint32_t c; int32_t change; int pending; } rewrite;
+
+static void
+rewrite_push(rewrite *w, uint32_t c, int32_t change)
+{
+    if (w->pending) {
+        emit(&w->r, w->c, w->change);
+    }
+    w->c = c, w->change = change, w->pending = 1;
+}
+
+static size_t
+count_chars(const uint8_t *text, size_t n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        count += (text[i] & 0xC0) != 0x80;
+    }
+    return count;
+}
+
+/* One unit of `n` bytes that has a rule. */
+static void
+rewrite_unit(rewrite *w, const uint8_t *unit, size_t n, const char *text, size_t length)
+{
+    const size_t n_old = count_chars(unit, n), n_new = count_chars((const uint8_t *)text, length);
+    size_t size, k = 0;
+    for (size_t i = 0; i < length; i += size, k++) {
+        rewrite_push(w, ha_utf8_decode((const uint8_t *)text + i, &size), k >= n_old);
+    }
+    if (n_new < n_old && w->pending) {
+        w->change -= (int32_t)(n_old - n_new);
+    }
+}
+
+/* A grapheme cluster of fewer than 6 bytes is one unit: the rule of its shortest prefix replaces all of it. Without one, and in a longer cluster, each
+ * character is a unit. */
+ha_status
+ha_norm_precompiled(const ha_norm_step *step, const ha_text_buf *in, ha_text_buf *out, ha_error *err)
+{
+    const ha_charsmap *map = &step->charsmap;
+    rewrite w = {.r = {in, out, 0}};
+    ha_grapheme_state state = {0};
+    const char *text;
+    size_t length, size;
+    for (size_t i = 0; i < in->length;) {
+        const size_t cluster = ha_uc_grapheme(in->text, i, in->length, &state), end = i + cluster;
+        while (i < end) {
+            size_t n = i + cluster == end && cluster < 6 ? ha_charsmap_find(map, 0, in->text + i, cluster, &text, &length) > 0 ? cluster : 0 : 0;
+            const uint32_t c = ha_utf8_decode(in->text + i, &size);
+            n = n > 0 ? n : ha_charsmap_find(map, 0, in->text + i, size, &text, &length) > 0 ? size : 0;
+            const ha_status status = make_room(out, (n > 0 ? length : size) + 4, err);
+            if (status != HA_OK) {
+                return status;
+            }
+            if (n > 0) {
+                rewrite_unit(&w, in->text + i, n, text, length);
+            } else {
+                rewrite_push(&w, c, 0);
+            }
+            i += n > 0 ? n : size;
+        }
+    }
+    if (w.pending) {
+        emit(&w.r, w.c, w.change);
+    }
+    return HA_OK;
+}
+
+static ha_status
+run_step(const ha_norm_step *step, const ha_text_buf *in, ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
+{
+    out->length = 0;
+    switch (step->pass) {
+    case HA_NORM_NFD: case HA_NORM_NFC: case HA_NORM_NFKD: case HA_NORM_NFKC: return pass_form(step->pass, in, scratch, out, err);
+    case HA_NORM_STRIP: return pass_strip(step, in, out, err);
+    case HA_NORM_PRECOMPILED: return ha_norm_precompiled(step, in, out, err);
+    case HA_NORM_REPLACE: return pass_replace(step, in, out, err);
+    case HA_NORM_PREPEND: return pass_prepend(step, in, out, err);
+    default: break;
+    }
+    const ha_status status = make_room(out, in->length * 3 + 8, err);     /* CJK: 3 bytes become 5; U+0130: 2 become 3 */
+    if (status == HA_OK) {
+        pass_local(step->pass, in, out);
+    }
+    return status;
+}
+
+/* ASCII text needs one look-up a character where the steps look at no more. */
 static ha_status
 normalize_ascii(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end, ha_text_buf *out, ha_error *err)
 {
@@ -292,35 +604,30 @@ ha_status
 ha_normalize(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end,
              ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
 {
-    if (normalizer->n_passes == 0) {
+    if (normalizer->n_steps == 0) {
         return ha_text_buf_append_original(out, original, begin, end, err);
     }
-    if (ha_utf8_ascii_prefix(original + begin, end - begin) == end - begin) {
+    if (normalizer->local && ha_utf8_ascii_prefix(original + begin, end - begin) == end - begin) {
         return normalize_ascii(normalizer, original, begin, end, out, err);
     }
     ha_text_buf *in = &scratch->a, *next = &scratch->b;
     in->aligned = next->aligned = out->aligned;
     in->length = 0;
     ha_status status = ha_text_buf_append_original(in, original, begin, end, err);
-    for (size_t i = 0; i < normalizer->n_passes && status == HA_OK; i++) {
-        const ha_norm_pass pass = normalizer->passes[i];
-        if ((pass == HA_NORM_NFD || pass == HA_NORM_NFC) && is_normal(in, pass)) {
+    for (size_t i = 0; i < normalizer->n_steps && status == HA_OK; i++) {
+        const ha_norm_step *step = &normalizer->steps[i];
+        if (step->pass >= HA_NORM_NFD && step->pass <= HA_NORM_NFKC && is_normal(in, step->pass)) {
             continue;
         }
-        status = run_pass(pass, in, scratch, next, err);
+        status = run_step(step, in, scratch, next, err);
         ha_text_buf *swap = in;
         in = next, next = swap;
     }
     if (status == HA_OK) {
-        status = ha_text_buf_reserve(out, in->length, err);
+        status = make_room(out, in->length, err);
     }
-    if (status != HA_OK) {
-        return status;
+    if (status == HA_OK) {
+        copy_range(in, 0, in->length, out);
     }
-    memcpy(out->text + out->length, in->text, in->length);
-    if (out->aligned) {
-        memcpy(out->align + out->length, in->align, in->length * sizeof(*in->align));
-    }
-    out->length += in->length;
-    return HA_OK;
+    return status;
 }

@@ -5,6 +5,7 @@
 #include "tokenizer/model.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
+#include "tokenizer/sentencepiece.h"
 #include "tokenizer/tokenizer.h"
 
 /* ---- added tokens: found in the text before the model sees it ---- */
@@ -68,6 +69,9 @@ typedef struct ha_post_processor {
 void ha_post_processor_none(ha_post_processor *post);
 void ha_post_processor_bert(ha_post_processor *post, int32_t cls, int32_t sep, int roberta);
 
+/* bos A eos, and for a pair bos A eos bos B eos with `pair_type` from the second bos on; an id of -1 is left out. */
+void ha_post_processor_bos_eos(ha_post_processor *post, int32_t bos, int32_t eos, uint8_t pair_type);
+
 /* Tokens that the template adds. */
 size_t ha_template_added(const ha_template *t);
 
@@ -77,20 +81,48 @@ ha_status ha_truncate(const ha_post_processor *post, const ha_encode_options *op
 
 /* ---- decoder ---- */
 
-typedef enum ha_decoder_kind { HA_DECODER_NONE, HA_DECODER_WORDPIECE, HA_DECODER_BYTE_LEVEL } ha_decoder_kind;
+/* A step turns a list of tokens into another, as the component of that name does in Hugging Face `tokenizers`; what is left is joined. */
+typedef enum ha_decoder_kind {
+    HA_DECODER_WORDPIECE,           /* from: the prefix of a token that goes on a word */
+    HA_DECODER_BYTE_LEVEL,
+    HA_DECODER_METASPACE,           /* a sign is a space, or in the first token nothing unless its prepend is HA_PREPEND_NEVER */
+    HA_DECODER_REPLACE,             /* from -> to */
+    HA_DECODER_BYTE_FALLBACK,
+    HA_DECODER_FUSE,
+    HA_DECODER_STRIP                /* from: one character, up to `start` times at the beginning of a token and `stop` times at its end */
+} ha_decoder_kind;
 
-typedef struct ha_decoder {
+typedef struct ha_decoder_step {
     ha_decoder_kind kind;
-    int cleanup;
-    char *prefix;
-    size_t prefix_length;
-} ha_decoder;
+    int cleanup;                    /* WORDPIECE */
+    size_t start, stop;             /* STRIP */
+    const char *from, *to;          /* owned by the decoder */
+    size_t from_length, to_length;
+    ha_metaspace metaspace;
+} ha_decoder_step;
 
-ha_status ha_decoder_set_wordpiece(ha_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
+#define HA_MAX_DECODERS 16
+
+typedef struct ha_token_decoder { ha_decoder_step steps[HA_MAX_DECODERS]; size_t n; } ha_token_decoder;     /* n 0: tokens are joined by spaces */
+
+void ha_token_decoder_free(ha_token_decoder *decoder);
+/* Adds a step; its texts are copied. HA_ERR_FORMAT when there are too many. */
+ha_status ha_token_decoder_add(ha_token_decoder *decoder, ha_decoder_step step, ha_error *err);
+ha_status ha_decoder_set_wordpiece(ha_token_decoder *decoder, const char *prefix, size_t length, int cleanup, ha_error *err);
+/* Replace(U+2581, " "), ByteFallback, Fuse and, with `strip`, Strip(" ", 1, 0): how Llama-2 and Gemma decode. */
+ha_status ha_token_decoder_add_fallback(ha_token_decoder *decoder, int strip, ha_error *err);
 
 /* ---- the whole ---- */
 
-typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE } ha_model_kind;
+typedef enum ha_model_kind { HA_MODEL_WORDPIECE, HA_MODEL_BPE, HA_MODEL_UNIGRAM, HA_MODEL_SENTENCEPIECE } ha_model_kind;
+
+/* How a Unigram tokenizer's texts are read word by word (unigram_text.c); on 0: not. */
+typedef struct ha_word_plan {
+    int on, strip_left, strip_right;
+    const ha_norm_step *precompiled;    /* NULL: none */
+    uint8_t ascii[128];                 /* what each byte is to a word */
+    ha_unigram_sign sign;
+} ha_word_plan;
 
 /* What encoding keeps from batch to batch: the only part of a tokenizer that changes. */
 typedef struct ha_worker_pool ha_worker_pool;
@@ -107,8 +139,11 @@ struct ha_tokenizer {
     size_t n_model_tokens, n_model_ids;     /* of the model itself, without added tokens: ids are below n_model_ids */
     ha_wordpiece wordpiece;
     ha_bpe bpe;
+    ha_unigram unigram;
+    ha_sentencepiece sentencepiece;     /* takes the place of normalizer, pre-tokenizer and added tokens too */
+    ha_word_plan words;
     ha_post_processor post;
-    ha_decoder decoder;
+    ha_token_decoder decoder;
     int added_are_text;             /* byte-level decoding writes added tokens as they are, even where their characters stand for bytes */
     int32_t pad_id;                 /* -1: the file says none */
     ha_worker_pool *pool;
@@ -122,11 +157,19 @@ ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_er
 ha_status ha_tokenizer_load_vocab_json(ha_tokenizer *tok, const char *path, ha_error *err);      /* ".../vocab.json", with merges.txt beside it */
 ha_status ha_tokenizer_load_tiktoken(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_spm(ha_tokenizer *tok, const char *path, ha_error *err);         /* as transformers converts it */
+ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_error *err);     /* as sentencepiece reads it */
+
+/* Fills tok->raw and tok->raw_at. */
+ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
+
+/* Sets tok->words; once all parts are there. */
+void ha_unigram_plan(ha_tokenizer *tok);
+/* The tokens of a text, without their places; *done 0: the text is one for the general path. `pieces` is scratch. */
+ha_status ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, int skip_special, ha_norm_scratch *norm,
+                                 ha_unigram_scratch *scratch, ha_pieces *pieces, ha_tokens *out, int *done, ha_error *err);
 
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
 ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);
-
-/* Reads the whole byte-level model's byte table from the vocabulary. */
-void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
 
 #endif

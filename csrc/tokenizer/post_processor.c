@@ -20,6 +20,26 @@ ha_post_processor_bert(ha_post_processor *post, int32_t cls, int32_t sep, int ro
     }
 }
 
+void
+ha_post_processor_bos_eos(ha_post_processor *post, int32_t bos, int32_t eos, uint8_t pair_type)
+{
+    ha_template *single = &post->single, *pair = &post->pair;
+    single->n = pair->n = 0;
+    for (int b = 0; b < 2; b++) {
+        const uint8_t type = b ? pair_type : 0;
+        const ha_template_item items[3] = {{HA_TEMPLATE_SPECIAL, type, bos}, {b ? HA_TEMPLATE_B : HA_TEMPLATE_A, type, -1}, {HA_TEMPLATE_SPECIAL, type, eos}};
+        for (int k = 0; k < 3; k++) {
+            if (items[k].kind == HA_TEMPLATE_SPECIAL && items[k].id < 0) {
+                continue;
+            }
+            pair->items[pair->n++] = items[k];
+            if (!b) {
+                single->items[single->n++] = items[k];
+            }
+        }
+    }
+}
+
 size_t
 ha_template_added(const ha_template *t)
 {

@@ -41,13 +41,20 @@ ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha
 }
 
 ha_status
-ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err)
+ha_pre_tokenizer_add_step(ha_pre_tokenizer *pre, ha_pre_step step, ha_error *err)
 {
     if (pre->n_steps == HA_MAX_PRE) {
         return ha_fail(err, HA_ERR_FORMAT, "pre_tokenizer: more than %d steps", HA_MAX_PRE);
     }
-    pre->steps[pre->n_steps++] = kind;
+    pre->steps[pre->n_steps++] = step;
+    pre->needs_origin |= step.kind == HA_PRE_METASPACE && step.metaspace.prepend == HA_PREPEND_FIRST;
     return HA_OK;
+}
+
+ha_status
+ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err)
+{
+    return ha_pre_tokenizer_add_step(pre, (ha_pre_step){.kind = kind}, err);
 }
 
 /* ---- steps ---- */
@@ -90,6 +97,48 @@ cut_digits(const uint8_t *s, size_t begin, size_t end, int individual, ha_pieces
     return start < end && status == HA_OK ? ha_pieces_push(out, start, end, -1, err) : status;
 }
 
+/* Runs of characters of one kind: white space is removed, words (with `words`) and the rest are pieces. */
+static ha_status
+cut_runs(const uint8_t *s, size_t begin, size_t end, int words, ha_pieces *out, ha_error *err)
+{
+    ha_status status = HA_OK;
+    size_t start = begin, size;
+    unsigned previous = HA_UC_WHITE_SPACE;
+    for (size_t i = begin; i < end && status == HA_OK; i += size) {
+        const unsigned flags = ha_uc_flags(ha_utf8_decode(s + i, &size));
+        const unsigned kind = flags & HA_UC_WHITE_SPACE ? HA_UC_WHITE_SPACE : words ? flags & HA_UC_WORD : 0;
+        if (kind != previous) {
+            status = previous != HA_UC_WHITE_SPACE ? ha_pieces_push(out, start, i, -1, err) : HA_OK;
+            start = i;
+        }
+        previous = kind;
+    }
+    return previous != HA_UC_WHITE_SPACE && status == HA_OK ? ha_pieces_push(out, start, end, -1, err) : status;
+}
+
+/* Delimiters are single characters: punctuation, or U+0020. */
+static ha_status
+cut_delimiters(const uint8_t *s, size_t begin, size_t end, int spaces, ha_split_behavior behavior, ha_pieces *out, ha_error *err)
+{
+    ha_status status = HA_OK;
+    size_t start = begin, size;
+    int previous = -1;      /* whether the character before is a delimiter */
+    for (size_t i = begin; i < end && status == HA_OK; i += size) {
+        const uint32_t c = ha_utf8_decode(s + i, &size);
+        const int now = spaces ? c == ' ' : (ha_uc_flags(c) & HA_UC_PUNCT) != 0;
+        const int cut = behavior == HA_SPLIT_CONTIGUOUS ? now != previous
+                        : behavior == HA_SPLIT_MERGED_WITH_PREVIOUS ? previous == 1
+                        : behavior == HA_SPLIT_MERGED_WITH_NEXT ? now : now || previous == 1;
+        if (cut && i > start) {
+            status = behavior == HA_SPLIT_REMOVED && previous == 1 ? HA_OK : ha_pieces_push(out, start, i, -1, err);
+            start = i;
+        }
+        previous = now;
+    }
+    const int drop = start == end || (behavior == HA_SPLIT_REMOVED && previous == 1);
+    return drop || status != HA_OK ? status : ha_pieces_push(out, start, end, -1, err);
+}
+
 /* The new space has the origin of the character before which it stands. */
 static ha_status
 add_prefix_spaces(const ha_text_buf *text, const ha_pieces *pieces, ha_text_buf *new_text, ha_pieces *out, ha_error *err)
@@ -117,17 +166,99 @@ add_prefix_spaces(const ha_text_buf *text, const ha_pieces *pieces, ha_text_buf 
     return status;
 }
 
+/* Needs `length` reserved bytes. */
+static void
+push_bytes(ha_text_buf *out, const uint8_t *bytes, size_t length, const ha_text_buf *text, size_t at)
+{
+    memcpy(out->text + out->length, bytes, length);
+    for (size_t i = 0; out->aligned && i < length; i++) {
+        out->align[out->length + i] = text->align[at];
+    }
+    out->length += length;
+}
+
+/* A sign has the origin of the space that it replaces, a new one that of the character before which it stands. */
 static ha_status
-cut_piece(ha_pre_kind kind, const uint8_t *s, ha_piece piece, ha_pieces *out, ha_error *err)
+metaspace_piece(const ha_metaspace *m, const ha_text_buf *text, ha_piece piece, ha_text_buf *new_text, ha_pieces *out, ha_error *err)
+{
+    const uint8_t *s = text->text;
+    size_t start = new_text->length, size;
+    const size_t left = piece.end - piece.begin;
+    ha_status status = left < UINT32_MAX / 8 && start < UINT32_MAX / 2 ? ha_text_buf_reserve(new_text, 4 * left + 4, err)
+                                                                    : ha_fail(err, HA_ERR_VALUE, "the text is too long once it is normalized");
+    const int begins = s[piece.begin] == ' ' || (left >= m->length && memcmp(s + piece.begin, m->sign, m->length) == 0);
+    if (status == HA_OK && !begins && (m->prepend == HA_PREPEND_ALWAYS || (m->prepend == HA_PREPEND_FIRST && text->align[piece.begin].begin == 0))) {
+        push_bytes(new_text, m->sign, m->length, text, piece.begin);
+    }
+    for (size_t i = piece.begin; i < piece.end && status == HA_OK; i += size) {
+        ha_utf8_decode(s + i, &size);
+        const int sign = s[i] == ' ' || (size == m->length && memcmp(s + i, m->sign, size) == 0);
+        if (sign && m->split && i > piece.begin) {
+            status = ha_pieces_push(out, start, new_text->length, -1, err);
+            start = new_text->length;
+        }
+        push_bytes(new_text, sign ? m->sign : s + i, sign ? m->length : size, text, i);
+    }
+    return status == HA_OK ? ha_pieces_push(out, start, new_text->length, -1, err) : status;
+}
+
+static ha_status
+cut_metaspace(const ha_metaspace *m, const ha_text_buf *text, const ha_pieces *pieces, ha_text_buf *new_text, ha_pieces *out, ha_error *err)
+{
+    new_text->length = 0;
+    new_text->aligned = text->aligned;
+    ha_status status = HA_OK;
+    for (size_t p = 0; p < pieces->n && status == HA_OK; p++) {
+        const ha_piece piece = pieces->at[p];
+        if (piece.added_id < 0) {
+            status = metaspace_piece(m, text, piece, new_text, out, err);
+            continue;
+        }
+        const size_t begin = new_text->length, length = piece.end - piece.begin;
+        status = ha_text_buf_reserve(new_text, length + 1, err);
+        if (status == HA_OK) {
+            memcpy(new_text->text + begin, text->text + piece.begin, length);
+            if (text->aligned) {
+                memcpy(new_text->align + begin, text->align + piece.begin, length * sizeof(ha_align));
+            }
+            new_text->length += length;
+            status = ha_pieces_push(out, begin, new_text->length, piece.added_id, err);
+        }
+    }
+    return status;
+}
+
+size_t
+ha_metaspace_decode(const ha_metaspace *metaspace, int first, const char *text, size_t length, char *out)
+{
+    size_t n = 0, size;
+    for (size_t i = 0; i < length; i += size) {
+        ha_utf8_decode((const uint8_t *)text + i, &size);
+        if (size != metaspace->length || memcmp(text + i, metaspace->sign, size) != 0) {
+            memcpy(out + n, text + i, size);
+            n += size;
+        } else if (!first || metaspace->prepend == HA_PREPEND_NEVER) {
+            out[n++] = ' ';
+        }
+    }
+    return n;
+}
+
+static ha_status
+cut_piece(const ha_pre_step *step, const uint8_t *s, ha_piece piece, ha_pieces *out, ha_error *err)
 {
     if (piece.added_id >= 0) {
         return ha_pieces_push(out, piece.begin, piece.end, piece.added_id, err);
     }
-    switch (kind) {
+    switch (step->kind) {
     case HA_PRE_BERT: return cut_bert(s, piece.begin, piece.end, out, err);
     case HA_PRE_DIGITS: return cut_digits(s, piece.begin, piece.end, 0, out, err);
     case HA_PRE_DIGITS_INDIVIDUAL: return cut_digits(s, piece.begin, piece.end, 1, out, err);
-    default: return ha_pre_cut_pattern(kind, s, piece.begin, piece.end, out, err);
+    case HA_PRE_WHITE_SPACE: return cut_runs(s, piece.begin, piece.end, 0, out, err);
+    case HA_PRE_WORDS: return cut_runs(s, piece.begin, piece.end, 1, out, err);
+    case HA_PRE_PUNCTUATION:
+    case HA_PRE_SPACES: return cut_delimiters(s, piece.begin, piece.end, step->kind == HA_PRE_SPACES, step->behavior, out, err);
+    default: return ha_pre_cut_pattern(step->kind, s, piece.begin, piece.end, out, err);
     }
 }
 
@@ -137,14 +268,16 @@ ha_pre_tokenize(const ha_pre_tokenizer *pre, ha_text_buf *text, ha_pieces *piece
 {
     ha_status status = HA_OK;
     for (size_t i = 0; i < pre->n_steps && status == HA_OK; i++) {
+        const ha_pre_step *step = &pre->steps[i];
         spare->n = 0;
-        if (pre->steps[i] == HA_PRE_PREFIX_SPACE) {
-            status = add_prefix_spaces(text, pieces, spare_text, spare, err);
+        if (step->kind == HA_PRE_PREFIX_SPACE || step->kind == HA_PRE_METASPACE) {
+            status = step->kind == HA_PRE_METASPACE ? cut_metaspace(&step->metaspace, text, pieces, spare_text, spare, err)
+                                                    : add_prefix_spaces(text, pieces, spare_text, spare, err);
             const ha_text_buf swap = *text;
             *text = *spare_text, *spare_text = swap;
         } else {
             for (size_t p = 0; p < pieces->n && status == HA_OK; p++) {
-                status = cut_piece(pre->steps[i], text->text, pieces->at[p], spare, err);
+                status = cut_piece(step, text->text, pieces->at[p], spare, err);
             }
         }
         const ha_pieces swap = *pieces;

@@ -23,6 +23,11 @@ typedef enum ha_pre_kind {
     HA_PRE_BERT,                    /* white space removed, punctuation isolated */
     HA_PRE_DIGITS,                  /* runs of numeric characters apart */
     HA_PRE_DIGITS_INDIVIDUAL,       /* each of them */
+    HA_PRE_WHITE_SPACE,             /* WhitespaceSplit: white space removed */
+    HA_PRE_WORDS,                   /* Whitespace: runs of \\w and of what is neither \\w nor white space */
+    HA_PRE_PUNCTUATION,
+    HA_PRE_SPACES,                  /* Split at " " */
+    HA_PRE_METASPACE,
     HA_PRE_PREFIX_SPACE,            /* ByteLevel add_prefix_space: a space before each piece that has none */
     HA_PRE_GPT2,                    /* the regular expressions of these models, every match a piece */
     HA_PRE_LLAMA3,
@@ -32,15 +37,46 @@ typedef enum ha_pre_kind {
     HA_PRE_TEKKEN
 } ha_pre_kind;
 
+/* What becomes of a delimiter. */
+typedef enum ha_split_behavior {
+    HA_SPLIT_REMOVED,
+    HA_SPLIT_ISOLATED,              /* each a piece */
+    HA_SPLIT_MERGED_WITH_PREVIOUS,  /* part of the piece before it, or after it; a piece where that is a delimiter too */
+    HA_SPLIT_MERGED_WITH_NEXT,
+    HA_SPLIT_CONTIGUOUS             /* runs are one piece */
+} ha_split_behavior;
+
+/* Metaspace: the replacement is prepended to each piece that does not begin with it, or to the one at the beginning of the original text, or to none. */
+typedef enum ha_prepend { HA_PREPEND_ALWAYS, HA_PREPEND_FIRST, HA_PREPEND_NEVER } ha_prepend;
+
+typedef struct ha_metaspace {
+    uint8_t sign[4];                /* UTF-8 of the replacement */
+    uint32_t length;
+    ha_prepend prepend;
+    int split;                      /* cut before each sign */
+} ha_metaspace;
+
+/* The text that `length` bytes of a token stand for, written to `out` (of `length` bytes); `first`: it is the first of its text. Returns its length. */
+size_t ha_metaspace_decode(const ha_metaspace *metaspace, int first, const char *text, size_t length, char *out);
+
+typedef struct ha_pre_step {
+    ha_pre_kind kind;
+    ha_split_behavior behavior;     /* PUNCTUATION, SPACES */
+    ha_metaspace metaspace;
+} ha_pre_step;
+
 #define HA_MAX_PRE 16
 
 typedef struct ha_pre_tokenizer {
-    ha_pre_kind steps[HA_MAX_PRE];
+    ha_pre_step steps[HA_MAX_PRE];
     size_t n_steps;
+    int needs_origin;               /* some step asks where a piece stands in the original text: texts must be aligned */
     int byte_level;                 /* the model sees bytes, not characters */
 } ha_pre_tokenizer;
 
+/* A step without parameters, or with them. */
 ha_status ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err);
+ha_status ha_pre_tokenizer_add_step(ha_pre_tokenizer *pre, ha_pre_step step, ha_error *err);
 
 /* The step whose regular expression is `pattern` as HF files write it (Oniguruma's syntax); 1 when there is one. */
 int ha_pre_pattern(const char *pattern, size_t length, ha_pre_kind *out);

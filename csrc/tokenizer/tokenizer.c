@@ -20,70 +20,16 @@ ha_tokenizer_free(ha_tokenizer *tok)
     ha_wordpiece_free(&tok->wordpiece);
     ha_bpe_free(&tok->bpe);
     ha_worker_pool_free(tok->pool);
-    free(tok->decoder.prefix);
+    ha_unigram_free(&tok->unigram);
+    ha_normalizer_free(&tok->normalizer);
+    ha_sentencepiece_free(&tok->sentencepiece);
+    ha_token_decoder_free(&tok->decoder);
     free(tok->raw);
     free(tok->raw_at);
     free(tok);
 }
 
-/* The bytes that byte-level decoding gives for a token: those of its characters when all stand for bytes, else its UTF-8. */
-static size_t
-raw_bytes(const char *text, size_t length, uint8_t *out)
-{
-    size_t n = 0, size;
-    for (size_t i = 0; i < length; i += size) {
-        const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
-        if (byte < 0) {
-            memcpy(out, text, length);
-            return length;
-        }
-        out[n++] = (uint8_t)byte;
-    }
-    return n;
-}
-
-static ha_status
-build_raw(ha_tokenizer *tok, ha_error *err)
-{
-    size_t total = 0, length;
-    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
-        ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
-        total += length;
-    }
-    tok->raw = malloc(total + 1);
-    tok->raw_at = malloc((tok->vocab.n_ids + 1) * sizeof(*tok->raw_at));
-    if (tok->raw == NULL || tok->raw_at == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->vocab.n_ids);
-    }
-    size_t at = 0;
-    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
-        const char *text = ha_tokenizer_id_to_token(tok, (int32_t)id, &length);
-        tok->raw_at[id] = at;
-        const int as_text = tok->added_are_text && ha_added_tokens_of_id(&tok->added, (int32_t)id) != NULL;
-        if (length > 0 && tok->decoder.kind == HA_DECODER_BYTE_LEVEL && !as_text) {
-            at += raw_bytes(text, length, tok->raw + at);
-        } else if (length > 0) {
-            memcpy(tok->raw + at, text, length);
-            at += length;
-        }
-    }
-    tok->raw_at[tok->vocab.n_ids] = at;
-    return HA_OK;
-}
-
-void
-ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
-{
-    model->all_bytes = 1;
-    for (unsigned byte = 0; byte < 256; byte++) {
-        uint8_t text[4];
-        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
-        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
-        model->all_bytes &= model->byte_ids[byte] >= 0;
-    }
-}
-
-/* With ignore_merges: the raw bytes of the model's tokens that are written in byte characters alone. */
+/* With ignore_merges: the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
 static ha_status
 build_words(ha_tokenizer *tok, ha_error *err)
 {
@@ -98,6 +44,12 @@ build_words(ha_tokenizer *tok, ha_error *err)
     for (size_t id = 0; id < tok->vocab.n_ids && status == HA_OK; id++) {
         const char *text = ha_vocab_text(&tok->vocab, (int32_t)id, &length);
         size_t n_bytes = 0, size, i = 0;
+        if (tok->bpe.characters) {
+            if (length > 0 && id < tok->n_model_ids) {
+                keys[n++] = (ha_trie_key){text, length, (int32_t)id};
+            }
+            continue;
+        }
         for (; text != NULL && i < length && id < tok->n_model_ids; i += size) {
             const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
             if (byte < 0) {
@@ -133,7 +85,8 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
     if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
         status = build_words(tok, err);
     }
-    return status == HA_OK ? build_raw(tok, err) : status;
+    ha_unigram_plan(tok);
+    return status == HA_OK ? ha_tokenizer_build_raw(tok, err) : status;
 }
 
 /* ---- opening ---- */
@@ -174,6 +127,19 @@ load_from_folder(ha_tokenizer *tok, const char *folder, const char *name, ha_sta
         status = loader(tok, path, err);
     }
     free(path);
+    return status;
+}
+
+/* The first of the usual names of a sentencepiece model that the folder has. */
+static ha_status
+load_spm_from_folder(ha_tokenizer *tok, const char *folder, int own, int *found, ha_error *err)
+{
+    static const char *const names[] = {"spm.model", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"};
+    ha_status status = HA_OK;
+    *found = 0;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]) && status == HA_OK && !*found; i++) {
+        status = load_from_folder(tok, folder, names[i], own ? ha_tokenizer_load_spm_own : ha_tokenizer_load_spm, found, err);
+    }
     return status;
 }
 
@@ -219,8 +185,12 @@ load_with_pattern(ha_tokenizer *tok, const char *path, const ha_open_options *op
 }
 
 static ha_status
-load_file(ha_tokenizer *tok, const char *path, const char magic[4], ha_error *err)
+load_file(ha_tokenizer *tok, const char *path, const char magic[4], int own, ha_error *err)
 {
+    const int is_model = ends_with(path, ".model");
+    if (own && !is_model) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: reference \"sentencepiece\" needs a sentencepiece .model", path);
+    }
     if (memcmp(magic, "GGUF", 4) == 0) {
         return ha_tokenizer_load_gguf(tok, path, err);
     }
@@ -230,36 +200,42 @@ load_file(ha_tokenizer *tok, const char *path, const char magic[4], ha_error *er
     if (ends_with(path, "merges.txt")) {
         return ha_fail(err, HA_ERR_VALUE, "%.300s: open its folder, or the vocab.json beside it", path);
     }
-    return ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err)
+    return is_model ? (own ? ha_tokenizer_load_spm_own : ha_tokenizer_load_spm)(tok, path, err)
+           : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err)
            : ends_with(path, "vocab.json") ? ha_tokenizer_load_vocab_json(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
 }
 
 static ha_status
 load(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err)
 {
+    const int own = options != NULL && options->reference == HA_REFERENCE_SENTENCEPIECE;
     if (options != NULL && options->pattern != NULL) {
         return load_with_pattern(tok, path, options, err);
     }
     char magic[4] = {0};
     FILE *file = fopen(path, "rb");
-    const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt"));
+    const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt") || ends_with(path, ".model"));
     if (file != NULL) {
         fclose(file);
     }
     if (is_file) {
-        return load_file(tok, path, magic, err);
+        return load_file(tok, path, magic, own, err);
     }
     int found = 0;
-    ha_status status = load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
+    ha_status status = own ? HA_OK : load_from_folder(tok, path, "tokenizer.json", ha_tokenizer_load_json, &found, err);
     if (status == HA_OK && !found) {
+        status = load_spm_from_folder(tok, path, own, &found, err);
+    }
+    if (status == HA_OK && !found && !own) {
         status = load_from_folder(tok, path, "vocab.txt", ha_tokenizer_load_vocab_txt, &found, err);
     }
-    if (status == HA_OK && !found) {
+    if (status == HA_OK && !found && !own) {
         status = load_from_folder(tok, path, "vocab.json", ha_tokenizer_load_vocab_json, &found, err);
     }
     if (status == HA_OK && !found) {
-        status = ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, vocab.txt or vocab.json and merges.txt, one of "
-                         "these files, a .gguf, or with a pattern a .tiktoken", path);
+        status = own ? ha_fail(err, HA_ERR_IO, "%.300s: no sentencepiece model there: expected a .model file, or a folder that has one", path)
+                 : ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json "
+                           "and merges.txt, one of these files, a .gguf, or with a pattern a .tiktoken", path);
     }
     return status;
 }

@@ -10,17 +10,21 @@
 
 typedef struct ha_tokenizer ha_tokenizer;
 
+/* Whose ids a sentencepiece model gives. */
+typedef enum ha_reference { HA_REFERENCE_TOKENIZERS, HA_REFERENCE_SENTENCEPIECE } ha_reference;
+
 typedef struct ha_special_token { const char *text; size_t length; uint64_t id; } ha_special_token;
 
-/* What a *.tiktoken file does not say. */
-typedef struct ha_open_options {
-    const char *pattern;                        /* see ha_pre_pattern_tiktoken; NULL: the file is no *.tiktoken */
-    const ha_special_token *special_tokens;     /* with pattern only */
+typedef struct ha_open_options {                /* zeroed: the defaults */
+    ha_reference reference;
+    const char *pattern;                        /* of a *.tiktoken file, see ha_pre_pattern_tiktoken; NULL: the file is none */
+    const ha_special_token *special_tokens;     /* of that file */
     size_t n_special_tokens;
 } ha_open_options;
 
-/* Opens a folder (tokenizer.json, else vocab.txt, else vocab.json and merges.txt), one of these files or a .gguf; with a pattern a *.tiktoken, or the only one of
- * a folder, else its tokenizer.model. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name. `options` may be NULL. */
+/* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt, else vocab.json and merges.txt), one of these files or a .gguf; for
+ * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one; with a pattern a *.tiktoken, or the only one of a folder, else its tokenizer.model. A component
+ * or expression that this library does not honour exactly is HA_ERR_FORMAT by name. `options` may be NULL. */
 ha_status ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
 

@@ -22,8 +22,27 @@ enum {
     HA_UC_SECOND = 1 << 10,         /* may be the second of a canonical composition */
     HA_UC_NFD_NO = 1 << 11,         /* has a canonical decomposition */
     HA_UC_NFC_NO = 1 << 12,         /* has one that does not compose to it again */
-    HA_UC_UPPER = 1 << 13,          /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}] of the regular expressions: */
-    HA_UC_LOWER = 1 << 14           /* what may begin a capitalised word, and what may go on with it */
+    HA_UC_MARK = 1 << 13,           /* removed by StripAccents */
+    HA_UC_UPPER = 1 << 14,          /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}] of the regular expressions: */
+    HA_UC_LOWER = 1 << 15           /* what may begin a capitalised word, and what may go on with it */
+};
+
+/* Grapheme clusters (UAX #29, extended). */
+enum {
+    HA_GR_CONTROL = 1 << 0,         /* Control, CR, LF */
+    HA_GR_JOIN = 1 << 1,            /* Extend, ZWJ, SpacingMark: joins what stands before it */
+    HA_GR_EXTEND = 1 << 2,
+    HA_GR_PREPEND = 1 << 3,
+    HA_GR_PICT = 1 << 4,            /* Extended_Pictographic */
+    HA_GR_CONSONANT = 1 << 5,       /* Indic_Conjunct_Break */
+    HA_GR_LINKER = 1 << 6,
+    HA_GR_INCB_EXTEND = 1 << 7,
+    HA_GR_BEFORE_L = 1 << 8,        /* Hangul: L; V or LV; T or LVT as the first of a pair */
+    HA_GR_BEFORE_V = 1 << 9,
+    HA_GR_BEFORE_T = 1 << 10,
+    HA_GR_AFTER_L = 1 << 11,        /* L, LV or LVT; V; T as the second */
+    HA_GR_AFTER_V = 1 << 12,
+    HA_GR_AFTER_T = 1 << 13
 };
 
 extern const uint8_t ha_uc_class_index[4352], ha_uc_class_blocks[];
@@ -34,6 +53,10 @@ extern const int32_t ha_uc_lower_deltas[];
 extern const uint8_t ha_uc_nfd_index[4352];
 extern const uint16_t ha_uc_nfd_blocks[];
 extern const uint32_t ha_uc_nfd_pool[];
+extern const uint8_t ha_uc_nfkd_index[4352];
+extern const uint16_t ha_uc_nfkd_blocks[];
+extern const uint8_t ha_uc_grapheme_index[4352], ha_uc_grapheme_blocks[];
+extern const uint16_t ha_uc_grapheme_flags[];
 extern const uint32_t ha_uc_pairs[];        /* (first, second, composed), sorted */
 extern const size_t ha_uc_n_pairs;
 
@@ -76,11 +99,29 @@ ha_uc_lower(uint32_t c)
     return c == HA_UC_DOTTED_I ? 'i' : c + (uint32_t)ha_uc_lower_deltas[delta];
 }
 
-/* Full canonical decomposition of c into out; returns how many code points (1: itself). */
-#define HA_UC_MAX_NFD 4
-size_t ha_uc_decompose(uint32_t c, uint32_t out[HA_UC_MAX_NFD]);
+/* Whether the compatibility decomposition of c differs from the canonical one. */
+static inline int
+ha_uc_is_compatibility(uint32_t c)
+{
+    return ha_uc_nfkd_blocks[(size_t)ha_uc_nfkd_index[c >> 8] << 8 | (c & 0xFF)] != ha_uc_nfd_blocks[(size_t)ha_uc_nfd_index[c >> 8] << 8 | (c & 0xFF)];
+}
+
+/* Full canonical, or compatibility, decomposition of c into out; returns how many code points (1: itself). */
+#define HA_UC_MAX_PARTS 18
+size_t ha_uc_decompose(uint32_t c, int compatibility, uint32_t out[HA_UC_MAX_PARTS]);
 
 /* The canonical composite of first + second, or 0. */
 uint32_t ha_uc_compose(uint32_t first, uint32_t second);
+
+static inline unsigned
+ha_uc_grapheme_class(uint32_t c)
+{
+    return ha_uc_grapheme_flags[ha_uc_grapheme_blocks[(size_t)ha_uc_grapheme_index[c >> 8] << 8 | (c & 0xFF)]];
+}
+
+/* Bytes of the extended grapheme cluster at text[begin], begin < end; `state` is zeroed before the first of a text. Pairs of regional indicators are not told
+ * apart from others: the Precompiled normalizer, whose clusters these are, does the same to both. */
+typedef struct ha_grapheme_state { unsigned conjunct; } ha_grapheme_state;
+size_t ha_uc_grapheme(const uint8_t *text, size_t begin, size_t end, ha_grapheme_state *state);
 
 #endif

@@ -1,74 +1,104 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/hash.h"
 #include "tokenizer/model.h"
-
-enum { CHUNK = 1 << 16 };
-
-typedef struct ha_vocab_chunk {     /* texts don't move: the map borrows them */
-    struct ha_vocab_chunk *next;
-    size_t used, size;
-    char text[];
-} ha_vocab_chunk;
 
 void
 ha_vocab_free(ha_vocab *vocab)
 {
-    while (vocab->chunks != NULL) {
-        ha_vocab_chunk *next = vocab->chunks->next;
-        free(vocab->chunks);
-        vocab->chunks = next;
-    }
-    ha_strmap_free(&vocab->map);
     free(vocab->tokens);
     free(vocab->by_id);
+    free(vocab->text);
+    free(vocab->slots);
     memset(vocab, 0, sizeof(*vocab));
 }
 
-static const char *
-keep(ha_vocab *vocab, const char *text, size_t length)
+/* The slot of the text, or the free one where it would go. */
+static ha_vocab_slot *
+find(const ha_vocab *vocab, const char *text, size_t length, uint32_t hash)
 {
-    if (vocab->chunks == NULL || vocab->chunks->size - vocab->chunks->used < length + 1) {
-        const size_t size = length + 1 > CHUNK ? length + 1 : CHUNK;
-        ha_vocab_chunk *chunk = size > SIZE_MAX / 2 ? NULL : malloc(sizeof(*chunk) + size);
-        if (chunk == NULL) {
-            return NULL;
+    for (size_t i = hash & (vocab->n_slots - 1);; i = (i + 1) & (vocab->n_slots - 1)) {
+        ha_vocab_slot *slot = &vocab->slots[i];
+        if (slot->token == 0) {
+            return slot;
         }
-        *chunk = (ha_vocab_chunk){vocab->chunks, 0, size};
-        vocab->chunks = chunk;
+        const ha_vocab_token *token = &vocab->tokens[slot->token - 1];
+        if (slot->hash == hash && token->length == length && memcmp(vocab->text + token->at, text, length) == 0) {
+            return slot;
+        }
     }
-    char *kept = vocab->chunks->text + vocab->chunks->used;
-    memcpy(kept, text, length);
-    kept[length] = '\0';
-    vocab->chunks->used += length + 1;
-    return kept;
 }
 
-static ha_status
-grow(ha_vocab *vocab, size_t n_ids, ha_error *err)
+int32_t
+ha_vocab_id(const ha_vocab *vocab, const char *text, size_t length)
 {
-    if (n_ids > vocab->cap_ids) {
-        int32_t *by_id = realloc(vocab->by_id, n_ids * 2 * sizeof(*by_id));
-        if (by_id == NULL) {
-            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_ids);
+    if (vocab->n_slots == 0) {
+        return -1;
+    }
+    const ha_vocab_slot *slot = find(vocab, text, length, (uint32_t)ha_siphash(vocab->hash_key, text, length));
+    return slot->token != 0 ? vocab->tokens[slot->token - 1].id : -1;
+}
+
+static int
+grow_slots(ha_vocab *vocab)
+{
+    const size_t n_slots = vocab->n_slots == 0 ? 2048 : 2 * vocab->n_slots;
+    ha_vocab_slot *slots = n_slots > UINT32_MAX ? NULL : calloc(n_slots, sizeof(*slots));
+    if (slots == NULL) {
+        return 0;
+    }
+    if (vocab->n_slots == 0) {
+        ha_hash_key(vocab->hash_key, slots);
+    }
+    for (size_t i = 0; i < vocab->n_slots; i++) {
+        if (vocab->slots[i].token != 0) {
+            size_t j = vocab->slots[i].hash & (n_slots - 1);
+            while (slots[j].token != 0) {
+                j = (j + 1) & (n_slots - 1);
+            }
+            slots[j] = vocab->slots[i];
         }
-        vocab->by_id = by_id;
-        vocab->cap_ids = n_ids * 2;
+    }
+    free(vocab->slots);
+    vocab->slots = slots;
+    vocab->n_slots = n_slots;
+    return 1;
+}
+
+/* *array with room for `needed` elements; *capacity says for how many there is. */
+static int
+grow_array(void **array, size_t *capacity, size_t needed, size_t size)
+{
+    if (needed > *capacity) {
+        const size_t wanted = needed + needed / 2 + 256;
+        void *grown = wanted > SIZE_MAX / size ? NULL : realloc(*array, wanted * size);
+        if (grown == NULL) {
+            return 0;
+        }
+        *array = grown;
+        *capacity = wanted;
+    }
+    return 1;
+}
+
+/* Room for one more token of `length` bytes and for the ids below n_ids. */
+static ha_status
+reserve(ha_vocab *vocab, size_t length, size_t n_ids, ha_error *err)
+{
+    void *tokens = vocab->tokens, *by_id = vocab->by_id, *text = vocab->text;
+    if (length >= UINT32_MAX - vocab->n_text) {
+        return ha_fail(err, HA_ERR_FORMAT, "the vocabulary has more than 4 GB of text");
+    }
+    const int grown = grow_array(&tokens, &vocab->cap_tokens, vocab->n_tokens + 1, sizeof(*vocab->tokens))
+                      && grow_array(&by_id, &vocab->cap_ids, n_ids, sizeof(*vocab->by_id))
+                      && grow_array(&text, &vocab->cap_text, vocab->n_text + length + 1, 1);
+    vocab->tokens = tokens, vocab->by_id = by_id, vocab->text = text;
+    if (!grown || (2 * (vocab->n_tokens + 1) > vocab->n_slots && !grow_slots(vocab))) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_ids);
     }
     for (; vocab->n_ids < n_ids; vocab->n_ids++) {
         vocab->by_id[vocab->n_ids] = -1;
-    }
-    if (vocab->n_tokens == vocab->cap_tokens) {
-        const size_t capacity = vocab->cap_tokens * 2 + 256;
-        ha_vocab_token *tokens = realloc(vocab->tokens, capacity * sizeof(*tokens));
-        if (tokens == NULL) {
-            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", capacity);
-        }
-        vocab->tokens = tokens;
-        vocab->cap_tokens = capacity;
-    }
-    if (vocab->map.slots == NULL && !ha_strmap_init(&vocab->map, 1024)) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_ids);
     }
     return HA_OK;
 }
@@ -89,23 +119,23 @@ ha_vocab_add(ha_vocab *vocab, const char *text, size_t length, uint64_t id, size
         return ha_fail(err, HA_ERR_FORMAT, "tokens '%.80s' and '%.*s' have the same id %llu", other,
                        (int)(length < 80 ? length : 80), text, (unsigned long long)id);
     }
-    const ha_status status = grow(vocab, (size_t)id + 1, err);
+    const ha_status status = reserve(vocab, length, (size_t)id + 1, err);
     if (status != HA_OK) {
         return status;
     }
-    uint32_t index;
-    if (ha_strmap_get(&vocab->map, text, length, &index)) {
-        vocab->by_id[vocab->tokens[index].id] = -1;
+    const uint32_t hash = (uint32_t)ha_siphash(vocab->hash_key, text, length);
+    ha_vocab_slot *slot = find(vocab, text, length, hash);
+    if (slot->token != 0) {
+        vocab->by_id[vocab->tokens[slot->token - 1].id] = -1;
     } else {
-        index = (uint32_t)vocab->n_tokens;
-        const char *kept = keep(vocab, text, length);
-        if (kept == NULL || ha_strmap_put(&vocab->map, kept, length, index) == HA_STRMAP_NOMEM) {
-            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", vocab->n_tokens);
-        }
-        vocab->tokens[vocab->n_tokens++] = (ha_vocab_token){kept, length, -1};
+        vocab->tokens[vocab->n_tokens++] = (ha_vocab_token){(uint32_t)vocab->n_text, (uint32_t)length, -1};
+        *slot = (ha_vocab_slot){hash, (uint32_t)vocab->n_tokens};
+        memcpy(vocab->text + vocab->n_text, text, length);
+        vocab->text[vocab->n_text + length] = '\0';
+        vocab->n_text += length + 1;
     }
-    vocab->tokens[index].id = (int32_t)id;
-    vocab->by_id[id] = (int32_t)index;
+    vocab->tokens[slot->token - 1].id = (int32_t)id;
+    vocab->by_id[id] = (int32_t)slot->token - 1;
     return HA_OK;
 }
 

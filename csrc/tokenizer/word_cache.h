@@ -12,12 +12,12 @@ enum { HA_CACHED_BYTES = 15, HA_CACHED_TOKENS = 3, HA_CACHE_BITS = 15 };
 /* The bytes, zero-padded, and in the last byte the length: two words are the same when their keys are. */
 typedef struct ha_word_key { uint64_t low, high; } ha_word_key;
 
-typedef struct ha_cached_word {     /* half a cache line */
+typedef struct ha_word_entry {     /* half a cache line */
     ha_word_key key;                /* 0, 0: a free slot */
     int32_t ids[HA_CACHED_TOKENS];
     uint16_t lengths;               /* 4 bits a token */
     uint16_t n;
-} ha_cached_word;
+} ha_word_entry;
 
 static inline uint64_t
 ha_load_u64(const uint8_t *text)
@@ -60,15 +60,15 @@ ha_word_hash(ha_word_key key)
     return (h ^ h >> 29) * 0xD6E8FEB86659FD93u;
 }
 
-static inline ha_cached_word *
-ha_cache_slot(ha_cached_word *cache, ha_word_key key)
+static inline ha_word_entry *
+ha_cache_slot(ha_word_entry *cache, ha_word_key key)
 {
     return &cache[ha_word_hash(key) >> (64 - HA_CACHE_BITS)];
 }
 
 /* Appends the word's tokens, when it is there; `out` has room. */
 static inline int
-ha_cache_get(const ha_cached_word *slot, ha_word_key key, size_t begin, ha_tokens *out)
+ha_cache_get(const ha_word_entry *slot, ha_word_key key, size_t begin, ha_tokens *out)
 {
     if (slot->key.low != key.low || slot->key.high != key.high) {
         return 0;
@@ -85,7 +85,7 @@ ha_cache_get(const ha_cached_word *slot, ha_word_key key, size_t begin, ha_token
 }
 
 static inline void
-ha_cache_put(ha_cached_word *slot, ha_word_key key, const ha_token *tokens, size_t n)
+ha_cache_put(ha_word_entry *slot, ha_word_key key, const ha_token *tokens, size_t n)
 {
     if (n > HA_CACHED_TOKENS) {
         return;

@@ -74,7 +74,7 @@ encode_word(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t
 }
 
 ha_status
-ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_cached_word *cache, ha_tokens *out, ha_error *err)
+ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_tokens *out, ha_error *err)
 {
     const size_t length = end - begin, first = out->n;
     const ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
@@ -86,7 +86,7 @@ ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin
         return HA_OK;
     }
     const ha_word_key key = ha_word_key_of(text + begin, length);
-    ha_cached_word *slot = ha_cache_slot(cache, key);
+    ha_word_entry *slot = ha_cache_slot(cache, key);
     if (!ha_cache_get(slot, key, begin, out)) {
         encode_word(model, text, begin, end, out);
         ha_cache_put(slot, key, out->at + first, out->n - first);

@@ -24,6 +24,7 @@ from harmaug import Tokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tokenizer_cases import (
     PATTERNS,
+    clusters,
     code_point_lines,
     difference,
     random_text,
@@ -31,7 +32,7 @@ from tokenizer_cases import (
     random_unicode,
 )
 
-NAMES = ["bert-base-uncased", "gpt2", "modernbert", "minilm", "minilm/vocab.txt", "smollm2"]
+NAMES = ["bert-base-uncased", "gpt2", "modernbert", "minilm", "minilm/vocab.txt", "smollm2", "deberta-v3"]
 STEP = 20_000
 
 
@@ -98,17 +99,18 @@ def test_real_texts(name: str, record_property: pytest.RecordProperty) -> None:
     assert count(name, stress(), list(reversed(stress()))) == 0
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "modernbert", "smollm2"])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "modernbert", "smollm2", "deberta-v3"])
 def test_every_code_point(name: str) -> None:
     """1,112,064 lines, a code point in three contexts each."""
     for first in range(0, 0x110000, 0x8000):
         assert count(name, code_point_lines(range(first, first + 0x8000)), decode=first % 0x40000 == 0) == 0, hex(first)
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "modernbert", "smollm2"])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "modernbert", "smollm2", "deberta-v3"])
 def test_random_unicode(name: str) -> None:
-    """200,000 lines over the four."""
+    """50,000 lines each, and 10,000 of what grapheme clusters are made of."""
     assert count(name, random_unicode(50_000, NAMES.index(name)), decode=False) == 0
+    assert count(name, clusters(10_000, NAMES.index(name)), decode=False) == 0
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -122,7 +124,7 @@ def test_patterns_on_every_code_point(pattern: str, tmp_path: Path) -> None:
         assert [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()] == [s for _, s in tok.pre_tokenizer.pre_tokenize_str(text)], hex(first)
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "modernbert"])
+@pytest.mark.parametrize("name", ["bert-base-uncased", "modernbert", "deberta-v3"])
 @pytest.mark.parametrize("strategy", ["longest_first", "only_first", "only_second"])
 def test_truncated_pairs(name: str, strategy: str) -> None:
     """602 pairs of real texts at every length from 0 to 130, either side: the same ids, or an error where the reference has one."""
