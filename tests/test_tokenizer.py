@@ -4,11 +4,14 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import multiprocessing
 import os
 import pickle
 import random
+import signal
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -91,9 +94,29 @@ def test_padded(tok: Tokenizer) -> None:
     assert right["input_ids"].tolist()[1] == [2, 5, 3, 0] and right["attention_mask"].tolist()[1] == [1, 1, 1, 0]
     assert left["input_ids"].tolist()[1] == [0] * 5 + [2, 5, 3] and all(v.dtype == np.int32 and v.shape == (2, 8) for v in left.values())
     assert e.padded(length=6)["input_ids"].shape == (2, 6)
-    for options, match in (({"length": 3}, "at least 4"), ({"side": "up"}, "right"), ({"pad_to_multiple_of": 0}, "at least 1")):
+    wide = e.padded("left", dtype="int64", n_threads=2)
+    assert all(v.dtype == np.int64 and v.tolist() == e.padded("left")[k].tolist() for k, v in wide.items())
+    for options, match in (({"length": 3}, "at least 4"), ({"side": "up"}, "right"), ({"pad_to_multiple_of": 0}, "at least 1"),
+                           ({"dtype": "int8"}, "dtype must be 'int32' or 'int64'")):
         with pytest.raises(ValueError, match=match):
             e.padded(**options)
+    with pytest.raises(ValueError, match="columns must be at least 4, the length of row 0, got 3"):
+        _C.pad_rows(e.ids, e.offsets, e.type_ids, 3)
+    with pytest.raises(ValueError, match="offsets must rise"):
+        _C.pad_rows(e.ids, [0, 99], e.type_ids, 100)
+
+
+def test_padded_types_and_pad_id(tok: Tokenizer) -> None:
+    """Every side and dtype against rows padded in Python, with pairs, and a pad id that is not 0."""
+    e = tok.encode_batch(["the dog", "a", ""] * 50, ["a", None, "dog dog"] * 50)
+    e.pad_id = 7
+    for side in ("right", "left"):
+        for dtype in ("int32", "int64"):
+            got = e.padded(side, dtype=dtype, length=12)
+            for i in range(len(e)):
+                rest, own = 12 - len(e[i]), e.type_ids[e.offsets[i]:e.offsets[i + 1]].tolist()
+                for key, row, fill in (("input_ids", e[i].tolist(), 7), ("attention_mask", [1] * len(own), 0), ("token_type_ids", own, 0)):
+                    assert got[key][i].tolist() == (row + [fill] * rest if side == "right" else [fill] * rest + row)
 
 
 def test_pad_id(folder: Path) -> None:
@@ -113,7 +136,8 @@ def test_pad_id(folder: Path) -> None:
     ((["a", None],), {}, TypeError, r"texts\[1\] must be str"), (("abc",), {}, TypeError, r"texts must be a sequence of str, got one str"),
     ((["a"], ["b", "c"]), {}, ValueError, "pairs must be as many as texts, 1, got 2"), ((["a"], [b"b"]), {}, TypeError, r"pairs\[0\] must be str"),
     ((["a"],), {"max_length": -1}, ValueError, "max_length must be >= 0, got -1"), ((["a"],), {"truncation": "no"}, ValueError, "truncation must be"),
-    ((["a"],), {"truncation_side": "top"}, ValueError, "truncation_side must be"), ((7,), {}, TypeError, "iterable"),
+    ((["a"],), {"truncation_side": "top"}, ValueError, "truncation_side must be"), ((["a"],), {"stride": -1}, ValueError, "stride must be >= 0, got -1"),
+    ((["a", "a a a a"],), {"max_length": 5, "stride": 3}, ValueError, "row 1: stride must be below 3, the tokens to which the first text is cut, got 3"), ((7,), {}, TypeError, "iterable"),
     ((["a", "the dog dog", "b"],), {"max_length": 4, "truncation": "only_second"}, ValueError, "row 1: truncation 'only_second' needs a pair"),
 ])
 def test_refused_arguments(tok: Tokenizer, args: Any, options: Any, error: type[Exception], match: str) -> None:
@@ -178,15 +202,81 @@ def test_child_of_fork(tok: Tokenizer) -> None:
     want = tok.encode_batch(texts, n_threads=2).ids.sum()
     pid = os.fork()
     if pid == 0:
-        import signal
         signal.alarm(20)
         os._exit(int(tok.encode_batch(texts, n_threads=2).ids.sum() != want))
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_pickle(tok: Tokenizer) -> None:
-    for other in (pickle.loads(pickle.dumps(tok)), copy.deepcopy(tok)):
+def test_pickle(tok: Tokenizer, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The files travel: a pickle opens, saves and is pickled again where the folder is not."""
+    for other in (pickle.loads(pickle.dumps(tok)), copy.deepcopy(tok), copy.copy(tok)):
         assert other.encode("the dog") == tok.encode("the dog") and other.path == tok.path and repr(other) == repr(tok)
+    data = pickle.dumps(tok)
+    assert pickle.loads(data) is pickle.loads(data)
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text + " ")
+    with pytest.raises(OSError, match=r"tokenizer\.json: has changed since the tokenizer was opened"):
+        pickle.dumps(tok)
+    (folder / "tokenizer.json").unlink()
+    away = pickle.loads(data)
+    assert pickle.loads(pickle.dumps(away)).encode("the dog") == tok.encode("the dog")
+    target = tmp_path_factory.mktemp("elsewhere")
+    assert away.save_pretrained(target) == [target / "tokenizer.json"] and (target / "tokenizer.json").read_text() == text
+
+
+def test_pickle_of_an_encoding(tok: Tokenizer) -> None:
+    e = tok.encode_batch(["the dog", "a"])
+    other = pickle.loads(pickle.dumps(e))
+    assert other.ids.tolist() == e.ids.tolist() and len(other) == 2 and other.padded()["input_ids"].shape == (2, 4)
+    with pytest.raises(ValueError, match="pickled without its texts"):
+        other.spans
+    assert e.spans.tolist() == pickle.loads(pickle.dumps(e)).spans.tolist()
+
+
+def test_spawned_workers(tok: Tokenizer) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        parts = pool.map(tok.encode_batch, [["the dog"], ["a", ""]])
+    assert [r.tolist() for part in parts for r in part] == [tok.encode(t) for t in ("the dog", "a", "")]
+
+
+def test_iterables(tok: Tokenizer) -> None:
+    """Whatever yields str; NaN and NA are pandas' None."""
+    texts, pairs = ["the dog", "a"], ["dog", None]
+    want = tok.encode_batch(texts, pairs).ids.tolist()
+    columns = [(iter(texts), iter(pairs)), (np.array(texts), ["dog", float("nan")]), (np.array(texts, dtype=object), np.array(pairs, dtype=object)),
+               (dict.fromkeys(texts), (p for p in pairs)), (texts, ["dog", type("NAType", (), {})()])]
+    for t, p in columns:
+        assert tok.encode_batch(t, p).ids.tolist() == want
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be str, got <class 'float'>"):
+        tok.encode_batch(texts, ["dog", 1.5])
+
+
+def test_progress(tok: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["the dog " * 50] * 3000
+    assert tok.encode_batch(texts, progress=True).ids.tolist() == tok.encode_batch(texts).ids.tolist()
+    assert "3000/3000" in capsys.readouterr().err
+    seen: list[int] = []
+    tok._tokenizer.encode_batch(texts * 20, progress=seen.append)
+    assert seen == sorted(seen) and all(0 < n <= len(texts) * 20 for n in seen)
+
+    def fail(done: int) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        tok._tokenizer.encode_batch(texts * 40, progress=fail)
+
+
+def test_interrupt(tok: Tokenizer) -> None:
+    """Ctrl-C stops a batch that would take long, and the tokenizer goes on working."""
+    texts = ["the dog, thing! " * 1000] * 20_000
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tok.encode_batch(texts)
+    assert time.monotonic() - began < 30
+    timer.join()
+    assert tok.encode("the dog") == tok.encode_batch(["the dog"]).ids.tolist()
 
 
 def test_save_pretrained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -197,6 +287,9 @@ def test_save_pretrained(folder: Path, tmp_path_factory: pytest.TempPathFactory)
     assert sorted(p.name for p in written) == sorted(p.name for p in (target / "new").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     again = Tokenizer.from_pretrained(target / "new")
     assert again.encode("the dog") == Tokenizer.from_pretrained(folder).encode("the dog") and again.save_pretrained(target / "new") == written
+    assert tokenizers.Tokenizer.from_file(str(written[0])).encode("the dog").ids == again.encode("the dog")
+    (folder / "tokenizer.json").rename(folder / "mine.json")       # a file of any name is saved under the one that a folder gives it
+    assert Tokenizer.from_pretrained(Tokenizer.from_pretrained(folder / "mine.json").save_pretrained(target / "named")[-1].parent).vocab_size == len(WORDS)
 
 
 def test_memory_is_flat(folder: Path) -> None:
@@ -311,9 +404,12 @@ def test_gguf(pre: str, tmp_path: Path) -> None:
     texts = [*TEXTS, "the <|im_start|>the 123<tool> the", "12 123 1234 the\n\nthe's THE'S"]
     assert difference(ours, theirs, texts) == [] and difference(ours, theirs, texts, [None, *texts[1:]]) == []
     assert ours.pad_id == theirs.token_to_id("<tool>") and ours.vocab_size == theirs.get_vocab_size()
-    with pytest.raises(ValueError, match="no files of its own"):
-        ours.save_pretrained(tmp_path / "copy")
-    assert pickle.loads(pickle.dumps(ours)).encode("the") == ours.encode("the")
+    saved = ours.save_pretrained(tmp_path / "copy")
+    assert [f.name for f in saved] == ["tokenizer.gguf"] and not _C.TensorFile(saved[0]).names
+    for other in (Tokenizer.from_pretrained(tmp_path / "copy"), Tokenizer.from_pretrained(saved[0]), pickle.loads(pickle.dumps(ours))):
+        assert [r.tolist() for r in other.encode_batch(texts)] == [r.tolist() for r in ours.encode_batch(texts)] and other.pad_id == ours.pad_id
+    assert other.save_pretrained(tmp_path / "again") == [tmp_path / "again" / "tokenizer.gguf"]
+    assert (tmp_path / "again" / "tokenizer.gguf").read_bytes() == saved[0].read_bytes()
 
 
 def test_gguf_bos_and_eos(tmp_path: Path) -> None:

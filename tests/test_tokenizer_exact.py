@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizer_cases import (
@@ -156,6 +157,53 @@ def test_truncation(strategy: str, side: str, tmp_path: Path) -> None:
                 assert got.ids.tolist() == want.ids and got.type_ids.tolist() == want.type_ids
                 assert [tuple(s) for s in got.spans.tolist()] == want.offsets
                 assert len(got.ids) + got.truncated[0] == len(ours.encode_batch([text], [pair], special).ids)
+
+
+def test_windows(tmp_path: Path) -> None:
+    """The overflowing rows of the reference, in its order: random tokenizers (every kind of template), pairs, strategies, sides, strides."""
+    rows = several = 0
+    for seed in range(20_000, 20_250):
+        theirs, r = random_tokenizer(seed)
+        theirs.save(str(tmp_path / "tokenizer.json"))
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        ours = Tokenizer.from_pretrained(tmp_path)
+        for _ in range(20):
+            text, pair, special = random_text(r), r.choice([None, random_text(r)]), r.random() < 0.7
+            side, strategy = r.choice(["right", "left"]), r.choice(["longest_first", "only_first", "only_second"])
+            length, stride = r.choice([r.randint(0, 12), r.randint(5, 40)]), r.choice([0, 0, 1, 2, 5])
+            try:
+                theirs.enable_truncation(length, stride=stride, strategy=strategy, direction=side)
+                want = theirs.encode(text, pair, add_special_tokens=special)
+            except BaseException as error:      # noqa: BLE001
+                if "bad split" not in str(error) and "subtract with overflow" not in str(error) and "stride set to" not in str(error):
+                    assert "Truncation error" in str(error) or "stride" in str(error), error
+                    with pytest.raises(ValueError, match="row 0: (truncation|stride)"):
+                        ours.encode_batch([text], [pair], special, length, strategy, truncation_side=side, stride=stride)
+                continue
+            got = ours.encode_batch([text], [pair], special, length, strategy, truncation_side=side, stride=stride)
+            wanted = [want, *want.overflowing]
+            case = (seed, text, pair, special, side, strategy, length, stride)
+            assert [row.tolist() for row in got] == [e.ids for e in wanted], case
+            assert got.type_ids.tolist() == [i for e in wanted for i in e.type_ids], case
+            assert [tuple(s) for s in got.spans.tolist()] == [s for e in wanted for s in e.offsets], case
+            assert not got.text_index.any() and not got.truncated.any()
+            rows += len(wanted)
+            several += len(wanted) > 2
+    assert rows > 5000 and several > 500
+
+
+def test_windows_of_a_batch(tmp_path: Path) -> None:
+    """text_index says which text a row is of, whatever the threads; without a text that is too long nothing changes."""
+    ours, _ = opened(bert_8000(), tmp_path)
+    texts = [t * (1 + i % 7) for i, t in enumerate(extract()[:400])]
+    whole = ours.encode_batch(texts, None, True, 16, stride=4, n_threads=2)
+    parts = [ours.encode_batch([t], None, True, 16, stride=4) for t in texts]
+    assert whole.ids.tolist() == [i for p in parts for i in p.ids.tolist()] and whole.text_index.tolist() == [i for i, p in enumerate(parts) for _ in range(len(p))]
+    assert whole.lengths.max() == 16 and len(whole) > 1000
+    again = np.concatenate([whole[i][1:-1] if i == 0 or whole.text_index[i] != whole.text_index[i - 1] else whole[i][5:-1] for i in range(len(whole))])
+    assert again.tolist() == ours.encode_batch(texts, add_special_tokens=False).ids.tolist()      # windows without their overlap are the texts
+    assert ours.encode_batch(texts, stride=4).text_index.tolist() == list(range(400))
+    assert ours.encode_batch(texts, None, True, 16).truncated.sum() == ours.count_tokens(texts).sum() - ours.encode_batch(texts, None, True, 16).lengths.sum()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

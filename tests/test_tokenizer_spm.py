@@ -183,8 +183,11 @@ def test_own_ids_of_recorded_models(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_own_ids_of_8000(kind: str, tmp_path: Path) -> None:
-    """A vocabulary of 8,000, with and without sentencepiece's own way."""
-    model = train(rows() + random_unicode(1500, 1), model_type=kind, vocab_size=8000, byte_fallback=True, character_coverage=0.99, hard_vocab_limit=True, max_sentence_length=9000)
+    """A vocabulary of 8,000: the rows, other scripts, and random words, for Unigram wants many that come again."""
+    r = random.Random(8)
+    words = ["".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(3, 7))) for _ in range(6000)]
+    lines = [" ".join(r.choices(words, k=12)) for _ in range(5000)]
+    model = train(rows() + random_unicode(300, 1) + lines, model_type=kind, vocab_size=8000, byte_fallback=True, character_coverage=0.99, hard_vocab_limit=True, max_sentence_length=9000)
     (tmp_path / "m.model").write_bytes(model)
     ours = Tokenizer.from_pretrained(tmp_path / "m.model", reference="sentencepiece")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -288,6 +291,8 @@ def test_gguf(tmp_path: Path) -> None:
     ({"scores": [0.0]}, "tokenizer.ggml.scores has 1 elements"), ({"types": None}, "no tokenizer.ggml.token_type"), ({"scores": None}, "tokenizer.ggml.scores"),
     ({"tokens": [b"a", b"b"], "scores": [0.0, 0.0], "types": [1, 1]}, "no token '<0x00>'"), ({"bos": 9999}, "bos_token_id is 9999"),
     ({"tokens": [b"a"], "scores": [0.0], "types": [9]}, "out of range"), ({"tokens": [b"a"], "scores": [float("nan")], "types": [1]}, "out of range"), ({"kind": "t5"}, "'t5' is not supported"),
+    ({"tokens": [b"a", b"<PRE>"], "scores": [0.0, 0.0], "types": [1, 1]}, r"tokens\[1\] '<PRE>' is no control token by its type"), ({"name": "Phi-3 mini"}, "Phi-3's special tokens"),
+    ({"name": "My PHI3"}, "Phi-3's special tokens"),
 ])
 def test_refused_gguf(changes: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=match):

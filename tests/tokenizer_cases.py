@@ -193,6 +193,12 @@ def random_unigram(r: random.Random) -> tokenizers.Tokenizer:
     if r.random() < 0.5:
         tok.pre_tokenizer = pre_tokenizers.Sequence(random_splitters(r))
     tok.normalizer = random_normalizer(r)
+    if r.random() < 0.4:        # the pipeline that is read word by word
+        rules = {k: r.choice(["", "a", "b c", " ", "xyz", "é", "▁"]) for k in r.sample(CLUSTERS[3:], r.randint(1, 12))}
+        steps = [normalizers.Strip(r.random() < 0.5, r.random() < 0.5)] if r.random() < 0.7 else []
+        steps += [normalizers.Precompiled(charsmap(rules | {"\n": " ", "\t": " "}))] if r.random() < 0.8 else []
+        tok.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(r.choice([" {2,}", " +"])), r.choice([" ", "▁"]))])
+        tok.pre_tokenizer = pre_tokenizers.Metaspace()
     if r.random() < 0.9:
         tok.decoder = decoders.Metaspace(r.choice(["▁", "▁", "a"]), r.choice(["always", "first", "never"]))
     return tok

@@ -415,6 +415,7 @@ ha_gguf_read(ha_tensor_file *file, const char *path, ha_error *err)
             return status;
         }
     }
+    file->metadata_end = (uint64_t)(r.at - map.data);
     if (n_tensors > left(&r) / MIN_INFO) {
         return truncated(&r, "the tensor infos");
     }
@@ -448,6 +449,12 @@ int
 ha_gguf_is(const ha_tensor_file *file)
 {
     return file->is_gguf;
+}
+
+uint64_t
+ha_gguf_metadata_end(const ha_tensor_file *file)
+{
+    return file->metadata_end;
 }
 
 size_t

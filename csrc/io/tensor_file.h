@@ -87,6 +87,7 @@ typedef struct ha_gguf_value {
     const uint8_t *data;        /* scalar: little-endian; STRING: bytes; ARRAY: its first element. Unaligned */
 } ha_gguf_value;
 
+uint64_t ha_gguf_metadata_end(const ha_tensor_file *file);    /* bytes of header and metadata; 0: not GGUF */
 size_t ha_gguf_count(const ha_tensor_file *file);
 void ha_gguf_at(const ha_tensor_file *file, size_t i, const char **key, size_t *key_length, ha_gguf_value *out);
 /* The element of an array at *at (begin with array->data, at most array->count times); *at moves behind it. */

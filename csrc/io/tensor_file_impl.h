@@ -29,6 +29,7 @@ struct ha_tensor_file {
     ha_strmap by_name;
 
     int is_gguf;
+    uint64_t metadata_end;
     ha_gguf_entry *entries;
     size_t n_entries;
     ha_strmap by_key;

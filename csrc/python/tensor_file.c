@@ -238,6 +238,13 @@ tensor_file_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+static PyObject *
+tensor_file_metadata_end(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(ha_gguf_metadata_end(((tensor_file_object *)self)->file));
+}
+
 static PyMethodDef tensor_file_methods[] = {
     {"info", tensor_file_info, METH_O,
      PyDoc_STR("info(name, /)\n--\n\n(type name as the file's format calls it, shape) of a tensor. KeyError when there is none.")},
@@ -249,6 +256,7 @@ static PyMethodDef tensor_file_methods[] = {
 static PyGetSetDef tensor_file_getters[] = {
     {"names", tensor_file_names, NULL, PyDoc_STR("Names of the tensors, in file order."), NULL},
     {"metadata", tensor_file_metadata, NULL, PyDoc_STR("GGUF metadata, or safetensors' __metadata__, as a new dict."), NULL},
+    {"metadata_end", tensor_file_metadata_end, NULL, PyDoc_STR("GGUF: bytes of header and metadata, before the tensors; else 0."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -1,8 +1,11 @@
 #include "python/pyharmaug.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "python/batch.h"
 #include "tokenizer/tokenizer.h"
 
 typedef struct tokenizer_object {
@@ -41,6 +44,23 @@ text_of(PyObject *obj, const char *what, Py_ssize_t row, ha_text *out)
     return 1;
 }
 
+/* None, or NaN or pandas.NA, with which pandas says it. */
+static int
+is_none(PyObject *obj)
+{
+    if (obj == Py_None || PyUnicode_Check(obj)) {
+        return obj == Py_None;
+    }
+    if (PyFloat_Check(obj)) {
+        return isnan(PyFloat_AsDouble(obj));
+    }
+    PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(obj), "__name__");
+    const int na = name != NULL && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "NAType") == 0;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return na;
+}
+
 /* A tuple (its own references: another thread may change a list) and the texts in it. None is no text where `optional`. */
 static PyObject *
 texts_of(PyObject *obj, const char *what, int optional, ha_text **out)
@@ -59,7 +79,7 @@ texts_of(PyObject *obj, const char *what, int optional, ha_text **out)
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *item = PyTuple_GetItem(tuple, i);
-        if (!(optional && item == Py_None) && !text_of(item, what, i, &texts[i])) {
+        if (!(optional && is_none(item)) && !text_of(item, what, i, &texts[i])) {
             free(texts);
             Py_DECREF(tuple);
             return NULL;
@@ -69,13 +89,27 @@ texts_of(PyObject *obj, const char *what, int optional, ha_text **out)
     return tuple;
 }
 
+/* An array (rows,) or (rows, 2) over malloc'ed data, which it takes over, whatever the outcome. */
+static void
+free_capsule(PyObject *capsule)
+{
+    free(PyCapsule_GetPointer(capsule, NULL));
+}
+
 static PyObject *
-array_of(const void *data, int ndim, npy_intp rows, int type)
+array_of(void *data, int ndim, npy_intp rows, int type)
 {
     npy_intp dims[2] = {rows, 2};
-    PyObject *array = PyArray_SimpleNew(ndim, dims, type);
-    if (array != NULL && rows > 0) {
-        memcpy(PyArray_DATA((PyArrayObject *)array), data, (size_t)PyArray_NBYTES((PyArrayObject *)array));
+    PyObject *owner = PyCapsule_New(data, NULL, free_capsule);
+    if (owner == NULL) {
+        free(data);
+        return NULL;
+    }
+    PyObject *array = PyArray_SimpleNewFromData(ndim, dims, type, data);
+    if (array == NULL) {
+        Py_DECREF(owner);
+    } else if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {      /* takes the owner, whatever the outcome */
+        Py_CLEAR(array);
     }
     return array;
 }
@@ -97,8 +131,9 @@ parse_truncation(const char *name, ha_truncation *out)
     return -1;
 }
 
+/* None is SIZE_MAX. */
 static int
-parse_max_length(PyObject *obj, size_t *out)
+parse_size(PyObject *obj, const char *name, size_t *out)
 {
     *out = SIZE_MAX;
     if (obj == Py_None) {
@@ -107,7 +142,7 @@ parse_max_length(PyObject *obj, size_t *out)
     const Py_ssize_t value = PyNumber_AsSsize_t(obj, PyExc_ValueError);
     if (value < 0) {
         if (!PyErr_Occurred()) {
-            PyErr_Format(PyExc_ValueError, "max_length must be >= 0, got %zd", value);
+            PyErr_Format(PyExc_ValueError, "%s must be >= 0, got %zd", name, value);
         }
         return -1;
     }
@@ -115,17 +150,19 @@ parse_max_length(PyObject *obj, size_t *out)
     return 0;
 }
 
-/* (ids, offsets, type_ids, truncated, spans or None) */
+/* (ids, offsets, type_ids, truncated, texts, spans or None); the arrays take over the encoding's memory. */
 static PyObject *
-encoding_to_python(const ha_encoding *e)
+encoding_to_python(ha_encoding *e)
 {
     const npy_intp n = (npy_intp)e->n_rows, total = (npy_intp)e->offsets[e->n_rows];
-    PyObject *parts[5] = {
+    PyObject *parts[6] = {
         array_of(e->ids, 1, total, NPY_INT32), array_of(e->offsets, 1, n + 1, NPY_INT64), array_of(e->type_ids, 1, total, NPY_UINT8),
-        array_of(e->truncated, 1, n, NPY_INT32), e->spans != NULL ? array_of(e->spans, 2, total, NPY_INT32) : Py_NewRef(Py_None),
+        array_of(e->truncated, 1, n, NPY_INT32), array_of(e->texts, 1, n, NPY_INT64),
+        e->spans != NULL ? array_of(e->spans, 2, total, NPY_INT32) : Py_NewRef(Py_None),
     };
-    PyObject *tuple = PyTuple_New(5);
-    for (Py_ssize_t i = 0; i < 5; i++) {
+    memset(e, 0, sizeof(*e));
+    PyObject *tuple = PyTuple_New(6);
+    for (Py_ssize_t i = 0; i < 6; i++) {
         if (tuple == NULL || parts[i] == NULL) {
             Py_XDECREF(parts[i]);
             Py_CLEAR(tuple);
@@ -136,23 +173,61 @@ encoding_to_python(const ha_encoding *e)
     return tuple;
 }
 
+/* What ticks need: the interpreter is let go of while texts are encoded, and taken again ten times a second. */
+typedef struct ticker {
+    PyThreadState *thread;
+    PyObject *progress;         /* borrowed; None: nobody asks */
+    struct timespec next;
+} ticker;
+
+/* Signals (Ctrl-C raises here) and progress(texts done). */
+static int
+tick(void *arg, size_t done)
+{
+    ticker *t = arg;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec < t->next.tv_sec || (now.tv_sec == t->next.tv_sec && now.tv_nsec < t->next.tv_nsec)) {
+        return 0;
+    }
+    t->next = now;
+    t->next.tv_nsec += 100000000;
+    if (t->next.tv_nsec >= 1000000000) {
+        t->next.tv_nsec -= 1000000000;
+        t->next.tv_sec++;
+    }
+    PyEval_RestoreThread(t->thread);
+    int failed = PyErr_CheckSignals() < 0;
+    if (!failed && t->progress != Py_None) {
+        PyObject *answer = PyObject_CallFunction(t->progress, "n", (Py_ssize_t)done);
+        failed = answer == NULL;
+        Py_XDECREF(answer);
+    }
+    t->thread = PyEval_SaveThread();
+    return failed;
+}
+
 static PyObject *
 tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "spans", "n_threads", "split_special_tokens", NULL};
-    PyObject *texts_obj, *pairs_obj = Py_None, *max_length = Py_None, *texts_tuple = NULL, *pairs_tuple = NULL, *result = NULL;
+    static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "stride", "spans", "n_threads",
+                            "progress", "split_special_tokens", NULL};
+    PyObject *texts_obj, *pairs_obj = Py_None, *max_length = Py_None, *stride = Py_None, *progress = Py_None, *texts_tuple = NULL, *pairs_tuple = NULL, *result = NULL;
     const char *truncation = "longest_first";
     ha_encode_options options = {.add_special_tokens = 1};
     ha_text *texts = NULL, *pairs = NULL;
     ha_encoding encoding;
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOsppip:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
-                                     &max_length, &truncation, &options.truncate_left, &options.spans, &options.n_threads, &options.split_special_tokens)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOspOpiOp:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
+                                     &max_length, &truncation, &options.truncate_left, &stride, &options.spans, &options.n_threads, &progress,
+                                     &options.split_special_tokens)) {
         return NULL;
     }
-    if (parse_truncation(truncation, &options.truncation) < 0 || parse_max_length(max_length, &options.max_length) < 0) {
+    if (parse_truncation(truncation, &options.truncation) < 0 || parse_size(max_length, "max_length", &options.max_length) < 0 ||
+        parse_size(stride, "stride", &options.stride) < 0) {
         return NULL;
     }
+    options.windows = stride != Py_None;
     memset(&encoding, 0, sizeof(encoding));
     texts_tuple = texts_of(texts_obj, "texts", 0, &texts);
     if (texts_tuple == NULL) {
@@ -170,17 +245,62 @@ tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
         }
     }
     const ha_tokenizer *tokenizer = handle(self);
-    ha_status status;
-    Py_BEGIN_ALLOW_THREADS      /* the tuples hold the texts */
-    status = ha_tokenizer_encode_batch(tokenizer, texts, pairs, (size_t)n, &options, &encoding, &err);
-    Py_END_ALLOW_THREADS
-    result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : encoding_to_python(&encoding);
+    ticker t = {.progress = progress};
+    clock_gettime(CLOCK_MONOTONIC, &t.next);
+    options.tick = tick;
+    options.tick_arg = &t;
+    t.thread = PyEval_SaveThread();     /* the tuples hold the texts */
+    const ha_status status = ha_tokenizer_encode_batch(tokenizer, texts, pairs, (size_t)n, &options, &encoding, &err);
+    PyEval_RestoreThread(t.thread);
+    result = PyErr_Occurred() ? NULL : status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : encoding_to_python(&encoding);
 done:
     ha_encoding_free(&encoding);
     free(texts);
     free(pairs);
     Py_XDECREF(texts_tuple);
     Py_XDECREF(pairs_tuple);
+    return result;
+}
+
+static PyObject *
+pad_rows(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "offsets", "type_ids", "columns", "pad_id", "left", "wide", "n_threads", NULL};
+    PyObject *ids, *offsets, *type_ids, *arrays[3] = {NULL}, *result = NULL;
+    Py_ssize_t columns;
+    ha_pad_options options = {0};
+    py_batch batch;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOn|$ippi:pad_rows", names, &ids, &offsets, &type_ids, &columns, &options.pad_id, &options.left,
+                                     &options.wide, &options.n_threads)) {
+        return NULL;
+    }
+    if (!py_batch_open(ids, offsets, type_ids, &batch) || batch.types == NULL) {
+        goto done;
+    }
+    const ha_batch b = batch.batch;
+    for (size_t i = 0; i < b.n_rows; i++) {
+        if (columns < b.offsets[i + 1] - b.offsets[i]) {
+            PyErr_Format(PyExc_ValueError, "columns must be at least %lld, the length of row %zu, got %zd", (long long)(b.offsets[i + 1] - b.offsets[i]), i, columns);
+            goto done;
+        }
+    }
+    npy_intp dims[2] = {(npy_intp)b.n_rows, columns};
+    for (int i = 0; i < 3; i++) {
+        if ((arrays[i] = PyArray_ZEROS(2, dims, options.wide ? NPY_INT64 : NPY_INT32, 0)) == NULL) {
+            goto done;
+        }
+    }
+    options.columns = (size_t)columns;
+    void *out[3] = {PyArray_DATA((PyArrayObject *)arrays[0]), PyArray_DATA((PyArrayObject *)arrays[1]), PyArray_DATA((PyArrayObject *)arrays[2])};
+    Py_BEGIN_ALLOW_THREADS
+    ha_encoding_pad(b.n_rows, b.offsets, b.ids, b.type_ids, &options, out[0], out[1], out[2]);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("OOO", arrays[0], arrays[1], arrays[2]);
+done:
+    for (int i = 0; i < 3; i++) {
+        Py_XDECREF(arrays[i]);
+    }
+    py_batch_close(&batch);
     return result;
 }
 
@@ -272,9 +392,11 @@ tokenizer_pre_tokenize(PyObject *self, PyObject *obj)
         return NULL;
     }
     const ha_status status = ha_tokenizer_pre_tokenize(handle(self), text, &out, &n, &err);
-    PyObject *result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : array_of(out, 2, (npy_intp)n, NPY_INT32);
-    free(out);
-    return result;
+    if (status != HA_OK) {
+        free(out);
+        return py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+    }
+    return array_of(out, 2, (npy_intp)n, NPY_INT32);
 }
 
 static PyObject *
@@ -426,8 +548,9 @@ tokenizer_dealloc(PyObject *self)
 static PyMethodDef tokenizer_methods[] = {
     {"encode_batch", METHOD(tokenizer_encode_batch), METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("encode_batch(texts, pairs=None, *, add_special_tokens=True, max_length=None, truncation='longest_first',\n"
-               "             truncate_left=False, spans=False, n_threads=0, split_special_tokens=False)\n--\n\n"
-               "(ids, offsets, type_ids, truncated, spans or None) of a batch; see harmaug.Tokenizer.encode_batch.")},
+               "             truncate_left=False, stride=None, spans=False, n_threads=0, progress=None, split_special_tokens=False)\n--\n\n"
+               "(ids, offsets, type_ids, truncated, texts, spans or None) of a batch; see harmaug.Tokenizer.encode_batch. Ten times a second or less,\n"
+               "progress is called with the number of texts done.")},
     {"decode", METHOD(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, PyDoc_STR("decode(ids, skip_special_tokens=True)\n--\n\nText of ids.")},
     {"normalize", tokenizer_normalize, METH_O,
      PyDoc_STR("normalize(text, /)\n--\n\nWhat the normalizer alone makes of a text.")},
@@ -437,6 +560,13 @@ static PyMethodDef tokenizer_methods[] = {
     {"id_to_token", tokenizer_id_to_token, METH_O, PyDoc_STR("id_to_token(id, /)\n--\n\nThe token of an id, or None.")},
     {"token_bytes", tokenizer_token_bytes, METH_O,
      PyDoc_STR("token_bytes(id, /)\n--\n\nThe bytes that a token decodes to on its own; b'' for special tokens.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef tokenizer_functions[] = {
+    {"pad_rows", METHOD(pad_rows), METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("pad_rows(ids, offsets, type_ids, columns, *, pad_id=0, left=False, wide=False, n_threads=0)\n--\n\n"
+               "(ids, attention mask, type ids) of ragged rows, each int32 or, wide, int64 (rows, columns).")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -489,7 +619,10 @@ py_add_tokenizer(PyObject *module)
 {
     module_state *state = (module_state *)PyModule_GetState(module);
     state->Tokenizer = PyType_FromModuleAndSpec(module, &tokenizer_spec, NULL);
-    return state->Tokenizer != NULL ? PyModule_AddType(module, (PyTypeObject *)state->Tokenizer) : -1;
+    if (state->Tokenizer == NULL || PyModule_AddType(module, (PyTypeObject *)state->Tokenizer) < 0) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, tokenizer_functions);
 }
 
 const struct ha_tokenizer *

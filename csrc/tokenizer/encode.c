@@ -7,6 +7,8 @@
 #include "tokenizer/unicode.h"
 #include "tokenizer/word_cache.h"
 
+#define MAX_WINDOWS ((size_t)1 << 32)
+
 enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64 };
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
@@ -34,12 +36,16 @@ typedef struct worker {
     size_t cap_code_points;
 } worker;
 
-/* The encodings of a run of rows. */
+typedef struct row { size_t end, text; int32_t truncated; } row;      /* end: in the tokens of its block */
+
+/* The encodings of a run of texts. */
 typedef struct block {
-    size_t first_row, n_rows;
+    size_t first_text, n_texts;
     int32_t *ids, *spans;
     uint8_t *type_ids;
     size_t n, capacity;
+    row *rows;
+    size_t n_rows, cap_rows;
     ha_status status;
     ha_error err;
 } block;
@@ -377,40 +383,98 @@ write_side(const ha_tokenizer *tok, const side *s, size_t begin, size_t end, uin
     out->n += end - begin;
 }
 
-/* One row: both texts, truncation, template. */
+/* The windows of a text of n tokens that is cut to `size`: a later one begins (from the left: ends) `step` tokens after the one before. A text cut to nothing
+ * is its own second window, whole. Source: tokenizers, Encoding::truncate. */
+typedef struct windows { size_t n, size, step, count; int left; } windows;
+
 static ha_status
-encode_row(const ha_tokenizer *tok, ha_text text, ha_text pair, const ha_encode_options *options, worker *w, block *out,
-           int64_t *length, int32_t *truncated, ha_error *err)
+plan_windows(const ha_encode_options *options, size_t n, size_t size, const char *which, windows *out, ha_error *err)
 {
-    const int has_pair = pair.data != NULL;
-    ha_kept kept;
-    ha_status status = encode_text(tok, text, options, w, &w->a, err);
-    if (status == HA_OK && has_pair) {
-        status = encode_text(tok, pair, options, w, &w->b, err);
+    *out = (windows){n, size, 0, 1, options->truncate_left};
+    if (!options->windows || size >= n) {
+        return HA_OK;
     }
-    if (status == HA_OK) {
-        status = ha_truncate(&tok->post, options, w->a.tokens.n, has_pair ? w->b.tokens.n : SIZE_MAX, &kept, err);
+    if (size > 0 && options->stride >= size) {
+        return ha_fail(err, HA_ERR_VALUE, "stride must be below %zu, the tokens to which the %s text is cut, got %zu", size, which, options->stride);
     }
-    if (status != HA_OK) {
-        return status;
+    out->step = size > 0 ? size - options->stride : 0;
+    out->count = size > 0 ? 1 + (n - size + out->step - 1) / out->step : 2;
+    return HA_OK;
+}
+
+static void
+window_at(const windows *w, size_t i, size_t *begin, size_t *end)
+{
+    if (w->size == 0) {
+        *begin = 0;
+        *end = i == 0 ? 0 : w->n;
+    } else if (w->left) {
+        *end = w->n - i * w->step;
+        *begin = *end > w->size ? *end - w->size : 0;
+    } else {
+        *begin = i * w->step;
+        *end = w->n - *begin > w->size ? *begin + w->size : w->n;
     }
-    const ha_template *template = has_pair ? &tok->post.pair : &tok->post.single;
-    size_t needed = 0;
+}
+
+/* Which window of its text each place of a template takes in row `at` of a text's rows, in the order in which tokenizers' Encoding::merge_with lists
+ * them: all first windows; then the other windows of the first place, each beside every window of the later places; then its first one beside the rest. */
+static void
+choose_windows(const size_t *counts, size_t n, size_t n_rows, size_t at, size_t *chosen)
+{
+    int all_first = 1;
+    size_t rest = n_rows, k = at - 1;
+    for (size_t i = 0; i < n; i++) {
+        rest /= counts[i];
+        if (at == 0 || (all_first && k >= (counts[i] - 1) * rest)) {
+            chosen[i] = 0;
+            k -= (counts[i] - 1) * rest;
+        } else {
+            chosen[i] = k / rest + (size_t)all_first;
+            all_first = 0;
+            k %= rest;
+        }
+    }
+}
+
+static ha_status
+row_push(block *b, size_t text, size_t truncated, ha_error *err)
+{
+    if (b->n_rows == b->cap_rows) {
+        const size_t capacity = b->cap_rows * 2 > b->n_texts ? b->cap_rows * 2 : b->n_texts;
+        row *rows = realloc(b->rows, capacity * sizeof(*rows));
+        if (rows == NULL) {
+            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu rows", capacity);
+        }
+        b->rows = rows;
+        b->cap_rows = capacity;
+    }
+    b->rows[b->n_rows++] = (row){b->n, text, (int32_t)truncated};
+    return HA_OK;
+}
+
+/* One row: the template around windows [i] of `of` (the first text, its pair) that `chosen` names, one for each place of a text. */
+static ha_status
+write_row(const ha_tokenizer *tok, const ha_template *template, const ha_encode_options *options, const worker *w, const windows of[2],
+          const size_t *chosen, block *out, ha_error *err)
+{
+    size_t needed = template->n, begin, end, place = 0;
     for (size_t i = 0; i < template->n; i++) {
-        const ha_template_kind kind = template->items[i].kind;
-        needed += kind == HA_TEMPLATE_A ? kept.a_end - kept.a_begin : kind == HA_TEMPLATE_B ? kept.b_end - kept.b_begin : 1;
+        if (template->items[i].kind != HA_TEMPLATE_SPECIAL) {
+            window_at(&of[template->items[i].kind == HA_TEMPLATE_B], chosen[place++], &begin, &end);
+            needed += end - begin;
+        }
     }
-    status = block_reserve(out, needed, options->spans, err);
-    if (status != HA_OK) {
-        return status;
-    }
-    const size_t first = out->n;
-    for (size_t i = 0; i < template->n; i++) {
+    const ha_status status = block_reserve(out, needed, options->spans, err);
+    place = 0;
+    for (size_t i = 0; i < template->n && status == HA_OK; i++) {
         const ha_template_item item = template->items[i];
-        if (item.kind == HA_TEMPLATE_A) {
-            write_side(tok, &w->a, kept.a_begin, kept.a_end, item.type_id, options->spans, out);
-        } else if (item.kind == HA_TEMPLATE_B) {
-            write_side(tok, &w->b, kept.b_begin, kept.b_end, item.type_id, options->spans, out);
+        if (item.kind != HA_TEMPLATE_SPECIAL) {
+            const int b = item.kind == HA_TEMPLATE_B;
+            /* the reference gives the template's type ids to first windows alone */
+            const int type_id = chosen[place] == 0 ? item.type_id : tok->post.windows_type_0 && options->add_special_tokens ? 0 : b;
+            window_at(&of[b], chosen[place++], &begin, &end);
+            write_side(tok, b ? &w->b : &w->a, begin, end, (uint8_t)type_id, options->spans, out);
         } else if (options->add_special_tokens) {
             out->ids[out->n] = item.id;
             out->type_ids[out->n] = item.type_id;
@@ -420,31 +484,71 @@ encode_row(const ha_tokenizer *tok, ha_text text, ha_text pair, const ha_encode_
             out->n++;
         }
     }
-    *length = (int64_t)(out->n - first);
-    const size_t all = w->a.tokens.n + (has_pair ? w->b.tokens.n : 0);
-    *truncated = (int32_t)(all - (kept.a_end - kept.a_begin) - (kept.b_end - kept.b_begin));
-    return HA_OK;
+    return status;
 }
 
-/* lengths: where row i's length goes is offsets[i + 1]. Stops at the first row that fails. */
+/* One text and its pair: its row, or the rows of its windows. */
+static ha_status
+encode_row(const ha_tokenizer *tok, size_t text_index, ha_text text, ha_text pair, const ha_encode_options *options, worker *w, block *out, ha_error *err)
+{
+    const int has_pair = pair.data != NULL;
+    ha_kept kept;
+    windows of[2] = {{0}, {0}};
+    ha_status status = encode_text(tok, text, options, w, &w->a, err);
+    if (status == HA_OK && has_pair) {
+        status = encode_text(tok, pair, options, w, &w->b, err);
+    }
+    const size_t n_a = w->a.tokens.n, n_b = has_pair ? w->b.tokens.n : 0;
+    if (status == HA_OK) {
+        status = ha_truncate(&tok->post, options, n_a, has_pair ? n_b : SIZE_MAX, &kept, err);
+    }
+    if (status == HA_OK) {
+        status = plan_windows(options, n_a, kept.a_end - kept.a_begin, "first", &of[0], err);
+    }
+    if (status == HA_OK) {
+        status = plan_windows(options, n_b, kept.b_end - kept.b_begin, "second", &of[1], err);
+    }
+    const ha_template *template = has_pair ? &tok->post.pair : &tok->post.single;
+    size_t counts[HA_MAX_TEMPLATE], chosen[HA_MAX_TEMPLATE], n_places = 0, n_rows = 1;
+    for (size_t i = 0; i < template->n && status == HA_OK; i++) {
+        if (template->items[i].kind != HA_TEMPLATE_SPECIAL) {
+            counts[n_places] = of[template->items[i].kind == HA_TEMPLATE_B].count;
+            if (counts[n_places] > MAX_WINDOWS / n_rows) {
+                status = ha_fail(err, HA_ERR_VALUE, "the text has more than %zu windows", MAX_WINDOWS);
+                break;
+            }
+            n_rows *= counts[n_places++];
+        }
+    }
+    const size_t dropped = status != HA_OK || options->windows ? 0 : n_a + n_b - of[0].size - of[1].size;
+    for (size_t i = 0; i < n_rows && status == HA_OK; i++) {
+        choose_windows(counts, n_places, n_rows, i, chosen);
+        status = write_row(tok, template, options, w, of, chosen, out, err);
+        if (status == HA_OK) {
+            status = row_push(out, text_index, dropped, err);
+        }
+    }
+    return status;
+}
+
+/* Stops at the first text that fails. */
 static void
-encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
-             ha_encoding *result, worker *w, block *b)
+encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options, worker *w, block *b)
 {
     if (w == NULL) {
         b->status = ha_fail(&b->err, HA_ERR_NOMEM, "out of memory");
     }
-    for (size_t i = b->first_row; i < b->first_row + b->n_rows && b->status == HA_OK; i++) {
+    for (size_t i = b->first_text; i < b->first_text + b->n_texts && b->status == HA_OK; i++) {
         const ha_text pair = pairs != NULL ? pairs[i] : (ha_text){NULL, 0};
         ha_error cause;
-        b->status = encode_row(tok, texts[i], pair, options, w, b, &result->offsets[i + 1], &result->truncated[i], &cause);
+        b->status = encode_row(tok, i, texts[i], pair, options, w, b, &cause);
         if (b->status != HA_OK) {
             ha_fail(&b->err, b->status, "row %zu: %.440s", i, cause.message);
         }
     }
 }
 
-/* Runs of rows of about BLOCK_BYTES: a long text is a block of its own. Returns how many; `blocks` may be NULL to count. */
+/* Runs of texts of about BLOCK_BYTES: a long text is a block of its own. Returns how many; `blocks` may be NULL to count. */
 static size_t
 plan(const ha_text *texts, const ha_text *pairs, size_t n, block *blocks)
 {
@@ -453,7 +557,7 @@ plan(const ha_text *texts, const ha_text *pairs, size_t n, block *blocks)
         bytes += texts[i].length + (pairs != NULL ? pairs[i].length : 0);
         if (bytes >= BLOCK_BYTES || i + 1 - first == BLOCK_ROWS || i + 1 == n) {
             if (blocks != NULL) {
-                blocks[n_blocks] = (block){.first_row = first, .n_rows = i + 1 - first};
+                blocks[n_blocks] = (block){.first_text = first, .n_texts = i + 1 - first};
             }
             n_blocks++;
             first = i + 1;
@@ -463,52 +567,53 @@ plan(const ha_text *texts, const ha_text *pairs, size_t n, block *blocks)
     return n_blocks;
 }
 
-/* Puts the blocks' rows one after the other into `out`, whose offsets hold lengths so far. */
+/* Puts the blocks' rows one after the other into `out`. */
 static ha_status
 gather(const block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_error *err)
 {
-    size_t total = 0, at = 0;
+    size_t total = 0, n_rows = 0;
     for (size_t k = 0; k < n_blocks; k++) {
         total += blocks[k].n;
+        n_rows += blocks[k].n_rows;
     }
-    for (size_t i = 0; i < out->n_rows; i++) {
-        out->offsets[i + 1] += out->offsets[i];
-    }
+    out->offsets = malloc((n_rows + 1) * sizeof(*out->offsets));
+    out->truncated = malloc((n_rows + 1) * sizeof(*out->truncated));
+    out->texts = malloc((n_rows + 1) * sizeof(*out->texts));
     out->ids = malloc((total + 1) * sizeof(*out->ids));
     out->type_ids = malloc(total + 1);
     out->spans = spans ? malloc((total + 1) * 2 * sizeof(*out->spans)) : NULL;
-    if (out->ids == NULL || out->type_ids == NULL || (spans && out->spans == NULL)) {
+    if (out->offsets == NULL || out->truncated == NULL || out->texts == NULL || out->ids == NULL || out->type_ids == NULL ||
+        (spans && out->spans == NULL)) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", total);
     }
+    size_t at = 0;
+    out->offsets[0] = 0;
     for (size_t k = 0; k < n_blocks; at += blocks[k].n, k++) {
-        if (blocks[k].n == 0) {
-            continue;
+        const block *b = &blocks[k];
+        for (size_t i = 0; i < b->n_rows; i++, out->n_rows++) {
+            out->offsets[out->n_rows + 1] = (int64_t)(at + b->rows[i].end);
+            out->truncated[out->n_rows] = b->rows[i].truncated;
+            out->texts[out->n_rows] = (int64_t)b->rows[i].text;
         }
-        memcpy(out->ids + at, blocks[k].ids, blocks[k].n * sizeof(*out->ids));
-        memcpy(out->type_ids + at, blocks[k].type_ids, blocks[k].n);
-        if (spans) {
-            memcpy(out->spans + 2 * at, blocks[k].spans, blocks[k].n * 2 * sizeof(*out->spans));
+        if (b->n > 0) {
+            memcpy(out->ids + at, b->ids, b->n * sizeof(*out->ids));
+            memcpy(out->type_ids + at, b->type_ids, b->n);
+        }
+        if (spans && b->n > 0) {
+            memcpy(out->spans + 2 * at, b->spans, b->n * 2 * sizeof(*out->spans));
         }
     }
     return HA_OK;
 }
 
-ha_status
-ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, size_t n,
-                          const ha_encode_options *options, ha_encoding *out, ha_error *err)
+/* All blocks, on as many threads as pay. The calling thread reports to options->tick; 1 when that said to stop. */
+static int
+encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
+              block *blocks, size_t n_blocks)
 {
-    const size_t n_blocks = plan(texts, pairs, n, NULL);
-    block *blocks = calloc(n_blocks + 1, sizeof(*blocks));
-    ha_status status = HA_OK;
-    out->n_rows = n;
-    out->offsets = n < SIZE_MAX / 16 ? calloc(n + 1, sizeof(*out->offsets)) : NULL;
-    out->truncated = n < SIZE_MAX / 16 ? calloc(n + 1, sizeof(*out->truncated)) : NULL;
-    if (blocks == NULL || out->offsets == NULL || out->truncated == NULL) {
-        status = ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu rows", n);
-        goto done;
-    }
-    plan(texts, pairs, n, blocks);
     const int n_threads = ha_threads_for(n_blocks, 1, options->n_threads);
+    atomic_int stop = 0;
+    atomic_size_t done = 0;
     (void)n_threads;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(ha_team(n_threads))
@@ -519,10 +624,30 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
 #pragma omp for schedule(dynamic, 1)
 #endif
         for (size_t k = 0; k < n_blocks; k++) {
-            encode_block(tok, texts, pairs, options, out, w, &blocks[k]);
+            if (!stop) {
+                encode_block(tok, texts, pairs, options, w, &blocks[k]);
+                done += blocks[k].n_texts;
+                if (options->tick != NULL && ha_thread_index() == 0 && options->tick(options->tick_arg, done)) {
+                    stop = 1;
+                }
+            }
         }
         worker_give(tok, w);
     }
+    return stop;
+}
+
+ha_status
+ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, size_t n,
+                          const ha_encode_options *options, ha_encoding *out, ha_error *err)
+{
+    const size_t n_blocks = plan(texts, pairs, n, NULL);
+    block *blocks = calloc(n_blocks + 1, sizeof(*blocks));
+    if (blocks == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu texts", n);
+    }
+    plan(texts, pairs, n, blocks);
+    ha_status status = encode_blocks(tok, texts, pairs, options, blocks, n_blocks) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
     for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
         if (blocks[k].status != HA_OK) {
             status = ha_fail(err, blocks[k].status, "%s", blocks[k].err.message);
@@ -531,11 +656,11 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
     if (status == HA_OK) {
         status = gather(blocks, n_blocks, options->spans, out, err);
     }
-done:
-    for (size_t k = 0; blocks != NULL && k < n_blocks; k++) {
+    for (size_t k = 0; k < n_blocks; k++) {
         free(blocks[k].ids);
         free(blocks[k].type_ids);
         free(blocks[k].spans);
+        free(blocks[k].rows);
     }
     free(blocks);
     if (status != HA_OK) {
@@ -552,6 +677,7 @@ ha_encoding_free(ha_encoding *encoding)
     free(encoding->type_ids);
     free(encoding->spans);
     free(encoding->truncated);
+    free(encoding->texts);
     memset(encoding, 0, sizeof(*encoding));
 }
 

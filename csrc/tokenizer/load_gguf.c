@@ -143,6 +143,40 @@ read_template(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
     return HA_OK;
 }
 
+/* What llama.cpp (that of llama-cpp-python 0.3.36) does by names alone: ordinary tokens of these texts are special to it, and special tokens of Phi-3 take the white space
+ * behind them. Such a file is refused, for which of the names it takes depends on the order of a hash table. */
+static ha_status
+check_names(const ha_tokenizer *tok, const ha_tensor_file *file, const uint8_t *types, ha_error *err)
+{
+    static const char *const special[] = {
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>",
+        "<end_of_utterance>", "<|eom_id|>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>",
+        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>", "<|fim_middle|>", "<fim-middle>",
+        "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>",
+        "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>", "<eos>", "<|return|>", "<|call|>", "<|calls|>", "<|message|>", "<|channel|>", "<|start|>",
+        "<turn|>", "<|tool_response>", "[e~[",
+    };
+    for (size_t i = 0; i < sizeof(special) / sizeof(special[0]); i++) {
+        const int32_t id = ha_vocab_id(&tok->vocab, special[i], strlen(special[i]));
+        if (id >= 0 && (types[id] == HA_SPM_NORMAL || types[id] == HA_SPM_UNUSED || types[id] == HA_SPM_BYTE)) {
+            return ha_fail(err, HA_ERR_FORMAT, "tokenizer.ggml.tokens[%d] '%s' is no control token by its type, but one by its name: not supported", (int)id, special[i]);
+        }
+    }
+    const char *name = "";
+    size_t length = 0;
+    if (ha_gguf_has(file, "general.name")) {
+        TRY(ha_gguf_string(file, "general.name", &name, &length, err));
+    }
+    for (size_t i = 0; i + 4 <= length; i++) {
+        const char *p = name + i;
+        const int phi = (p[0] | 0x20) == 'p' && (p[1] | 0x20) == 'h' && (p[2] | 0x20) == 'i' && (p[3] == '3' || (p[3] == '-' && i + 4 < length && p[4] == '3'));
+        if (phi) {
+            return ha_fail(err, HA_ERR_FORMAT, "general.name '%.*s': the white space behind Phi-3's special tokens is not supported", (int)(length < 60 ? length : 60), name);
+        }
+    }
+    return HA_OK;
+}
+
 /* A vocabulary of sentencepiece: scores and types in place of merges. Ids are llama.cpp's, which finds tokens of the types control, user-defined and unknown in the text. */
 static ha_status
 read_llama(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
@@ -171,6 +205,9 @@ read_llama(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
             scores[i] = (float)score;
             types[i] = (uint8_t)type;
         }
+    }
+    if (status == HA_OK) {
+        status = check_names(tok, file, types, err);
     }
     if (status == HA_OK) {
         status = ha_sentencepiece_build_llama(&tok->sentencepiece, scores, types, prefix, &tok->vocab, err);

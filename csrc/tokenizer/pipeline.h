@@ -63,6 +63,7 @@ typedef struct ha_post_processor {
     int has_template;
     int trim_offsets;               /* spans leave out the white space of byte-level tokens ... */
     int keep_prefix_space;          /* ... but not a single one that leads the text (add_prefix_space) */
+    int windows_type_0;             /* RoBERTa: windows after the first have type id 0, not 0 and 1 (beside special tokens) */
 } ha_post_processor;
 
 /* The template without special tokens, and those of BERT ([CLS] A [SEP] B [SEP]) and RoBERTa (<s> A </s></s> B </s>). */
@@ -122,6 +123,8 @@ typedef struct ha_word_plan {
     const ha_norm_step *precompiled;    /* NULL: none */
     uint8_t ascii[128];                 /* what each byte is to a word */
     ha_unigram_sign sign;
+    int32_t tail[128];                  /* the token of a sign of punctuation that may end a word; -1: none */
+    uint64_t joins[128][2];             /* bit b of row a: some token of the vocabulary holds the bytes a b */
 } ha_word_plan;
 
 /* What encoding keeps from batch to batch: the only part of a tokenizer that changes. */

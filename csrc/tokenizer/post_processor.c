@@ -13,6 +13,7 @@ ha_post_processor_bert(ha_post_processor *post, int32_t cls, int32_t sep, int ro
     const ha_template_item first = {HA_TEMPLATE_SPECIAL, 0, cls}, last = {HA_TEMPLATE_SPECIAL, 0, sep};
     const ha_template_item a = {HA_TEMPLATE_A, 0, -1};
     post->single = (ha_template){{first, a, last}, 3};
+    post->windows_type_0 = roberta;
     if (roberta) {
         post->pair = (ha_template){{first, a, last, last, {HA_TEMPLATE_B, 0, -1}, last}, 6};
     } else {

@@ -36,26 +36,38 @@ typedef struct ha_encode_options {
     size_t max_length;              /* SIZE_MAX: no limit; counts special tokens */
     ha_truncation truncation;
     int truncate_left;              /* 0: drop from the right */
+    int windows;                    /* 1: what is cut off goes into further rows, see ha_encoding.texts */
+    size_t stride;                  /* tokens that a window shares with the one before; below its length */
     int spans;                      /* also compute spans */
     int n_threads;
+    int (*tick)(void *arg, size_t texts_done);      /* NULL, or called on the calling thread between blocks of texts; nonzero stops: HA_ERR_VALUE */
+    void *tick_arg;
 } ha_encode_options;
 
 typedef struct ha_text { const char *data; size_t length; } ha_text;    /* UTF-8; data NULL: no pair */
 
-/* Ragged rows. The struct is zeroed by the caller, filled by encode and released by ha_encoding_free. */
+/* Ragged rows: one for each text, or with windows one or more, in the order of the texts. Those of a text are, as in tokenizers, its truncated row and then
+ * the overflowing ones, for a pair every window of one text beside every window of the other. The struct is zeroed by the caller, filled by encode and
+ * released by ha_encoding_free. */
 typedef struct ha_encoding {
     size_t n_rows;
     int64_t *offsets;               /* (n_rows + 1,) */
     int32_t *ids;                   /* (total,) */
     uint8_t *type_ids;              /* (total,) */
     int32_t *spans;                 /* (total, 2) code points of the token's own text, or NULL */
-    int32_t *truncated;             /* (n_rows,) tokens that truncation dropped */
+    int32_t *truncated;             /* (n_rows,) tokens that truncation dropped; 0 with windows */
+    int64_t *texts;                 /* (n_rows,) the text that the row is of */
 } ha_encoding;
 
-/* texts (n), pairs (n) or NULL. Invalid UTF-8 is HA_ERR_VALUE naming the row. Row i is the same whatever else is in the batch. */
+/* texts (n), pairs (n) or NULL. Invalid UTF-8 is HA_ERR_VALUE naming the row. Rows of a text are the same whatever else is in the batch. */
 ha_status ha_tokenizer_encode_batch(const ha_tokenizer *tokenizer, const ha_text *texts, const ha_text *pairs, size_t n,
                                     const ha_encode_options *options, ha_encoding *out, ha_error *err);
 void ha_encoding_free(ha_encoding *encoding);
+
+/* Ragged rows as rectangles (n, columns) of int32 or, `wide`, int64; columns >= the longest row. The three arrays come zeroed; mask is 1 where a token is. */
+typedef struct ha_pad_options { size_t columns; int32_t pad_id; int left, wide, n_threads; } ha_pad_options;
+void ha_encoding_pad(size_t n, const int64_t *offsets, const int32_t *ids, const uint8_t *type_ids, const ha_pad_options *options,
+                     void *out_ids, void *out_mask, void *out_types);
 
 /* UTF-8 text of ids, malloc'ed into *out (NUL-terminated). An id outside the vocabulary is HA_ERR_VALUE. */
 ha_status ha_tokenizer_decode(const ha_tokenizer *tokenizer, const int32_t *ids, size_t n, int skip_special_tokens,

@@ -30,6 +30,37 @@ holds(const char *text, size_t length, const uint8_t *part, size_t part_length)
     return 0;
 }
 
+/* Where no token holds the last two bytes of a word, its last token is that of its last byte, and the others are those of the word without it. */
+static void
+plan_tails(ha_tokenizer *tok)
+{
+    ha_word_plan *plan = &tok->words;
+    const ha_unigram *model = &tok->unigram;
+    size_t length;
+    for (size_t id = 0; id < tok->n_model_ids; id++) {
+        const uint8_t *text = (const uint8_t *)ha_vocab_text(&tok->vocab, (int32_t)id, &length);
+        for (size_t i = 1; i < length; i++) {
+            if (text[i - 1] < 128 && text[i] < 128) {
+                plan->joins[text[i - 1]][text[i] >> 6] |= (uint64_t)1 << (text[i] & 63);
+            }
+        }
+    }
+    for (unsigned c = 0; c < 128; c++) {
+        const uint8_t byte = (uint8_t)c;
+        int32_t id = -1;
+        const int is_tail = (ha_uc_flags(c) & HA_UC_PUNCT) && ha_trie_longest(&model->trie, &byte, 1, &id) == 1 && id != model->unk_id;
+        plan->tail[c] = is_tail ? id : -1;
+    }
+    for (size_t i = 0; i < tok->added.n; i++) {
+        const char *text = ha_added_token_written(&tok->added, &tok->added.at[i], &length);
+        for (size_t k = 0; k < length && tok->added.at[i].normalized; k++) {
+            if ((uint8_t)text[k] < 128) {
+                plan->tail[(uint8_t)text[k]] = -1;      /* it may belong to that added token */
+            }
+        }
+    }
+}
+
 void
 ha_unigram_plan(ha_tokenizer *tok)
 {
@@ -71,6 +102,7 @@ ha_unigram_plan(ha_tokenizer *tok)
         }
     }
     plan->sign = ha_unigram_find_sign(&tok->unigram, m->sign, m->length);
+    plan_tails(tok);
     plan->on = 1;
 }
 
@@ -265,6 +297,23 @@ read_word(const uint8_t *p, const uint8_t *end, uint64_t word[2])
     return n;
 }
 
+/* How many bytes of an ASCII word stand before its tail; `word` is cut to them. */
+static size_t
+cut_tail(const ha_word_plan *plan, const uint8_t *p, size_t n, uint64_t word[2])
+{
+    size_t core = n;
+    while (core > 1 && plan->tail[p[core - 1]] >= 0 && (plan->joins[p[core - 2]][p[core - 1] >> 6] >> (p[core - 1] & 63) & 1) == 0) {
+        core--;
+    }
+    if (core < 8) {
+        word[0] &= ((uint64_t)1 << 8 * core) - 1;
+        word[1] = 0;
+    } else if (core < 16) {
+        word[1] &= ((uint64_t)1 << 8 * (core - 8)) - 1;
+    }
+    return core;
+}
+
 static ha_status
 encode_new_word(reader *r, const uint8_t *p, size_t n, const uint64_t word[2], ha_cached_word *slot)
 {
@@ -305,14 +354,16 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             r->last = 2;
             continue;
         }
-        ha_cached_word *slot = length <= 16 ? slot_of(r->scratch, word) : NULL;
+        const int is_short = length <= 16, ascii = ((word[0] | word[1]) & EACH(0x80)) == 0;
+        const size_t core = is_short && ascii && plan->tail[p[length - 1]] >= 0 ? cut_tail(plan, p, length, word) : length;
+        ha_cached_word *slot = is_short ? slot_of(r->scratch, word) : NULL;
         if (slot != NULL && !is_word(slot, word) && is_word(slot + 1, word)) {
             const ha_cached_word swap = slot[0];
             slot[0] = slot[1], slot[1] = swap;
         }
         if (slot != NULL && is_word(slot, word)) {      /* a free slot is all zero, which no word is */
-            if (r->out->capacity - r->out->n < HA_CACHED_IDS) {
-                status = ha_tokens_reserve(r->out, (size_t)(end - p) / 2 + 8, r->err);
+            if (r->out->capacity - r->out->n < HA_CACHED_IDS + 16) {
+                status = ha_tokens_reserve(r->out, (size_t)(end - p) / 2 + HA_CACHED_IDS + 16, r->err);
                 continue;
             }
             ha_token *out = r->out->at + r->out->n;
@@ -322,7 +373,11 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             r->out->n += slot->n;
             r->last = 1;
         } else {
-            status = encode_new_word(r, p, length, word, slot);
+            status = encode_new_word(r, p, core, word, slot);
+            status = status == HA_OK ? ha_tokens_reserve(r->out, 16, r->err) : status;
+        }
+        for (size_t i = core; i < length && status == HA_OK; i++) {
+            r->out->at[r->out->n++] = (ha_token){.id = plan->tail[p[i]]};
         }
         p += length;
     }

@@ -1,0 +1,1 @@
+"""What adapts harmaug to other packages; nothing in the core imports it."""

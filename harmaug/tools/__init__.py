@@ -1,0 +1,1 @@
+"""Small utilities: ``python -m harmaug.tools.NAME``."""

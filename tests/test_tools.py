@@ -1,0 +1,61 @@
+"""``python -m harmaug.tools.tokenize``."""
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_tokenizer import bert
+
+from harmaug import Tokenizer
+from harmaug.tools import tokenize
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    bert().save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_ids_and_counts(model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    tok = Tokenizer.from_pretrained(model)
+    rows = [{"prompt": f"the dog {i}", "response": None if i % 2 else "a"} for i in range(2500)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (model / "rows.jsonl").write_text(lines)
+    (model / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (model / "text.txt").write_text("the dog\r\n\na", newline="")
+
+    def run(*argv: str) -> list[object]:
+        assert tokenize.main(["--model", str(model), *argv]) == 0
+        return [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+
+    prompts, responses = [r["prompt"] for r in rows], [r["response"] for r in rows]
+    assert run(str(model / "rows.jsonl")) == run(str(model / "rows.jsonl.gz"), "--n-threads", "1") == [r.tolist() for r in tok.encode_batch(prompts)]
+    assert run(str(model / "rows.jsonl"), "--pair", "response", "--counts") == tok.count_tokens(prompts, responses).tolist()
+    assert run(str(model / "text.txt")) == [tok.encode(t) for t in ("the dog", "", "a")]
+    assert run(str(model / "rows.jsonl"), "--text", "response", "--no-special-tokens", "--plain", "--max-length", "2")[0] == tok.encode(lines.splitlines()[0], None, False)[:2]
+
+
+@pytest.mark.parametrize(("content", "argv", "match"), [
+    ('{"prompt": "a"}\n{"prompt": 5}\n', [], r"rows.jsonl, line 2: column 'prompt' must be text, got int"), ('{"prompt": "a"}\n{}\n', [], "line 2: column 'prompt' must be text, got nothing"),
+    ('{"prompt": "a", "b": []}', ["--pair", "b"], "line 1: column 'b' must be text, got list"), ('{"prompt"', [], "line 1: wrong JSON"), ("", ["--max-length", "-3"], None),
+    ('{"prompt": "a"}', ["--max-length", "-3"], "line 1: max_length must be >= 0"), (b"\xff\n", ["--plain"], "line 1: not UTF-8"), ("", ["--model", "/nowhere"], "nowhere"),
+    ("", ["--wrong"], "unrecognized arguments: --wrong"),
+])
+def test_errors(content: str | bytes, argv: list[str], match: str | None, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = model / "rows.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    status = tokenize.main(["--model", str(model), str(file), *argv])
+    said = capfd.readouterr().err
+    assert status == (0 if match is None else 2) and (match is None or match in said) and said.count("\n") == (match is not None), said
+
+
+def test_as_a_module(model: Path) -> None:
+    command = [sys.executable, "-m", "harmaug.tools.tokenize", "--model", str(model), "--plain", "--counts"]
+    done = subprocess.run(command, input="the dog\na\n", capture_output=True, text=True, check=True)
+    assert done.stdout == "4\n3\n" and done.stderr == ""
+    told = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--counts" in told and "Exit status" in told
