@@ -108,7 +108,10 @@ def schedule_factor(name: str, step: int, warmup: int, total: int, /) -> float: 
 
 # tokenizer.c
 class Tokenizer:
-    def __new__(cls, path: str | PathLike[str], *, reference: str = "tokenizers", cache: str | PathLike[str] | None = None) -> Tokenizer: ...
+    def __new__(
+        cls, path: str | PathLike[str], *, reference: str = "tokenizers", pattern: str | None = None, special_tokens: dict[str, int] = ...,
+        cache: str | PathLike[str] | None = None,
+    ) -> Tokenizer: ...
     @property
     def cache_note(self) -> str: ...
     @property
@@ -118,7 +121,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, *, add_special_tokens: bool = True, max_length: int | None = None,
         truncation: str = "longest_first", truncate_left: bool = False, stride: int | None = None, spans: bool = False, n_threads: int = 0,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] | None = None, split_special_tokens: bool = False,
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32] | None]: ...
     def decode(self, ids: ArrayLike, skip_special_tokens: bool = True) -> str: ...
     def normalize(self, text: str, /) -> str: ...

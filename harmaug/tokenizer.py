@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -182,10 +182,17 @@ class Tokenizer:
     [101, 7592, 2088, 102]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, reference: str = "tokenizers") -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, reference: str = "tokenizers", pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        if special_tokens and pattern is None:
+            raise ValueError("special_tokens go with a .tiktoken file and its pattern; other files have their own")
         self.path = Path(path)
         self.reference = reference
         self._options: dict[str, Any] = {"reference": reference}
+        if pattern is not None:
+            self._options |= {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
         self._held: dict[str, bytes] | None = None
         self._stamps = {file: _stamp(file) for file in _files(self.path).values()}
         self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options, cache=_tables_folder())
@@ -195,17 +202,26 @@ class Tokenizer:
         self.pad_id = self._find_pad()
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, reference: str = "tokenizers") -> Tokenizer:
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, reference: str = "tokenizers", pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
         """Open a tokenizer.
 
         Parameters
         ----------
         path : str or path-like
-            A folder with tokenizer.json, a sentencepiece model (spm.model, tokenizer.model, sentencepiece.bpe.model, spiece.model) or vocab.txt, one of
-            these files, a .gguf file, or the name of a fetched model (`harmaug.models`).
+            A folder with tokenizer.json, a sentencepiece model (spm.model, tokenizer.model, sentencepiece.bpe.model, spiece.model), vocab.txt, or
+            vocab.json and merges.txt (what else lies there says whose conventions apply: GPT-2, RoBERTa, BART, Longformer, Qwen2), one of these
+            files, a .gguf file, the name of a fetched model (`harmaug.models`), or with `pattern` a .tiktoken file.
         reference : {"tokenizers", "sentencepiece"}
             Whose ids a sentencepiece model gives: those of the fast tokenizer that transformers 4 makes of it for the tokenizer_class that
             tokenizer_config.json names, or those of sentencepiece itself, without special tokens.
+        pattern : str, optional
+            How text is cut before the ranks of a .tiktoken file apply: "gpt2", "cl100k", "o200k", "llama3", "qwen2", "tekken", or the expression of one of
+            them. Ids are then those of the `tiktoken` library.
+        special_tokens : mapping of str to int, optional
+            The special tokens of a .tiktoken file, which holds none.
 
         Raises
         ------
@@ -213,11 +229,14 @@ class Tokenizer:
             If there is none.
         FormatError
             If the file is damaged, or names a component or option that is not supported exactly.
+        ValueError
+            If a .tiktoken file comes without its pattern, or the pattern is not one of these.
         """
-        return cls(models.resolve(path), reference=reference)
+        return cls(models.resolve(path), reference=reference, pattern=pattern, special_tokens=special_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (os.fspath(self.path), tuple(self._contents().items()), tuple(self._options.items()))
+        options = tuple((name, tuple(value.items()) if isinstance(value, dict) else value) for name, value in self._options.items())
+        return _unpickled, (os.fspath(self.path), tuple(self._contents().items()), options)
 
     def __copy__(self) -> Tokenizer:
         return self
@@ -249,7 +268,7 @@ class Tokenizer:
         return settings
 
     def _find_pad(self) -> int:
-        """What tokenizer_config.json pads with, else what the file itself says, else a token of a usual name, else 0."""
+        """What the files beside say pads, else what the file itself says, else a token of a usual name, else 0."""
         token = self.settings.get("pad_token")
         names = [token.get("content") if isinstance(token, dict) else token]
         found = [self.token_to_id(name) for name in names if isinstance(name, str)]
@@ -260,6 +279,7 @@ class Tokenizer:
         self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, add_special_tokens: bool = True,
         max_length: int | None = None, truncation: str = "longest_first", padding: bool = False, *,
         truncation_side: str = "right", stride: int | None = None, n_threads: int | None = None, progress: bool = False,
+        split_special_tokens: bool = False,
     ) -> Encoding:
         """Encode many texts.
 
@@ -288,6 +308,9 @@ class Tokenizer:
             Default: all that the library uses.
         progress : bool, default False
             Whether a progress bar is shown.
+        split_special_tokens : bool, default False
+            Special tokens inside the texts ("[SEP]", "<|endoftext|>") are text like any other: nobody who writes a text can put them there. Added tokens
+            that are not special are found all the same. What `tokenizers` calls encode_special_tokens.
 
         Returns
         -------
@@ -305,7 +328,7 @@ class Tokenizer:
         args = (_rows(texts, "texts"), None if pairs is None else _rows(pairs, "pairs"))
         options: dict[str, Any] = {
             "add_special_tokens": add_special_tokens, "max_length": max_length, "truncation": truncation,
-            "truncate_left": truncation_side == "left", "stride": stride, "n_threads": n_threads or 0,
+            "truncate_left": truncation_side == "left", "stride": stride, "n_threads": n_threads or 0, "split_special_tokens": split_special_tokens,
         }
         del padding
         if not progress:
@@ -317,9 +340,10 @@ class Tokenizer:
             bar.update(bar.total - bar.n)
         return Encoding(parts, self.pad_id, (self._tokenizer, args, options))
 
-    def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of one text, or of a text and its pair."""
-        ids: list[int] = self._tokenizer.encode_batch((text,), (pair,), add_special_tokens=add_special_tokens, n_threads=1)[0].tolist()
+    def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True, *, split_special_tokens: bool = False) -> list[int]:
+        """Token ids of one text, or of a text and its pair; the options are those of `encode_batch`."""
+        ids: list[int] = self._tokenizer.encode_batch(
+            (text,), (pair,), add_special_tokens=add_special_tokens, n_threads=1, split_special_tokens=split_special_tokens)[0].tolist()
         return ids
 
     def count_tokens(self, texts: Iterable[str], pairs: Iterable[str | None] | None = None, add_special_tokens: bool = True) -> NDArray[np.int64]:

@@ -503,7 +503,7 @@ def test_missing_byte_and_byte_fallback(tmp_path: Path) -> None:
 
 
 def test_not_there(tmp_path: Path) -> None:
-    for path, match in ((tmp_path / "none", "was not found"), (tmp_path, "no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model or vocab.txt")):
+    for path, match in ((tmp_path / "none", "was not found"), (tmp_path, "no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json")):
         with pytest.raises(OSError, match=match):
             Tokenizer.from_pretrained(path)
 

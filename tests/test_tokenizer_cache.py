@@ -119,9 +119,8 @@ def checksummed(data):
     return data[:8] + checksum(checksum(0, data[16:HEADER]), data[HEADER:]).to_bytes(8, "little") + data[HEADER:0] + data[16:]
 
 
-HEADER = 16 + 8 + 12 * 8 + 4 * 16 + 4 * 8 + 3 * 8 + 8 + 256 * 4
-SIZES = [12, 4, 1, 8, 16, 8, 8, 8, 8, 8, 1, 8]
-
+SIZES = [12, 4, 1, 8, 16, 24, 8, 8, 8, 8, 8, 1, 8]     # of the elements of each section
+HEADER = 16 + 8 + len(SIZES) * 8 + 4 * 16 + 4 * 8 + 3 * 8 + 8 + 256 * 4
 
 def test_checksum_as_written(large, tmp_path):
     _C.Tokenizer(large["wordpiece"], cache=tmp_path)
@@ -135,7 +134,7 @@ def test_hostile_tables(large, tmp_path, name):
     _C.Tokenizer(large[name], cache=tmp_path)
     file = cached_file(tmp_path)
     good = file.read_bytes()
-    counts = np.frombuffer(good[24:24 + 96], np.uint64).astype(int).tolist()
+    counts = np.frombuffer(good[24:24 + 8 * len(SIZES)], np.uint64).astype(int).tolist()
     starts = HEADER + np.cumsum([0] + [-(-n * s // 8) * 8 for n, s in zip(counts, SIZES, strict=True)])
     rng = np.random.default_rng(11)
     places = [(at, 8) for at in range(16, HEADER - 1024, 8)] + [(HEADER - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]

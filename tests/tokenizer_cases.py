@@ -20,6 +20,15 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace("{1,3}", "")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+O200K = (r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + r"+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER
+         + r"*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+TEKKEN = O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")
+PATTERNS = {"gpt2": GPT2, "llama3": LLAMA3, "qwen2": QWEN2, "o200k": O200K, "tekken": TEKKEN}
+# tiktoken's own spelling of two of them, which only its engine reads so
+R50K_TIKTOKEN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K_TIKTOKEN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+                   r"|\s+(?!\S)|\s")
 
 TEXTS = [
     "", " ", "a", "The dog.", "didn't it's WE'LL they'Re 'ſ'S", "  two  spaces\t\ttabs\r\n\r\nlines  ", "12345 6 7.8 ½ Ⅷ ٣", "naïve café ÉCOLE",
@@ -37,10 +46,11 @@ def extract() -> list[str]:
 
 def difference(
     ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: Sequence[str], pairs: Sequence[str | None] | None = None, special: bool = True,
-    decode: bool = True,
+    decode: bool = True, split: bool = False,
 ) -> list[int]:
-    """Rows in which ids, type ids, spans or decoded text differ. `theirs` neither truncates nor pads."""
-    got = ours.encode_batch(texts, pairs, special)
+    """Rows in which ids, type ids, spans or decoded text differ. `theirs` neither truncates nor pads. `split`: special tokens in the texts are text."""
+    got = ours.encode_batch(texts, pairs, special, split_special_tokens=split)
+    theirs.encode_special_tokens = split
     rows = [t if p is None else (t, p) for t, p in zip(texts, pairs or [None] * len(texts), strict=True)]
     spans = got.spans.tolist()
     bad = []
@@ -127,7 +137,7 @@ def charsmap(rules: Mapping[str, str]) -> bytes:
 def random_text(r: random.Random) -> str:
     if r.random() < 0.1:
         return clusters(1, r.getrandbits(32))[0]
-    letters = r.choice(["ab", "aab b", "abc \n", "AaBb  \t'sS", "xyé É\u0301\u0327", "ab12 .,'", "中a b\u3000", "ſs'S TtRreEvVlL", "\r\n \t\u00a0\u2028a1.", "한국ᄒ\u1161\u11a8각"])
+    letters = r.choice(["aAbBǅʰ中\u0301\u0300 '/\r\n\t12", "Ʉa\u0301'sSTrReE ſªº/", "ab", "aab b", "abc \n", "AaBb  \t'sS", "xyé É\u0301\u0327", "ab12 .,'", "中a b\u3000", "ſs'S TtRreEvVlL", "\r\n \t\u00a0\u2028a1.", "한국ᄒ\u1161\u11a8각"])
     text = "".join(r.choices(letters, k=r.choice([0, 1, 2, 3, 5, 8, 15, 30, 80])))
     if r.random() < 0.5:
         middle = len(text) // 2
@@ -216,7 +226,7 @@ def random_bpe(r: random.Random) -> tokenizers.Tokenizer:
     without = pre_tokenizers.ByteLevel(add_prefix_space=space, trim_offsets=trim, use_regex=False)
     behavior, invert = r.choice([("isolated", False), ("isolated", True), ("removed", True)])
     steps = r.choice([
-        [with_regex], [without], [pre_tokenizers.Split(Regex(r.choice([GPT2, LLAMA3, QWEN2])), behavior, invert), without],
+        [with_regex], [without], [pre_tokenizers.Split(Regex(r.choice(list(PATTERNS.values()))), behavior, invert), without],
         [pre_tokenizers.Digits(r.random() < 0.5), with_regex]])
     if r.random() < 0.2:
         steps = [*random_splitters(r), *steps]

@@ -211,15 +211,16 @@ static PyObject *
 tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"texts", "pairs", "add_special_tokens", "max_length", "truncation", "truncate_left", "stride", "spans", "n_threads",
-                            "progress", NULL};
+                            "progress", "split_special_tokens", NULL};
     PyObject *texts_obj, *pairs_obj = Py_None, *max_length = Py_None, *stride = Py_None, *progress = Py_None, *texts_tuple = NULL, *pairs_tuple = NULL, *result = NULL;
     const char *truncation = "longest_first";
     ha_encode_options options = {.add_special_tokens = 1};
     ha_text *texts = NULL, *pairs = NULL;
     ha_encoding encoding;
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOspOpiO:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
-                                     &max_length, &truncation, &options.truncate_left, &stride, &options.spans, &options.n_threads, &progress)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOspOpiOp:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
+                                     &max_length, &truncation, &options.truncate_left, &stride, &options.spans, &options.n_threads, &progress,
+                                     &options.split_special_tokens)) {
         return NULL;
     }
     if (parse_truncation(truncation, &options.truncation) < 0 || parse_size(max_length, "max_length", &options.max_length) < 0 ||
@@ -474,28 +475,68 @@ tokenizer_cache_note(PyObject *self, void *closure)
     return PyUnicode_DecodeUTF8(note, (Py_ssize_t)strlen(note), "replace");
 }
 
+/* {text: id} as an array whose texts `dict` holds; NULL with an exception. */
+static ha_special_token *
+special_tokens_of(PyObject *dict, size_t *n)
+{
+    ha_special_token *tokens = calloc((size_t)PyDict_Size(dict) + 1, sizeof(*tokens));
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    *n = 0;
+    if (tokens == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    while (PyDict_Next(dict, &at, &key, &value)) {
+        ha_text text;
+        const Py_ssize_t id = text_of(key, "special_tokens: a key", -1, &text) ? PyNumber_AsSsize_t(value, PyExc_ValueError) : -1;
+        if (id < 0) {
+            if (!PyErr_Occurred()) {
+                PyErr_Format(PyExc_ValueError, "special_tokens: the id of %R must be >= 0, got %zd", key, id);
+            }
+            free(tokens);
+            return NULL;
+        }
+        tokens[(*n)++] = (ha_special_token){text.data, text.length, (uint64_t)id};
+    }
+    return tokens;
+}
+
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "reference", "cache", NULL};
-    PyObject *path = NULL, *cache = NULL;
+    static char *names[] = {"path", "reference", "pattern", "special_tokens", "cache", NULL};
+    PyObject *path = NULL, *given = NULL, *copy = NULL, *cache = NULL;
     const char *reference = "tokenizers";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$sO&:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, optional_path, &cache)) {
+    ha_open_options options = {0};
+    ha_special_token *tokens = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$szO!O&:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, &options.pattern,
+                                     &PyDict_Type, &given, optional_path, &cache)) {
         return NULL;
     }
-    const int own = strcmp(reference, "sentencepiece") == 0;
-    if (!own && strcmp(reference, "tokenizers") != 0) {
+    options.reference = strcmp(reference, "sentencepiece") == 0 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;
+    if (options.reference == HA_REFERENCE_TOKENIZERS && strcmp(reference, "tokenizers") != 0) {
         Py_DECREF(path);
         Py_XDECREF(cache);
         return PyErr_Format(PyExc_ValueError, "reference must be 'tokenizers' or 'sentencepiece', got '%s'", reference);
     }
-    const char *bytes = PyBytes_AsString(path), *cache_folder = cache != NULL ? PyBytes_AsString(cache) : NULL;
+    if (given != NULL && ((copy = PyDict_Copy(given)) == NULL || (tokens = special_tokens_of(copy, &options.n_special_tokens)) == NULL)) {
+        Py_XDECREF(copy);
+        Py_XDECREF(cache);
+        Py_DECREF(path);
+        return NULL;
+    }
+    options.special_tokens = tokens;
+    const char *bytes = PyBytes_AsString(path);
+    options.cache_folder = cache != NULL ? PyBytes_AsString(cache) : NULL;
     ha_tokenizer *tokenizer = NULL;
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_tokenizer_open(bytes, own ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS, cache_folder, &tokenizer, &err);
+    status = ha_tokenizer_open(bytes, &options, &tokenizer, &err);
     Py_END_ALLOW_THREADS
+    free(tokens);
+    Py_XDECREF(copy);
     Py_DECREF(path);
     Py_XDECREF(cache);
     if (status != HA_OK) {
@@ -526,7 +567,7 @@ tokenizer_dealloc(PyObject *self)
 static PyMethodDef tokenizer_methods[] = {
     {"encode_batch", METHOD(tokenizer_encode_batch), METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("encode_batch(texts, pairs=None, *, add_special_tokens=True, max_length=None, truncation='longest_first',\n"
-               "             truncate_left=False, stride=None, spans=False, n_threads=0, progress=None)\n--\n\n"
+               "             truncate_left=False, stride=None, spans=False, n_threads=0, progress=None, split_special_tokens=False)\n--\n\n"
                "(ids, offsets, type_ids, truncated, texts, spans or None) of a batch; see harmaug.Tokenizer.encode_batch. Ten times a second or less,\n"
                "progress is called with the number of texts done.")},
     {"decode", METHOD(tokenizer_decode), METH_VARARGS | METH_KEYWORDS, PyDoc_STR("decode(ids, skip_special_tokens=True)\n--\n\nText of ids.")},
@@ -556,15 +597,20 @@ static PyGetSetDef tokenizer_getters[] = {
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path, *, reference='tokenizers', cache=None)\n"
+"Tokenizer(path, *, reference='tokenizers', pattern=None, special_tokens={}, cache=None)\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
-"    A folder with tokenizer.json, a sentencepiece model or vocab.txt, or a tokenizer.json, .model, vocab.txt or .gguf file.\n"
+"    A folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json and merges.txt, one of these files, a .gguf, or with a\n"
+"    pattern a .tiktoken.\n"
 "reference : {'tokenizers', 'sentencepiece'}\n"
 "    Whose ids a sentencepiece model gives.\n"
+"pattern : str, optional\n"
+"    How a .tiktoken file's text is cut.\n"
+"special_tokens : dict, optional\n"
+"    Ids of a .tiktoken file's special tokens.\n"
 "cache : str or path-like, optional\n"
 "    A folder where the large tables of a tokenizer.json are kept between runs. Default: nowhere.\n\n"
 "Raises\n"

@@ -148,7 +148,7 @@ is_word(const uint8_t *text, size_t at)
 }
 
 ha_status
-ha_added_tokens_split(const ha_added_tokens *added, int normalized, const uint8_t *text, size_t begin, size_t end,
+ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_special, const uint8_t *text, size_t begin, size_t end,
                       ha_pieces *out, ha_error *err)
 {
     const ha_trie *trie = normalized ? &added->normalized : &added->raw;
@@ -165,6 +165,9 @@ ha_added_tokens_split(const ha_added_tokens *added, int normalized, const uint8_
         const ha_added_token *t = &added->at[index];
         size_t start = i, stop = i + length;
         i = stop;       /* whatever becomes of this match, the next begins after it: its own end, not that of the white space it takes */
+        if (skip_special && t->special) {
+            continue;
+        }
         if (t->single_word && ((start > begin && is_word(text, ha_utf8_back(text, start))) || (stop < end && is_word(text, stop)))) {
             continue;
         }

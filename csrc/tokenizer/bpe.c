@@ -3,7 +3,7 @@
 
 #include "core/hash.h"
 #include "core/utf8.h"
-#include "tokenizer/model.h"
+#include "tokenizer/word_cache.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
 
@@ -12,13 +12,13 @@ ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
     ha_trie_free(&model->chars);
-    ha_trie_free(&model->words);
+    free(model->words);
+    ha_trie_free(&model->long_words);
 }
 
 void
 ha_bpe_scratch_free(ha_bpe_scratch *scratch)
 {
-    free(scratch->cache);
     free(scratch->symbols);
     free(scratch->heap);
     memset(scratch, 0, sizeof(*scratch));
@@ -139,14 +139,21 @@ ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err)
 }
 
 void
-ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
+ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged)
 {
     const uint64_t pair = pair_of(left, right);
     size_t i = slot_of(model, pair);
     while (model->merges[i].rank >= 0 && model->merges[i].pair != pair) {
         i = (i + 1) & (model->n_slots - 1);
     }
-    model->merges[i] = (ha_bpe_merge){pair, (int32_t)model->n_merges++, merged};
+    model->merges[i] = (ha_bpe_merge){pair, rank, merged};
+    model->n_merges++;
+}
+
+void
+ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
+{
+    ha_bpe_add_ranked(model, left, right, (int32_t)model->n_merges, merged);
 }
 
 ha_status
@@ -418,56 +425,71 @@ unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped
     return *cursor;
 }
 
-void
-ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch)
+/* ---- whole words ---- */
+
+/* Keyed: a file can't choose words that collide. */
+static size_t
+word_slot(const ha_bpe *model, ha_word_key key)
 {
-    if (scratch->cache == NULL) {
-        scratch->cache = calloc(HA_BPE_CACHE, sizeof(*scratch->cache));
-    }
+    return (size_t)(ha_word_hash((ha_word_key){key.low ^ model->seed, key.high}) >> 20) & (model->n_word_slots - 1);
 }
 
-/* The slot of a short word, with its key in `word`. */
-static ha_bpe_cached *
-cache_slot(const ha_bpe_scratch *scratch, const uint8_t *text, size_t length, uint64_t word[2])
+ha_status
+ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err)
 {
-    word[0] = word[1] = 0;
-    memcpy(word, text, length);
-    const uint64_t h = (word[0] ^ length) * 0x9E3779B97F4A7C15u ^ (word[1] + 1) * 0xC2B2AE3D27D4EB4Fu;
-    return &scratch->cache[(h ^ h >> 29) * 0xD6E8FEB86659FD93u >> 51];
-}
-
-static int
-from_cache(const ha_bpe_cached *slot, const uint64_t word[2], size_t begin, size_t length, ha_tokens *out)
-{
-    if (slot->length != length || slot->word[0] != word[0] || slot->word[1] != word[1]) {
-        return 0;
-    }
-    size_t at = begin;
-    for (size_t i = 0; i < slot->n; i++) {
-        out->at[out->n++] = (ha_token){slot->ids[i], (uint32_t)at, (uint32_t)(at + slot->lengths[i]), 0};
-        at += slot->lengths[i];
-    }
-    return 1;
-}
-
-static void
-to_cache(ha_bpe_cached *slot, const uint64_t word[2], size_t length, const ha_token *tokens, size_t n)
-{
-    if (n <= HA_BPE_CACHED_TOKENS) {
-        *slot = (ha_bpe_cached){{word[0], word[1]}, (uint8_t)length, (uint8_t)n, {0}, {0}};
-        for (size_t i = 0; i < n; i++) {
-            slot->ids[i] = tokens[i].id;
-            slot->lengths[i] = (uint8_t)(tokens[i].end - tokens[i].begin);
+    size_t n_short = 0, slots = 64;
+    for (size_t i = 0; i < n; i++) {
+        if (words[i].length <= HA_CACHED_BYTES) {
+            const ha_trie_key swap = words[i];
+            words[i] = words[n_short];
+            words[n_short++] = swap;
         }
     }
+    while (slots < n_short * 2) {
+        slots *= 2;
+    }
+    model->words = calloc(slots, sizeof(*model->words));
+    if (model->words == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n);
+    }
+    model->n_word_slots = slots;
+    for (size_t i = 0; i < n_short; i++) {
+        const ha_word_key key = ha_word_key_of((const uint8_t *)words[i].text, words[i].length);
+        size_t at = word_slot(model, key);
+        while (model->words[at].key.high != 0) {
+            at = (at + 1) & (slots - 1);
+        }
+        model->words[at] = (ha_bpe_word){key, words[i].value};
+    }
+    return ha_trie_build(words + n_short, n - n_short, &model->long_words, err);
+}
+
+/* The token of a whole word, or -1. */
+static int32_t
+find_word(const ha_bpe *model, const uint8_t *text, size_t length)
+{
+    int32_t id = -1;
+    if (length > HA_CACHED_BYTES) {
+        return ha_trie_longest(&model->long_words, text, length, &id) == length ? id : -1;
+    }
+    if (model->n_word_slots == 0) {
+        return -1;
+    }
+    const ha_word_key key = ha_word_key_of(text, length);
+    for (size_t at = word_slot(model, key); model->words[at].key.high != 0; at = (at + 1) & (model->n_word_slots - 1)) {
+        if (model->words[at].key.low == key.low && model->words[at].key.high == key.high) {
+            return model->words[at].id;
+        }
+    }
+    return -1;
 }
 
 /* The word itself; room is there. */
 static void
 encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out)
 {
-    int32_t whole = 0;
-    if (model->ignore_merges && ha_trie_longest(&model->words, text + begin, end - begin, &whole) == end - begin) {
+    const int32_t whole = model->ignore_merges ? find_word(model, text + begin, end - begin) : -1;
+    if (whole >= 0) {
         out->at[out->n++] = (ha_token){whole, (uint32_t)begin, (uint32_t)end, 0};
         return;
     }
@@ -489,26 +511,28 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
 }
 
 ha_status
-ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
+ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_bpe_scratch *scratch,
+              ha_tokens *out, ha_error *err)
 {
-    const size_t length = end - begin;
-    ha_status status = ha_tokens_reserve(out, length + 1, err);
+    const size_t length = end - begin, first = out->n;
+    ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
+    ha_word_entry *slot = NULL;
+    ha_word_key key = {0, 0};
+    if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && (model->all_bytes || model->characters)) {
+        key = ha_word_key_of(text + begin, length);
+        slot = ha_cache_slot(cache, key);
+        if (ha_cache_get(slot, key, begin, out)) {
+            return HA_OK;
+        }
+    }
     if (status == HA_OK) {
         status = make_room(scratch, length + 1, err);
     }
-    if (status != HA_OK) {
-        return status;
-    }
-    if (scratch->cache == NULL || length > HA_BPE_CACHED_BYTES || (!model->all_bytes && !model->characters)) {
+    if (status == HA_OK) {
         encode_word(model, text, begin, end, scratch, out);
-        return HA_OK;
+        if (slot != NULL) {
+            ha_cache_put(slot, key, out->at + first, out->n - first);
+        }
     }
-    uint64_t word[2];
-    const size_t first = out->n;
-    ha_bpe_cached *slot = cache_slot(scratch, text + begin, length, word);
-    if (!from_cache(slot, word, begin, length, out)) {
-        encode_word(model, text, begin, end, scratch, out);
-        to_cache(slot, word, length, out->at + first, out->n - first);
-    }
-    return HA_OK;
+    return status;
 }

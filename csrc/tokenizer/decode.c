@@ -346,6 +346,13 @@ token_bytes(const ha_token_decoder *decoder, const char *text, size_t length, ha
     return status;
 }
 
+/* Byte-level decoding writes this token as it is, whatever bytes its characters stand for. */
+static int
+is_text(const ha_tokenizer *tok, int32_t id)
+{
+    return tok->added_are_text && ha_added_tokens_of_id(&tok->added, id) != NULL;
+}
+
 ha_status
 ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err)
 {
@@ -361,7 +368,8 @@ ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err)
             length = 0;         /* stands for no text */
         }
         if (length > 0) {
-            status = token_bytes(&tok->decoder, text, length, &now, &next, err);
+            static const ha_token_decoder none = {.n = 0};
+            status = token_bytes(is_text(tok, (int32_t)id) ? &none : &tok->decoder, text, length, &now, &next, err);
             status = status == HA_OK ? ha_text_buf_reserve(&all, now.length, err) : status;
         }
         if (status == HA_OK && length > 0 && now.length > 0) {
@@ -390,6 +398,19 @@ decode_own(const ha_tokenizer *tok, const int32_t *ids, size_t n, ha_text_buf *o
     return ha_sentencepiece_decode(&tok->sentencepiece, ids, n, out, err);
 }
 
+/* What byte-level decoding makes `text` of. */
+static ha_status
+append_mapped(token_list *out, const char *text, size_t length, ha_error *err)
+{
+    ha_status status = HA_OK;
+    for (size_t i = 0; i < length && status == HA_OK; i++) {
+        uint8_t c[4];
+        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)text[i]), c);
+        status = append(out, (const char *)c, size, err);
+    }
+    return status;
+}
+
 /* The tokens of the ids. */
 static ha_status
 gather(const ha_tokenizer *tok, const int32_t *ids, size_t n, int skip_special_tokens, token_list *out, ha_error *err)
@@ -409,7 +430,7 @@ gather(const ha_tokenizer *tok, const int32_t *ids, size_t n, int skip_special_t
         if (tok->decoder.n == 0 && out->n > 0) {
             status = append(out, " ", 1, err);
         }
-        status = status == HA_OK ? append(out, text, length, err) : status;
+        status = status != HA_OK ? status : is_text(tok, ids[i]) ? append_mapped(out, text, length, err) : append(out, text, length, err);
         status = status == HA_OK ? finish(out, err) : status;
     }
     return status;

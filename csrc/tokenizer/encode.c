@@ -5,10 +5,11 @@
 #include "core/parallel.h"
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
+#include "tokenizer/word_cache.h"
 
 #define MAX_WINDOWS ((size_t)1 << 32)
 
-enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, CACHE_BYTES = 1 << 13 };      /* a cache pays from that much text on */
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64 };
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
 typedef struct margins { uint32_t lead, trail; } margins;
@@ -20,8 +21,10 @@ typedef struct side {
     size_t cap_margins;
 } side;
 
-/* Everything one thread needs; reused from row to row. */
+/* Everything one thread needs; reused from row to row and, waiting in its tokenizer's pool, from batch to batch. */
 typedef struct worker {
+    struct worker *next;
+    ha_word_entry *cache;      /* NULL: there is no memory for one */
     ha_norm_scratch norm;
     ha_bpe_scratch bpe;
     ha_unigram_scratch unigram;
@@ -47,9 +50,16 @@ typedef struct block {
     ha_error err;
 } block;
 
+struct ha_worker_pool {
+    atomic_flag busy;           /* never waited for: who finds it taken does without the pool, in a forked child for ever */
+    size_t n;
+    worker *first;
+};
+
 static void
 worker_free(worker *w)
 {
+    free(w->cache);
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
     ha_unigram_scratch_free(&w->unigram);
@@ -66,15 +76,82 @@ worker_free(worker *w)
     free(w->code_points);
 }
 
+/* NULL when there is no memory. */
+static worker *
+worker_take(const ha_tokenizer *tok)
+{
+    ha_worker_pool *pool = tok->pool;
+    worker *w = NULL;
+    if (!atomic_flag_test_and_set(&pool->busy)) {
+        w = pool->first;
+        if (w != NULL) {
+            pool->first = w->next;
+            pool->n--;
+        }
+        atomic_flag_clear(&pool->busy);
+    }
+    if (w == NULL && (w = calloc(1, sizeof(*w))) != NULL) {
+        w->cache = calloc((size_t)1 << HA_CACHE_BITS, sizeof(*w->cache));
+    }
+    return w;
+}
+
+/* Back to the pool, unless it has grown large over a long text or enough are there. */
+static void
+worker_give(const ha_tokenizer *tok, worker *w)
+{
+    ha_worker_pool *pool = tok->pool;
+    if (w == NULL) {
+        return;
+    }
+    const int small = w->text.capacity + w->spare_text.capacity + w->norm.a.capacity + w->norm.b.capacity + w->pieces.capacity + w->spare.capacity
+                      + w->a.tokens.capacity + w->b.tokens.capacity + w->bpe.cap_symbols + w->cap_code_points < MAX_KEPT;
+    if (small && !atomic_flag_test_and_set(&pool->busy)) {
+        if (pool->n < MAX_WORKERS) {
+            w->next = pool->first;
+            pool->first = w;
+            pool->n++;
+            w = NULL;
+        }
+        atomic_flag_clear(&pool->busy);
+    }
+    if (w != NULL) {
+        worker_free(w);
+        free(w);
+    }
+}
+
+ha_worker_pool *
+ha_worker_pool_new(void)
+{
+    ha_worker_pool *pool = calloc(1, sizeof(*pool));
+    if (pool != NULL) {
+        atomic_flag_clear(&pool->busy);
+    }
+    return pool;
+}
+
+void
+ha_worker_pool_free(ha_worker_pool *pool)
+{
+    while (pool != NULL && pool->first != NULL) {
+        worker *next = pool->first->next;
+        worker_free(pool->first);
+        free(pool->first);
+        pool->first = next;
+    }
+    free(pool);
+}
+
 /* Added tokens, normalizer and pre-tokenizer: fills w->text and w->pieces. */
 static ha_status
-cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error *err)
+cut_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, ha_error *err)
 {
     const uint8_t *original = (const uint8_t *)text.data;
     w->raw.n = w->pieces.n = 0;
     w->text.length = 0;
-    w->text.aligned = aligned || tok->pre.needs_origin;
-    ha_status status = ha_added_tokens_split(&tok->added, 0, original, 0, text.length, &w->raw, err);
+    w->text.aligned = options->spans || tok->pre.needs_origin;
+    ha_status status = ha_added_tokens_split(&tok->added, 0, options->split_special_tokens, original, 0, text.length, &w->raw, err);
     for (size_t p = 0; p < w->raw.n && status == HA_OK; p++) {
         const ha_piece piece = w->raw.at[p];
         const size_t begin = w->text.length;
@@ -87,7 +164,7 @@ cut_text(const ha_tokenizer *tok, ha_text text, int aligned, worker *w, ha_error
         }
         status = ha_normalize(&tok->normalizer, original, piece.begin, piece.end, &w->norm, &w->text, err);
         if (status == HA_OK) {
-            status = ha_added_tokens_split(&tok->added, 1, w->text.text, begin, w->text.length, &w->pieces, err);
+            status = ha_added_tokens_split(&tok->added, 1, options->split_special_tokens, w->text.text, begin, w->text.length, &w->pieces, err);
         }
     }
     if (status == HA_OK) {
@@ -109,11 +186,11 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
                 out->at[out->n++] = (ha_token){piece.added_id, piece.begin, piece.end, 1};
             }
         } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
-            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, out, err);
+            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, w->cache, out, err);
         } else if (tok->model_kind == HA_MODEL_UNIGRAM) {
             status = ha_unigram_encode(&tok->unigram, w->text.text, piece.begin, piece.end, &w->unigram, out, err);
         } else {
-            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, &w->bpe, out, err);
+            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, w->cache, &w->bpe, out, err);
         }
     }
     return status;
@@ -226,27 +303,28 @@ encode_sentencepiece(const ha_tokenizer *tok, ha_text text, int spans, worker *w
 }
 
 static ha_status
-encode_text(const ha_tokenizer *tok, ha_text text, int spans, worker *w, side *out, ha_error *err)
+encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, side *out, ha_error *err)
 {
     out->tokens.n = 0;
     ha_status status = check_text(text, err);
     if (status == HA_OK && tok->model_kind == HA_MODEL_SENTENCEPIECE) {
-        return encode_sentencepiece(tok, text, spans, w, out, err);
+        return encode_sentencepiece(tok, text, options->spans, w, out, err);
     }
-    if (status == HA_OK && text.length > 0 && !spans && tok->words.on) {
+    if (status == HA_OK && text.length > 0 && !options->spans && tok->words.on) {
         int done;
-        status = ha_unigram_encode_text(tok, (const uint8_t *)text.data, text.length, &w->norm, &w->unigram, &w->raw, &out->tokens, &done, err);
+        status = ha_unigram_encode_text(tok, (const uint8_t *)text.data, text.length, options->split_special_tokens, &w->norm, &w->unigram, &w->raw,
+                                        &out->tokens, &done, err);
         if (status != HA_OK || done) {
             return status;
         }
     }
     if (status == HA_OK && text.length > 0) {
-        status = cut_text(tok, text, spans, w, err);
+        status = cut_text(tok, text, options, w, err);
     }
     if (status == HA_OK && text.length > 0) {
         status = run_model(tok, w, &out->tokens, err);
     }
-    if (status == HA_OK && spans && out->tokens.n > 0) {
+    if (status == HA_OK && options->spans && out->tokens.n > 0) {
         status = finish_spans(tok, text, w, out, err);
     }
     return status;
@@ -416,9 +494,9 @@ encode_row(const ha_tokenizer *tok, size_t text_index, ha_text text, ha_text pai
     const int has_pair = pair.data != NULL;
     ha_kept kept;
     windows of[2] = {{0}, {0}};
-    ha_status status = encode_text(tok, text, options->spans, w, &w->a, err);
+    ha_status status = encode_text(tok, text, options, w, &w->a, err);
     if (status == HA_OK && has_pair) {
-        status = encode_text(tok, pair, options->spans, w, &w->b, err);
+        status = encode_text(tok, pair, options, w, &w->b, err);
     }
     const size_t n_a = w->a.tokens.n, n_b = has_pair ? w->b.tokens.n : 0;
     if (status == HA_OK) {
@@ -457,6 +535,9 @@ encode_row(const ha_tokenizer *tok, size_t text_index, ha_text text, ha_text pai
 static void
 encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options, worker *w, block *b)
 {
+    if (w == NULL) {
+        b->status = ha_fail(&b->err, HA_ERR_NOMEM, "out of memory");
+    }
     for (size_t i = b->first_text; i < b->first_text + b->n_texts && b->status == HA_OK; i++) {
         const ha_text pair = pairs != NULL ? pairs[i] : (ha_text){NULL, 0};
         ha_error cause;
@@ -527,7 +608,7 @@ gather(const block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_err
 
 /* All blocks, on as many threads as pay. The calling thread reports to options->tick; 1 when that said to stop. */
 static int
-encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, size_t n, const ha_encode_options *options,
+encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
               block *blocks, size_t n_blocks)
 {
     const int n_threads = ha_threads_for(n_blocks, 1, options->n_threads);
@@ -538,28 +619,20 @@ encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pair
 #pragma omp parallel num_threads(ha_team(n_threads))
 #endif
     {
-        worker w;
-        memset(&w, 0, sizeof(w));
-        if (n_blocks > 1 || (n > 0 && (n > 64 || texts[0].length > CACHE_BYTES))) {
-            if (tok->model_kind == HA_MODEL_BPE) {
-                ha_bpe_scratch_use_cache(&w.bpe);
-            } else if (tok->words.on) {
-                ha_unigram_scratch_use_cache(&w.unigram);
-            }
-        }
+        worker *w = worker_take(tok);
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
 #endif
         for (size_t k = 0; k < n_blocks; k++) {
             if (!stop) {
-                encode_block(tok, texts, pairs, options, &w, &blocks[k]);
+                encode_block(tok, texts, pairs, options, w, &blocks[k]);
                 done += blocks[k].n_texts;
                 if (options->tick != NULL && ha_thread_index() == 0 && options->tick(options->tick_arg, done)) {
                     stop = 1;
                 }
             }
         }
-        worker_free(&w);
+        worker_give(tok, w);
     }
     return stop;
 }
@@ -574,7 +647,7 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu texts", n);
     }
     plan(texts, pairs, n, blocks);
-    ha_status status = encode_blocks(tok, texts, pairs, n, options, blocks, n_blocks) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
+    ha_status status = encode_blocks(tok, texts, pairs, options, blocks, n_blocks) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
     for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
         if (blocks[k].status != HA_OK) {
             status = ha_fail(err, blocks[k].status, "%s", blocks[k].err.message);

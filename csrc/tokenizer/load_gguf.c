@@ -13,14 +13,26 @@ enum { TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4 };
 static ha_status
 read_pre(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
 {
+    /* llama.cpp's names (llama-vocab.cpp) with the pipelines of the models that they come from. A name whose model has more than GGUF can hold (the [MASK] of
+     * RoBERTa and ModernBERT), or a normalizer that is not known for sure, is left out though the expression be one of ours. */
     static const struct { const char *name; ha_pre_kind steps[2]; int n, nfc, ignore_merges, add_bos; } known[] = {
         {"gpt-2", {HA_PRE_GPT2}, 1, 0, 0, 0},
         {"gpt2", {HA_PRE_GPT2}, 1, 0, 0, 0},
+        {"phi-2", {HA_PRE_GPT2}, 1, 0, 0, 0},
+        {"olmo", {HA_PRE_GPT2}, 1, 1, 0, 0},
+        {"mpt", {HA_PRE_GPT2}, 1, 1, 0, 0},
         {"smollm", {HA_PRE_DIGITS_INDIVIDUAL, HA_PRE_GPT2}, 2, 0, 0, 0},
+        {"starcoder", {HA_PRE_DIGITS_INDIVIDUAL, HA_PRE_GPT2}, 2, 0, 0, 0},
+        {"refact", {HA_PRE_DIGITS_INDIVIDUAL, HA_PRE_GPT2}, 2, 0, 0, 0},
+        {"command-r", {HA_PRE_DIGITS_INDIVIDUAL, HA_PRE_GPT2}, 2, 1, 0, 0},
         {"llama-bpe", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
         {"llama3", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
         {"llama-v3", {HA_PRE_LLAMA3}, 1, 0, 1, 1},
+        {"dbrx", {HA_PRE_LLAMA3}, 1, 0, 0, 0},
         {"qwen2", {HA_PRE_QWEN2}, 1, 1, 0, 0},
+        {"gpt-4o", {HA_PRE_O200K}, 1, 0, 0, 0},
+        {"llama4", {HA_PRE_O200K}, 1, 0, 0, 0},
+        {"tekken", {HA_PRE_TEKKEN}, 1, 0, 1, 1},
     };
     const char *name;
     size_t length;

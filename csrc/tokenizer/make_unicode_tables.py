@@ -23,7 +23,7 @@ from tokenizers import pre_tokenizers as P
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 ALL = "".join(map(chr, CODE_POINTS))
 BLOCK = 256
-FLAGS = ["L", "N", "S", "WHITE_SPACE", "NUMERIC", "PUNCT", "CONTROL", "MN", "CJK", "WORD", "SECOND", "NFD_NO", "NFC_NO", "MARK"]
+FLAGS = ["L", "N", "S", "WHITE_SPACE", "NUMERIC", "PUNCT", "CONTROL", "MN", "CJK", "WORD", "SECOND", "NFD_NO", "NFC_NO", "MARK", "UPPER", "LOWER"]
 GRAPHEME = ["CONTROL", "JOIN", "EXTEND", "PREPEND", "PICT", "CONSONANT", "LINKER", "INCB_EXTEND", "BEFORE_L", "BEFORE_V", "BEFORE_T", "AFTER_L", "AFTER_V", "AFTER_T"]
 HANGUL = range(0xAC00, 0xAC00 + 11172)
 
@@ -211,7 +211,8 @@ def array(kind: str, name: str, values: list[int], per_line: int = 32) -> str:
 def generate() -> str:
     space = white_space()
     sets = {"L": matched(r"\p{L}"), "N": matched(r"\p{N}"), "S": matched(r"\s"), "WHITE_SPACE": space,
-            "NUMERIC": numeric(), "PUNCT": punctuation(space), "WORD": word_and_check_space(space)}
+            "NUMERIC": numeric(), "PUNCT": punctuation(space), "WORD": word_and_check_space(space),
+            "UPPER": matched(r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"), "LOWER": matched(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]")}
     clean, cjk, strip, nfd = bert(clean_text=True), bert(handle_chinese_chars=True), bert(strip_accents=True), N.NFD()
     sets["CONTROL"] = {c for c in CODE_POINTS if clean.normalize_str(chr(c)) == ""}
     assert {c for c in CODE_POINTS if clean.normalize_str(chr(c)) == " "} == space - sets["CONTROL"]

@@ -6,6 +6,8 @@
 
 #include "tokenizer/trie.h"
 
+struct ha_word_entry;
+
 /* Tokens by text and by id. */
 typedef struct ha_vocab_token { uint32_t at, length; int32_t id; } ha_vocab_token;      /* its text: ha_vocab.text + at */
 typedef struct ha_vocab_slot { uint32_t hash, token; } ha_vocab_slot;                   /* token: index into `tokens` plus 1; 0: a free slot */
@@ -69,7 +71,8 @@ typedef struct ha_wordpiece {
 /* Tries over the vocabulary. HA_ERR_FORMAT when unk_id is none. */
 ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t prefix_length, ha_wordpiece *model, ha_error *err);
 void ha_wordpiece_free(ha_wordpiece *model);
-ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err);
+ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache,
+                              ha_tokens *out, ha_error *err);
 
 typedef struct ha_merge { int32_t left, right, merged; } ha_merge;
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
@@ -86,23 +89,15 @@ typedef struct ha_bpe {
     int32_t unk_id;             /* -1: a byte or character without a token is dropped */
     int fuse_unk;
     int ignore_merges;          /* a whole word that is a token is that token */
-    ha_trie words;              /* with ignore_merges: every token, as the text has it */
+    struct ha_bpe_word *words;  /* with ignore_merges: every token, as the text has it, the short ones in a hash table (n_word_slots, a power of two or 0) */
+    size_t n_word_slots;
+    ha_trie long_words;         /* and the others */
 } ha_bpe;
 
 typedef struct ha_bpe_symbol { int32_t id; int32_t prev, next; uint32_t length; } ha_bpe_symbol;
 typedef struct ha_bpe_entry { int32_t rank; uint32_t at; int32_t id; } ha_bpe_entry;
 
-/* A short word and what it came to. */
-enum { HA_BPE_CACHED_BYTES = 16, HA_BPE_CACHED_TOKENS = 6, HA_BPE_CACHE = 1 << 13 };
-typedef struct ha_bpe_cached {
-    uint64_t word[2];           /* its bytes, zero-padded */
-    uint8_t length, n;          /* length 0: a free slot */
-    uint8_t lengths[HA_BPE_CACHED_TOKENS];
-    int32_t ids[HA_BPE_CACHED_TOKENS];
-} ha_bpe_cached;
-
 typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
-    ha_bpe_cached *cache;       /* (HA_BPE_CACHE,) direct-mapped; NULL: none, which a short text does without */
     ha_bpe_symbol *symbols;
     size_t cap_symbols;
     ha_bpe_entry *heap;
@@ -114,12 +109,12 @@ void ha_bpe_heap_push(ha_bpe_entry *heap, size_t *n, ha_bpe_entry entry);
 ha_bpe_entry ha_bpe_heap_pop(ha_bpe_entry *heap, size_t *n);
 
 void ha_bpe_scratch_free(ha_bpe_scratch *scratch);
-/* Asks for a cache; without the memory for it there is none. */
-void ha_bpe_scratch_use_cache(ha_bpe_scratch *scratch);
 
 /* Room for n merges, then n times ha_bpe_add_merge in order of rank. Equal pairs keep the later rank, as in the reference. */
 ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
+/* The same with a rank of the caller's, which several pairs may share. */
+void ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged);
 /* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. The merged token is looked for
  * at id `guess` first (-1: no guess): files have them in order. */
 ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err);
@@ -129,7 +124,11 @@ ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, 
 void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
 ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err);
 void ha_bpe_free(ha_bpe *model);
-ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);
+/* With ignore_merges: the tokens of whole words, which it sorts in place. Once. */
+ha_status ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err);
+/* `cache` (see word_cache.h) may be NULL. */
+ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache, ha_bpe_scratch *scratch,
+                        ha_tokens *out, ha_error *err);
 
 typedef struct ha_unigram {
     ha_trie trie;               /* every token, byte tokens and special ones too, as in the reference */

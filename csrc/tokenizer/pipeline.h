@@ -44,8 +44,8 @@ ha_added_token_written(const ha_added_tokens *added, const ha_added_token *t, si
     return (t->normalized ? added->normal : added->text) + t->written_at;
 }
 
-/* Cuts bytes [begin, end) of a text at the added tokens of one of the two tries. */
-ha_status ha_added_tokens_split(const ha_added_tokens *added, int normalized, const uint8_t *text, size_t begin, size_t end,
+/* Cuts bytes [begin, end) of a text at the added tokens of one of the two tries; with skip_special the special ones are text like any other. */
+ha_status ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_special, const uint8_t *text, size_t begin, size_t end,
                                 ha_pieces *out, ha_error *err);
 
 /* ---- post-processor: truncation, template, positions ---- */
@@ -127,6 +127,12 @@ typedef struct ha_word_plan {
     uint64_t joins[128][2];             /* bit b of row a: some token of the vocabulary holds the bytes a b */
 } ha_word_plan;
 
+/* What encoding keeps from batch to batch: the only part of a tokenizer that changes. */
+typedef struct ha_worker_pool ha_worker_pool;
+
+ha_worker_pool *ha_worker_pool_new(void);               /* NULL: no memory */
+void ha_worker_pool_free(ha_worker_pool *pool);
+
 struct ha_tokenizer {
     ha_vocab vocab;                 /* of the model and of the added tokens */
     ha_added_tokens added;
@@ -141,7 +147,9 @@ struct ha_tokenizer {
     ha_word_plan words;
     ha_post_processor post;
     ha_token_decoder decoder;
+    int added_are_text;             /* byte-level decoding writes added tokens as they are, even where their characters stand for bytes */
     int32_t pad_id;                 /* -1: the file says none */
+    ha_worker_pool *pool;
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
     struct ha_tables *tables;       /* NULL, or what the large tables were read into and borrow from (tables.h): no token can be added */
@@ -156,6 +164,8 @@ void ha_tokenizer_clear(ha_tokenizer *tok);
 /* Loaders: fill a zeroed tokenizer, which the caller frees on failure. Messages start with the path. */
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_vocab_txt(ha_tokenizer *tok, const char *path, ha_error *err);
+ha_status ha_tokenizer_load_vocab_json(ha_tokenizer *tok, const char *path, ha_error *err);      /* ".../vocab.json", with merges.txt beside it */
+ha_status ha_tokenizer_load_tiktoken(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err);
 ha_status ha_tokenizer_load_gguf(ha_tokenizer *tok, const char *path, ha_error *err);
 ha_status ha_tokenizer_load_spm(ha_tokenizer *tok, const char *path, ha_error *err);         /* as transformers converts it */
 ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_error *err);     /* as sentencepiece reads it */
@@ -166,8 +176,8 @@ ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
 /* Sets tok->words; once all parts are there. */
 void ha_unigram_plan(ha_tokenizer *tok);
 /* The tokens of a text, without their places; *done 0: the text is one for the general path. `pieces` is scratch. */
-ha_status ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, ha_norm_scratch *norm, ha_unigram_scratch *scratch, ha_pieces *pieces,
-                                 ha_tokens *out, int *done, ha_error *err);
+ha_status ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, int skip_special, ha_norm_scratch *norm,
+                                 ha_unigram_scratch *scratch, ha_pieces *pieces, ha_tokens *out, int *done, ha_error *err);
 
 /* What all loaders end with: tries of added tokens, raw bytes, the model's derived tables. */
 ha_status ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err);

@@ -13,16 +13,28 @@ ha_pieces_free(ha_pieces *pieces)
 }
 
 ha_status
-ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err)
+ha_pieces_reserve(ha_pieces *pieces, size_t extra, ha_error *err)
 {
-    if (pieces->n == pieces->capacity) {
-        const size_t capacity = pieces->capacity * 2 + 64;
+    if (pieces->capacity - pieces->n < extra) {
+        const size_t capacity = (pieces->n + extra) * 2;
         ha_piece *at = realloc(pieces->at, capacity * sizeof(*at));
         if (at == NULL) {
             return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu pieces of text", capacity);
         }
         pieces->at = at;
         pieces->capacity = capacity;
+    }
+    return HA_OK;
+}
+
+ha_status
+ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err)
+{
+    if (pieces->n == pieces->capacity) {
+        const ha_status status = ha_pieces_reserve(pieces, 32, err);
+        if (status != HA_OK) {
+            return status;
+        }
     }
     pieces->at[pieces->n++] = (ha_piece){(uint32_t)begin, (uint32_t)end, added_id};
     return HA_OK;
@@ -45,146 +57,7 @@ ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err)
     return ha_pre_tokenizer_add_step(pre, (ha_pre_step){.kind = kind}, err);
 }
 
-int
-ha_pre_pattern(const char *pattern, size_t length, ha_pre_kind *out)
-{
-    static const struct { const char *pattern; ha_pre_kind kind; } known[] = {
-        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+", HA_PRE_GPT2},
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", HA_PRE_LLAMA3},
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", HA_PRE_QWEN2},
-    };
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (strlen(known[i].pattern) == length && memcmp(known[i].pattern, pattern, length) == 0) {
-            *out = known[i].kind;
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* ---- the regular expressions: each function returns where the match at s[i] ends; every position has one ---- */
-
-enum { LETTER = HA_UC_L, NUMBER = HA_UC_N, SPACE = HA_UC_S };
-
-/* Which of \p{L}, \p{N}, \s the character at s[i] is, or 0; its length in *size. */
-static unsigned
-kind_at(const uint8_t *s, size_t i, size_t *size)
-{
-    return ha_uc_flags(ha_utf8_decode(s + i, size)) & (LETTER | NUMBER | SPACE);
-}
-
-static size_t
-run_of(const uint8_t *s, size_t i, size_t n, unsigned kind)
-{
-    size_t size;
-    while (i < n && kind_at(s, i, &size) == kind) {
-        i += size;
-    }
-    return i;
-}
-
-/* 's 't 'm 'd 're 've 'll at s[i]: the length, or 0. With any_case also U+017F, which the engine folds to s. */
-static size_t
-contraction(const uint8_t *s, size_t i, size_t n, int any_case)
-{
-    if (s[i] != '\'' || i + 1 >= n) {
-        return 0;
-    }
-    if (any_case && i + 2 < n && s[i + 1] == 0xC5 && s[i + 2] == 0xBF) {
-        return 3;
-    }
-    const uint8_t fold = any_case ? 0x20 : 0;
-    const uint8_t a = s[i + 1] | (s[i + 1] >= 'A' && s[i + 1] <= 'Z' ? fold : 0);
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') {
-        return 2;
-    }
-    if (i + 2 >= n) {
-        return 0;
-    }
-    const uint8_t b = s[i + 2] | (s[i + 2] >= 'A' && s[i + 2] <= 'Z' ? fold : 0);
-    return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
-}
-
-/* \s+(?!\S)|\s+ : all white space but the last character of it where something follows. */
-static size_t
-spaces(const uint8_t *s, size_t i, size_t n)
-{
-    const size_t end = run_of(s, i, n, SPACE);
-    if (end == n) {
-        return end;
-    }
-    const size_t last = ha_utf8_back(s, end);
-    return last > i ? last : end;
-}
-
-static size_t
-match_gpt2(const uint8_t *s, size_t i, size_t n)
-{
-    size_t size, next_size;
-    const size_t short_form = contraction(s, i, n, 0);
-    if (short_form > 0) {
-        return i + short_form;
-    }
-    const unsigned kind = kind_at(s, i, &size);
-    if (s[i] == ' ' && i + 1 < n) {
-        const unsigned next = kind_at(s, i + 1, &next_size);
-        if (next != SPACE) {
-            return run_of(s, i + 1, n, next);
-        }
-    }
-    return kind == SPACE ? spaces(s, i, n) : run_of(s, i, n, kind);
-}
-
-/* Llama-3's expression, and Qwen2's, which differs in max_digits (3, 1). */
-static size_t
-match_llama3(const uint8_t *s, size_t i, size_t n, int max_digits)
-{
-    size_t size, next_size;
-    const size_t short_form = contraction(s, i, n, 1);
-    if (short_form > 0) {
-        return i + short_form;
-    }
-    const unsigned kind = kind_at(s, i, &size);
-    const int newline = s[i] == '\r' || s[i] == '\n';
-    if (kind == LETTER || (kind != NUMBER && !newline && i + size < n && kind_at(s, i + size, &next_size) == LETTER)) {
-        return run_of(s, i + size, n, LETTER);
-    }
-    if (kind == NUMBER) {
-        size_t end = i + size;
-        for (int k = 1; k < max_digits && end < n && kind_at(s, end, &size) == NUMBER; k++) {
-            end += size;
-        }
-        return end;
-    }
-    const size_t other = s[i] == ' ' ? i + 1 : i;
-    if (other < n && kind_at(s, other, &size) == 0) {
-        size_t end = run_of(s, other, n, 0);
-        while (end < n && (s[end] == '\r' || s[end] == '\n')) {
-            end++;
-        }
-        return end;
-    }
-    for (size_t end = run_of(s, i, n, SPACE); end > i; end--) {
-        if (s[end - 1] == '\r' || s[end - 1] == '\n') {
-            return end;         /* \s*[\r\n]+ */
-        }
-    }
-    return spaces(s, i, n);
-}
-
 /* ---- steps ---- */
-
-static ha_status
-cut_matches(ha_pre_kind kind, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
-{
-    ha_status status = HA_OK;
-    for (size_t i = begin; i < end && status == HA_OK;) {
-        const size_t next = kind == HA_PRE_GPT2 ? match_gpt2(s, i, end) : match_llama3(s, i, end, kind == HA_PRE_LLAMA3 ? 3 : 1);
-        status = ha_pieces_push(out, i, next, -1, err);
-        i = next;
-    }
-    return status;
-}
 
 static ha_status
 cut_bert(const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
@@ -192,7 +65,7 @@ cut_bert(const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *e
     ha_status status = HA_OK;
     size_t word = begin, size;
     for (size_t i = begin; i < end && status == HA_OK; i += size) {
-        const unsigned flags = ha_uc_flags(ha_utf8_decode(s + i, &size));
+        const unsigned flags = ha_uc_flags_at(s + i, &size);
         if ((flags & (HA_UC_WHITE_SPACE | HA_UC_PUNCT)) == 0) {
             continue;
         }
@@ -385,7 +258,7 @@ cut_piece(const ha_pre_step *step, const uint8_t *s, ha_piece piece, ha_pieces *
     case HA_PRE_WORDS: return cut_runs(s, piece.begin, piece.end, 1, out, err);
     case HA_PRE_PUNCTUATION:
     case HA_PRE_SPACES: return cut_delimiters(s, piece.begin, piece.end, step->kind == HA_PRE_SPACES, step->behavior, out, err);
-    default: return cut_matches(step->kind, s, piece.begin, piece.end, out, err);
+    default: return ha_pre_cut_pattern(step->kind, s, piece.begin, piece.end, out, err);
     }
 }
 

@@ -16,6 +16,7 @@ typedef struct ha_pieces {      /* zeroed by the owner; reused */
 } ha_pieces;
 
 void ha_pieces_free(ha_pieces *pieces);
+ha_status ha_pieces_reserve(ha_pieces *pieces, size_t extra, ha_error *err);
 ha_status ha_pieces_push(ha_pieces *pieces, size_t begin, size_t end, int32_t added_id, ha_error *err);
 
 typedef enum ha_pre_kind {
@@ -30,7 +31,10 @@ typedef enum ha_pre_kind {
     HA_PRE_PREFIX_SPACE,            /* ByteLevel add_prefix_space: a space before each piece that has none */
     HA_PRE_GPT2,                    /* the regular expressions of these models, every match a piece */
     HA_PRE_LLAMA3,
-    HA_PRE_QWEN2
+    HA_PRE_QWEN2,
+    HA_PRE_CL100K,                  /* as HA_PRE_LLAMA3, but white space that ends the text is one piece, line ends or not */
+    HA_PRE_O200K,
+    HA_PRE_TEKKEN
 } ha_pre_kind;
 
 /* What becomes of a delimiter. */
@@ -74,8 +78,14 @@ typedef struct ha_pre_tokenizer {
 ha_status ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err);
 ha_status ha_pre_tokenizer_add_step(ha_pre_tokenizer *pre, ha_pre_step step, ha_error *err);
 
-/* The step whose regular expression is `pattern` as HF and llama.cpp files write it; 1 when there is one. */
+/* The step whose regular expression is `pattern` as HF files write it (Oniguruma's syntax); 1 when there is one. */
 int ha_pre_pattern(const char *pattern, size_t length, ha_pre_kind *out);
+/* The step of a pattern of the tiktoken library (Rust's syntax), by expression or by name: gpt2, r50k_base, p50k_base, cl100k, cl100k_base, o200k,
+ * o200k_base, o200k_harmony, llama3, qwen2, tekken; 1 when there is one. */
+int ha_pre_pattern_tiktoken(const char *pattern, size_t length, ha_pre_kind *out);
+
+/* Cuts bytes [begin, end) of s into the matches of the step's expression, which has one at every position. */
+ha_status ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err);
 
 /* Cuts *pieces of *text in place. `spare_text` and `spare` are scratch: contents are swapped with them. */
 ha_status ha_pre_tokenize(const ha_pre_tokenizer *pre, ha_text_buf *text, ha_pieces *pieces,

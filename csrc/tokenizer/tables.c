@@ -1,5 +1,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "tokenizer/tables.h"
+#include "tokenizer/word_cache.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,12 +21,12 @@
 enum { MAX_SINKS = 4, MAX_IDS = INT32_MAX / 4 };
 
 typedef enum section {
-    VOCAB_TOKENS, VOCAB_BY_ID, VOCAB_TEXT, VOCAB_SLOTS, BPE_MERGES, BPE_WORDS, UNIGRAM_TRIE, UNIGRAM_SCORES, WORDPIECE_FIRST, WORDPIECE_REST, RAW, RAW_AT, N_SECTIONS
+    VOCAB_TOKENS, VOCAB_BY_ID, VOCAB_TEXT, VOCAB_SLOTS, BPE_MERGES, BPE_WORDS, BPE_LONG_WORDS, UNIGRAM_TRIE, UNIGRAM_SCORES, WORDPIECE_FIRST, WORDPIECE_REST, RAW, RAW_AT, N_SECTIONS
 } section;
 
 static const size_t element_size[N_SECTIONS] = {
-    sizeof(ha_vocab_token), sizeof(int32_t), 1, sizeof(ha_vocab_slot), sizeof(ha_bpe_merge), sizeof(ha_trie_unit), sizeof(ha_trie_unit), sizeof(double),
-    sizeof(ha_trie_unit), sizeof(ha_trie_unit), 1, sizeof(size_t),
+    sizeof(ha_vocab_token), sizeof(int32_t), 1, sizeof(ha_vocab_slot), sizeof(ha_bpe_merge), sizeof(ha_bpe_word), sizeof(ha_trie_unit), sizeof(ha_trie_unit),
+    sizeof(double), sizeof(ha_trie_unit), sizeof(ha_trie_unit), 1, sizeof(size_t),
 };
 
 /* How the file begins; the sections follow one after the other, each padded to 8 bytes. */
@@ -172,7 +173,15 @@ check_bpe(const ha_bpe *bpe, size_t n_ids, ha_error *err)
     if (bpe->n_slots > 0 && (!is_power_of_two(bpe->n_slots) || taken > bpe->n_slots / 2)) {
         return bad(err, "the merges");
     }
-    return is_trie(&bpe->words, n_ids) ? HA_OK : bad(err, "the words of a BPE model");
+    taken = 0;
+    for (size_t i = 0; i < bpe->n_word_slots; i++) {
+        taken += bpe->words[i].key.high != 0;
+        if (bpe->words[i].id < 0 || (size_t)bpe->words[i].id >= n_ids) {
+            return bad(err, "the words of a BPE model");
+        }
+    }
+    return (bpe->n_word_slots == 0 || (is_power_of_two(bpe->n_word_slots) && taken <= bpe->n_word_slots / 2)) && is_trie(&bpe->long_words, n_ids)
+           ? HA_OK : bad(err, "the words of a BPE model");
 }
 
 static ha_status
@@ -229,7 +238,8 @@ borrow(ha_tables *tables, ha_tokenizer *tok)
                             .hash_key = {head->hash_key[0], head->hash_key[1]}};
     tok->bpe.merges = at[BPE_MERGES], tok->bpe.n_slots = head->counts[BPE_MERGES];
     tok->bpe.n_merges = head->n_merges, tok->bpe.seed = head->seed;
-    tok->bpe.words = (ha_trie){at[BPE_WORDS], head->counts[BPE_WORDS]};
+    tok->bpe.words = at[BPE_WORDS], tok->bpe.n_word_slots = head->counts[BPE_WORDS];
+    tok->bpe.long_words = (ha_trie){at[BPE_LONG_WORDS], head->counts[BPE_LONG_WORDS]};
     tok->unigram.trie = (ha_trie){at[UNIGRAM_TRIE], head->counts[UNIGRAM_TRIE]};
     tok->unigram.scores = at[UNIGRAM_SCORES];
     tok->unigram.unk_score = head->unk_score;
@@ -247,7 +257,7 @@ ha_tables_release(ha_tokenizer *tok)
 {
     if (tok->tables != NULL) {
         memset(&tok->vocab, 0, sizeof(tok->vocab));
-        tok->bpe.merges = NULL, tok->bpe.words.units = NULL;
+        tok->bpe.merges = NULL, tok->bpe.words = NULL, tok->bpe.long_words.units = NULL;
         tok->unigram.trie.units = NULL, tok->unigram.scores = NULL;
         tok->wordpiece.first.units = tok->wordpiece.rest.units = NULL;
         tok->raw = NULL, tok->raw_at = NULL;
@@ -343,9 +353,9 @@ describe(const ha_tokenizer *tok, const ha_json_sink *sinks, size_t n, header *h
 {
     const ha_vocab *v = &tok->vocab;
     const size_t n_scores = tok->unigram.scores != NULL ? tok->n_model_ids : 0;
-    const void *const data[N_SECTIONS] = {v->tokens, v->by_id, v->text, v->slots, tok->bpe.merges, tok->bpe.words.units, tok->unigram.trie.units,
+    const void *const data[N_SECTIONS] = {v->tokens, v->by_id, v->text, v->slots, tok->bpe.merges, tok->bpe.words, tok->bpe.long_words.units, tok->unigram.trie.units,
                                           tok->unigram.scores, tok->wordpiece.first.units, tok->wordpiece.rest.units, tok->raw, tok->raw_at};
-    const size_t counts[N_SECTIONS] = {v->n_tokens, v->n_ids, v->n_text, v->n_slots, tok->bpe.n_slots, tok->bpe.words.n_units, tok->unigram.trie.n_units,
+    const size_t counts[N_SECTIONS] = {v->n_tokens, v->n_ids, v->n_text, v->n_slots, tok->bpe.n_slots, tok->bpe.n_word_slots, tok->bpe.long_words.n_units, tok->unigram.trie.n_units,
                                        n_scores, tok->wordpiece.first.n_units, tok->wordpiece.rest.n_units, tok->raw_at[v->n_ids], v->n_ids + 1};
     memset(head, 0, sizeof(*head));
     memcpy(head->magic, MAGIC, sizeof(head->magic));

@@ -29,7 +29,7 @@ ha_text_buf_reserve(ha_text_buf *buf, size_t extra, ha_error *err)
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for a text of %zu bytes", capacity);
     }
     buf->text = text;
-    if (buf->aligned) {
+    if (buf->aligned || buf->align != NULL) {       /* both have the same capacity, though a text in between needs no alignment */
         ha_align *align = realloc(buf->align, capacity * sizeof(*align));
         if (align == NULL) {
             return ha_fail(err, HA_ERR_NOMEM, "out of memory for a text of %zu bytes", capacity);

@@ -1,8 +1,11 @@
+#define _POSIX_C_SOURCE 200809L
 #include "tokenizer/tokenizer.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "tokenizer/pipeline.h"
 #include "tokenizer/tables.h"
@@ -11,6 +14,7 @@ void
 ha_tokenizer_clear(ha_tokenizer *tok)
 {
     const char *cache_folder = tok->cache_folder;
+    ha_worker_pool *pool = tok->pool;
     ha_tables_release(tok);
     ha_vocab_free(&tok->vocab);
     ha_added_tokens_free(&tok->added);
@@ -25,6 +29,7 @@ ha_tokenizer_clear(ha_tokenizer *tok)
     memset(tok, 0, sizeof(*tok));
     tok->pad_id = -1;
     tok->cache_folder = cache_folder;
+    tok->pool = pool;
 }
 
 void
@@ -32,11 +37,12 @@ ha_tokenizer_free(ha_tokenizer *tok)
 {
     if (tok != NULL) {
         ha_tokenizer_clear(tok);
+        ha_worker_pool_free(tok->pool);
         free(tok);
     }
 }
 
-/* With ignore_merges: a trie over the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
+/* With ignore_merges: the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
 static ha_status
 build_words(ha_tokenizer *tok, ha_error *err)
 {
@@ -70,7 +76,7 @@ build_words(ha_tokenizer *tok, ha_error *err)
         }
     }
     if (status == HA_OK) {
-        status = ha_trie_build(keys, n, &tok->bpe.words, err);
+        status = ha_bpe_build_words(&tok->bpe, keys, n, err);
     }
     free(keys);
     free(bytes);
@@ -150,6 +156,47 @@ load_spm_from_folder(ha_tokenizer *tok, const char *folder, int own, int *found,
     return status;
 }
 
+/* The one file of `folder` whose name ends with ".tiktoken", malloc'ed; *out NULL: there is none, or more than one. */
+static ha_status
+find_tiktoken(const char *folder, char **out, ha_error *err)
+{
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    size_t n = 0;
+    ha_status status = HA_OK;
+    *out = NULL;
+    while (dir != NULL && status == HA_OK && (entry = readdir(dir)) != NULL) {
+        if (ends_with(entry->d_name, ".tiktoken") && n++ == 0) {
+            status = join_path(folder, entry->d_name, out, err);
+        }
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    if (n != 1) {
+        free(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
+static ha_status
+load_with_pattern(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err)
+{
+    char *inside = NULL;
+    struct stat info;
+    const int is_folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    ha_status status = is_folder ? find_tiktoken(path, &inside, err) : HA_OK;
+    if (status == HA_OK && is_folder && inside == NULL) {
+        status = join_path(path, "tokenizer.model", &inside, err);
+    }
+    if (status == HA_OK) {
+        status = ha_tokenizer_load_tiktoken(tok, inside != NULL ? inside : path, options, err);
+    }
+    free(inside);
+    return status;
+}
+
 static ha_status
 load_file(ha_tokenizer *tok, const char *path, const char magic[4], int own, ha_error *err)
 {
@@ -157,14 +204,27 @@ load_file(ha_tokenizer *tok, const char *path, const char magic[4], int own, ha_
     if (own && !is_model) {
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: reference \"sentencepiece\" needs a sentencepiece .model", path);
     }
-    return memcmp(magic, "GGUF", 4) == 0 ? ha_tokenizer_load_gguf(tok, path, err)
-           : is_model && own ? ha_tokenizer_load_spm_own(tok, path, err) : is_model ? ha_tokenizer_load_spm(tok, path, err)
-           : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
+    if (memcmp(magic, "GGUF", 4) == 0) {
+        return ha_tokenizer_load_gguf(tok, path, err);
+    }
+    if (ends_with(path, ".tiktoken")) {
+        return ha_fail(err, HA_ERR_VALUE, "%.300s: a .tiktoken file does not say how text is cut: give its pattern", path);
+    }
+    if (ends_with(path, "merges.txt")) {
+        return ha_fail(err, HA_ERR_VALUE, "%.300s: open its folder, or the vocab.json beside it", path);
+    }
+    return is_model ? (own ? ha_tokenizer_load_spm_own : ha_tokenizer_load_spm)(tok, path, err)
+           : ends_with(path, ".txt") ? ha_tokenizer_load_vocab_txt(tok, path, err)
+           : ends_with(path, "vocab.json") ? ha_tokenizer_load_vocab_json(tok, path, err) : ha_tokenizer_load_json(tok, path, err);
 }
 
 static ha_status
-load(ha_tokenizer *tok, const char *path, int own, ha_error *err)
+load(ha_tokenizer *tok, const char *path, const ha_open_options *options, ha_error *err)
 {
+    const int own = options != NULL && options->reference == HA_REFERENCE_SENTENCEPIECE;
+    if (options != NULL && options->pattern != NULL) {
+        return load_with_pattern(tok, path, options, err);
+    }
     char magic[4] = {0};
     FILE *file = fopen(path, "rb");
     const int is_file = file != NULL && (fread(magic, 1, 4, file) > 0 || ends_with(path, ".json") || ends_with(path, ".txt") || ends_with(path, ".model"));
@@ -182,16 +242,19 @@ load(ha_tokenizer *tok, const char *path, int own, ha_error *err)
     if (status == HA_OK && !found && !own) {
         status = load_from_folder(tok, path, "vocab.txt", ha_tokenizer_load_vocab_txt, &found, err);
     }
+    if (status == HA_OK && !found && !own) {
+        status = load_from_folder(tok, path, "vocab.json", ha_tokenizer_load_vocab_json, &found, err);
+    }
     if (status == HA_OK && !found) {
         status = own ? ha_fail(err, HA_ERR_IO, "%.300s: no sentencepiece model there: expected a .model file, or a folder that has one", path)
-                 : ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model or vocab.txt, or a file "
-                           "tokenizer.json, .model, vocab.txt or .gguf", path);
+                 : ha_fail(err, HA_ERR_IO, "%.300s: no tokenizer there: expected a folder with tokenizer.json, a sentencepiece model, vocab.txt or vocab.json "
+                           "and merges.txt, one of these files, a .gguf, or with a pattern a .tiktoken", path);
     }
     return status;
 }
 
 ha_status
-ha_tokenizer_open(const char *path, ha_reference reference, const char *cache_folder, ha_tokenizer **out, ha_error *err)
+ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err)
 {
     *out = NULL;
     ha_tokenizer *tok = calloc(1, sizeof(*tok));
@@ -199,8 +262,9 @@ ha_tokenizer_open(const char *path, ha_reference reference, const char *cache_fo
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
-    tok->cache_folder = cache_folder;
-    ha_status status = load(tok, path, reference == HA_REFERENCE_SENTENCEPIECE, err);
+    tok->cache_folder = options != NULL ? options->cache_folder : NULL;
+    tok->pool = ha_worker_pool_new();
+    ha_status status = tok->pool != NULL ? load(tok, path, options, err) : ha_fail(err, HA_ERR_NOMEM, "out of memory");
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;

@@ -13,10 +13,20 @@ typedef struct ha_tokenizer ha_tokenizer;
 /* Whose ids a sentencepiece model gives. */
 typedef enum ha_reference { HA_REFERENCE_TOKENIZERS, HA_REFERENCE_SENTENCEPIECE } ha_reference;
 
-/* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt), a tokenizer.json, a sentencepiece .model, a vocab.txt or a .gguf; for
- * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one. A component or expression that this library does not honour exactly is HA_ERR_FORMAT by name.
- * cache_folder: where the large tables of a tokenizer.json are kept between runs (tables.h); NULL: nowhere. */
-ha_status ha_tokenizer_open(const char *path, ha_reference reference, const char *cache_folder, ha_tokenizer **out, ha_error *err);
+typedef struct ha_special_token { const char *text; size_t length; uint64_t id; } ha_special_token;
+
+typedef struct ha_open_options {                /* zeroed: the defaults */
+    ha_reference reference;
+    const char *pattern;                        /* of a *.tiktoken file, see ha_pre_pattern_tiktoken; NULL: the file is none */
+    const ha_special_token *special_tokens;     /* of that file */
+    size_t n_special_tokens;
+    const char *cache_folder;                   /* where the large tables of a tokenizer.json are kept between runs (tables.h); NULL: nowhere */
+} ha_open_options;
+
+/* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt, else vocab.json and merges.txt), one of these files or a .gguf; for
+ * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one; with a pattern a *.tiktoken, or the only one of a folder, else its tokenizer.model. A component
+ * or expression that this library does not honour exactly is HA_ERR_FORMAT by name. `options` may be NULL. */
+ha_status ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err);
 /* Why a file in the cache folder was not used or could not be written; "" when there is nothing to tell. */
 const char *ha_tokenizer_cache_note(const ha_tokenizer *tokenizer);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
@@ -25,6 +35,7 @@ typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRU
 
 typedef struct ha_encode_options {
     int add_special_tokens;
+    int split_special_tokens;       /* special tokens in the texts are text like any other */
     size_t max_length;              /* SIZE_MAX: no limit; counts special tokens */
     ha_truncation truncation;
     int truncate_left;              /* 0: drop from the right */

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/utf8.h"
+
 enum {
     HA_UC_L = 1 << 0,               /* \p{L}, \p{N}, \s of the regular expressions (Oniguruma) */
     HA_UC_N = 1 << 1,
@@ -20,7 +22,9 @@ enum {
     HA_UC_SECOND = 1 << 10,         /* may be the second of a canonical composition */
     HA_UC_NFD_NO = 1 << 11,         /* has a canonical decomposition */
     HA_UC_NFC_NO = 1 << 12,         /* has one that does not compose to it again */
-    HA_UC_MARK = 1 << 13            /* removed by StripAccents */
+    HA_UC_MARK = 1 << 13,           /* removed by StripAccents */
+    HA_UC_UPPER = 1 << 14,          /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] and [\p{Ll}\p{Lm}\p{Lo}\p{M}] of the regular expressions: */
+    HA_UC_LOWER = 1 << 15           /* what may begin a capitalised word, and what may go on with it */
 };
 
 /* Grapheme clusters (UAX #29, extended). */
@@ -66,6 +70,17 @@ static inline unsigned
 ha_uc_flags(uint32_t c)
 {
     return ha_uc_class_flags[ha_uc_class(c)];
+}
+
+/* The flags of the character that starts at text[0] (well-formed), its length in *size. */
+static inline unsigned
+ha_uc_flags_at(const uint8_t *text, size_t *size)
+{
+    if (text[0] < 0x80) {
+        *size = 1;
+        return ha_uc_class_flags[ha_uc_class_blocks[(size_t)ha_uc_class_index[0] << 8 | text[0]]];
+    }
+    return ha_uc_flags(ha_utf8_decode(text, size));
 }
 
 /* Canonical combining class. */

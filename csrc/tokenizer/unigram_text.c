@@ -385,14 +385,15 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
 }
 
 ha_status
-ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, ha_norm_scratch *norm, ha_unigram_scratch *scratch, ha_pieces *pieces,
-                       ha_tokens *out, int *done, ha_error *err)
+ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, int skip_special, ha_norm_scratch *norm,
+                       ha_unigram_scratch *scratch, ha_pieces *pieces, ha_tokens *out, int *done, ha_error *err)
 {
     reader r = {tok, norm, scratch, out, err, 0, 0};
     *done = 0;
     pieces->n = out->n = 0;
     norm->a.aligned = norm->b.aligned = 0;
-    ha_status status = ha_added_tokens_split(&tok->added, 0, text, 0, n, pieces, err);
+    ha_unigram_scratch_use_cache(scratch);
+    ha_status status = ha_added_tokens_split(&tok->added, 0, skip_special, text, 0, n, pieces, err);
     for (size_t i = 0; i < pieces->n && status == HA_OK && !r.given_up; i++) {
         const ha_piece piece = pieces->at[i];
         if (piece.added_id < 0) {

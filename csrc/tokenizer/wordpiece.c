@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "core/utf8.h"
-#include "tokenizer/model.h"
+#include "tokenizer/word_cache.h"
 
 void
 ha_wordpiece_free(ha_wordpiece *model)
@@ -51,13 +51,10 @@ longer_than(const uint8_t *text, size_t begin, size_t end, size_t max_chars)
     return n > max_chars;
 }
 
-ha_status
-ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err)
+/* The word itself; room is there. */
+static void
+encode_word(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out)
 {
-    const ha_status status = ha_tokens_reserve(out, end - begin + 1, err);
-    if (status != HA_OK) {
-        return status;
-    }
     const size_t first = out->n;
     size_t at = longer_than(text, begin, end, model->max_chars) ? SIZE_MAX : begin;
     while (at < end) {
@@ -73,6 +70,26 @@ ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin
     if (at == SIZE_MAX) {       /* too long, or a part that is no token: the whole word is unknown */
         out->n = first;
         out->at[out->n++] = (ha_token){model->unk_id, (uint32_t)begin, (uint32_t)end, 0};
+    }
+}
+
+ha_status
+ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_tokens *out, ha_error *err)
+{
+    const size_t length = end - begin, first = out->n;
+    const ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    if (cache == NULL || length - 1 >= HA_CACHED_BYTES) {
+        encode_word(model, text, begin, end, out);
+        return HA_OK;
+    }
+    const ha_word_key key = ha_word_key_of(text + begin, length);
+    ha_word_entry *slot = ha_cache_slot(cache, key);
+    if (!ha_cache_get(slot, key, begin, out)) {
+        encode_word(model, text, begin, end, out);
+        ha_cache_put(slot, key, out->at + first, out->n - first);
     }
     return HA_OK;
 }

@@ -23,9 +23,7 @@ from harmaug import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tokenizer_cases import (
-    GPT2,
-    LLAMA3,
-    QWEN2,
+    PATTERNS,
     clusters,
     code_point_lines,
     difference,
@@ -115,7 +113,7 @@ def test_random_unicode(name: str) -> None:
     assert count(name, clusters(10_000, NAMES.index(name)), decode=False) == 0
 
 
-@pytest.mark.parametrize("pattern", [GPT2, LLAMA3, QWEN2], ids=["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_patterns_on_every_code_point(pattern: str, tmp_path: Path) -> None:
     tok = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
     tok.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -193,12 +191,14 @@ def test_many_random_tokenizers(tmp_path: Path) -> None:
         ours, theirs = Tokenizer.from_pretrained(path), tokenizers.Tokenizer.from_file(str(path))
         path.unlink()
         for text, second in [(random_text(r), r.choice([None, random_text(r)])) for _ in range(20)]:
-            try:
-                theirs.encode(text, second)
-            except BaseException as error:      # noqa: BLE001  a Rust panic
-                assert "bad split" in str(error), error
-                continue
-            assert difference(ours, theirs, [text], [second]) == [], (seed, text, second)
+            for split in (False, True):
+                theirs.encode_special_tokens = split
+                try:
+                    theirs.encode(text, second)
+                except BaseException as error:      # noqa: BLE001  a Rust panic: tokens with lstrip or rstrip inside white space that another one took
+                    assert "bad split" in str(error), error
+                    continue
+                assert difference(ours, theirs, [text], [second], split=split) == [], (seed, text, second, split)
 
 
 def test_llama_cpp() -> None:
