@@ -22,6 +22,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from harmaug import Tokenizer
 
+
 def save(tok: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
     tok.save(str(folder / "tokenizer.json"))
     return Tokenizer.from_pretrained(folder)
