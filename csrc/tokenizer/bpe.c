@@ -2,17 +2,20 @@
 #include <string.h>
 
 #include "core/hash.h"
+#include "core/pages.h"
 #include "core/utf8.h"
 #include "tokenizer/word_cache.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
+
+typedef struct ha_bpe_word { ha_word_key key; int32_t id; } ha_bpe_word;
 
 void
 ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
     ha_trie_free(&model->chars);
-    free(model->words);
+    ha_pages_free(model->words, model->n_word_slots * sizeof(*model->words));
     ha_trie_free(&model->long_words);
 }
 
@@ -448,7 +451,7 @@ ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err)
     while (slots < n_short * 2) {
         slots *= 2;
     }
-    model->words = calloc(slots, sizeof(*model->words));
+    model->words = ha_pages_alloc(slots * sizeof(*model->words));
     if (model->words == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n);
     }
@@ -515,7 +518,7 @@ ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
               ha_tokens *out, ha_error *err)
 {
     const size_t length = end - begin, first = out->n;
-    ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
+    ha_status status = out->capacity - out->n >= length + HA_CACHED_TOKENS ? HA_OK : ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
     ha_word_entry *slot = NULL;
     ha_word_key key = {0, 0};
     if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && (model->all_bytes || model->characters)) {

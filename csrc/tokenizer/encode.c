@@ -2,14 +2,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
 #include "tokenizer/word_cache.h"
 
 #define MAX_WINDOWS ((size_t)1 << 32)
+#define CACHE_BYTES (sizeof(ha_word_entry) << HA_CACHE_BITS)
 
-enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64 };
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64, AHEAD = 6 };     /* AHEAD: pieces between asking for a word in the cache and looking at it */
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
 typedef struct margins { uint32_t lead, trail; } margins;
@@ -59,7 +61,7 @@ struct ha_worker_pool {
 static void
 worker_free(worker *w)
 {
-    free(w->cache);
+    ha_pages_free(w->cache, CACHE_BYTES);
     ha_norm_scratch_free(&w->norm);
     ha_bpe_scratch_free(&w->bpe);
     ha_unigram_scratch_free(&w->unigram);
@@ -91,7 +93,7 @@ worker_take(const ha_tokenizer *tok)
         atomic_flag_clear(&pool->busy);
     }
     if (w == NULL && (w = calloc(1, sizeof(*w))) != NULL) {
-        w->cache = calloc((size_t)1 << HA_CACHE_BITS, sizeof(*w->cache));
+        w->cache = ha_pages_alloc(CACHE_BYTES);
     }
     return w;
 }
@@ -180,6 +182,10 @@ run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
     out->n = 0;
     for (size_t p = 0; p < w->pieces.n && status == HA_OK; p++) {
         const ha_piece piece = w->pieces.at[p];
+        if (p + AHEAD < w->pieces.n && w->cache != NULL && tok->model_kind != HA_MODEL_UNIGRAM) {
+            const ha_piece later = w->pieces.at[p + AHEAD];
+            ha_cache_ask(w->cache, w->text.text + later.begin, later.end - later.begin);
+        }
         if (piece.added_id >= 0) {
             status = ha_tokens_reserve(out, 1, err);
             if (status == HA_OK) {

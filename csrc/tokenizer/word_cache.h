@@ -7,7 +7,7 @@
 
 #include "tokenizer/model.h"
 
-enum { HA_CACHED_BYTES = 15, HA_CACHED_TOKENS = 3, HA_CACHE_BITS = 15 };
+enum { HA_CACHED_BYTES = 15, HA_CACHED_TOKENS = 3, HA_CACHE_BITS = 16 };
 
 /* The bytes, zero-padded, and in the last byte the length: two words are the same when their keys are. */
 typedef struct ha_word_key { uint64_t low, high; } ha_word_key;
@@ -69,6 +69,15 @@ ha_cache_slot(ha_word_entry *cache, ha_word_key key)
     return &cache[ha_word_hash(key) >> (64 - HA_CACHE_BITS)];
 }
 
+/* Asks for the word's slot, which lies far from the processor more often than not. */
+static inline void
+ha_cache_ask(ha_word_entry *cache, const uint8_t *text, size_t length)
+{
+    if (length - 1 < HA_CACHED_BYTES) {
+        __builtin_prefetch(ha_cache_slot(cache, ha_word_key_of(text, length)));
+    }
+}
+
 /* Appends the word's tokens, when it is there; `out` has room. */
 static inline int
 ha_cache_get(const ha_word_entry *slot, ha_word_key key, size_t begin, ha_tokens *out)
@@ -77,11 +86,12 @@ ha_cache_get(const ha_word_entry *slot, ha_word_key key, size_t begin, ha_tokens
         return 0;
     }
     ha_token *to = out->at + out->n;
-    uint32_t at = (uint32_t)begin;
-    for (unsigned i = 0; i < slot->n; i++) {
-        const uint32_t end = at + (slot->lengths >> (4 * i) & 15);
+    uint32_t at = (uint32_t)begin, lengths = slot->lengths;
+    for (unsigned i = 0; i < HA_CACHED_TOKENS; i++) {       /* room is there for all; what is too much is written over */
+        const uint32_t end = at + (lengths & 15);
         to[i] = (ha_token){slot->ids[i], at, end, 0};
         at = end;
+        lengths >>= 4;
     }
     out->n += slot->n;
     return 1;

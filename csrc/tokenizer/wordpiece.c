@@ -77,7 +77,7 @@ ha_status
 ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_tokens *out, ha_error *err)
 {
     const size_t length = end - begin, first = out->n;
-    const ha_status status = ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
+    const ha_status status = out->capacity - out->n >= length + HA_CACHED_TOKENS ? HA_OK : ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
     if (status != HA_OK) {
         return status;
     }
