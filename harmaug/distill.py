@@ -628,6 +628,7 @@ def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
     if new_head is None:
         new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
     params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
+    params.check_trainable()
     labels = settings.get("id2label")
     first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
     if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe

@@ -63,7 +63,8 @@ class Guard:
     Attributes
     ----------
     config : dict
-        Extents of the model under their names in config.json.
+        Extents of the model under their names in BERT's config.json, its class in transformers ("architecture"), and
+        the most tokens that it reads ("max_tokens").
     max_length : int
         Tokens that the model reads at once, special tokens included.
     long : str
@@ -350,10 +351,10 @@ class Guard:
     # -- settings --
 
     def _max_length(self, asked: int | None) -> int:
-        most, least = int(self.config["max_position_embeddings"]), self._template.pair + 4
+        most, least = int(self.config["max_tokens"]), self._template.pair + 4
         if asked is not None:
             if not least <= asked <= most:
-                raise ValueError(f"max_length must be from {least} to {most}, the model's max_position_embeddings, "
+                raise ValueError(f"max_length must be from {least} to {most}, the most tokens that the model reads, "
                                  f"got {asked}")
             return int(asked)
         path = self.tokenizer.path / "tokenizer_config.json"
@@ -362,7 +363,7 @@ class Guard:
             if said < least:
                 raise _C.FormatError(f"{path}: model_max_length {said} leaves no room for text")
             return min(int(said), most)
-        return most
+        return min(int(self.config["max_position_embeddings"]), most)
 
     # -- saving --
 
@@ -387,14 +388,15 @@ class Guard:
         names = self._label_names()
         drop = ("_name_or_path", "transformers_version", "torch_dtype", "num_labels", "_num_labels")
         config = {k: v for k, v in self._settings.items() if k not in drop}
-        config |= {k: v for k, v in self.config.items() if k not in ("num_labels", "layer_norm_eps")}
-        config |= {"architectures": ["BertForSequenceClassification"], "dtype": dtype,
+        kind = self.config["model_type"]
+        config |= {"n_layers" if kind == "distilbert" else "num_hidden_layers": self.config["num_hidden_layers"],
+                   "architectures": [self.config["architecture"]], "dtype": dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
+        self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
-        self.tokenizer.save_pretrained(target)
         path = target / "tokenizer_config.json"
-        about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"}
+        about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
         if self.thresholds:
             write_json(target / "thresholds.json", self.thresholds)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,25 @@ from harmaug import _C, models
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _VOCABULARIES = ("tokenizer.json", "spm.model", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "vocab.json", "merges.txt")
 _SAVED_AS = {".json": "tokenizer.json", ".txt": "vocab.txt", ".model": "tokenizer.model"}
+
+
+_log = logging.getLogger(__name__)
+
+
+def _tables_folder() -> Path | None:
+    """Where the tables of large tokenizers are kept between runs; None: caching is off, or there is no place for it."""
+    cache = models.cache_folder()
+    if cache is None:
+        return None
+    folder = cache / "tokenizers" / str(_C.build_info()["cpu_isa"])
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        for part in (cache, folder.parent, folder):
+            part.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        _log.info("tokenizer cache: %s", error)
+        return None
+    return folder
 
 
 class Encoding:
@@ -175,7 +195,9 @@ class Tokenizer:
             self._options |= {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
         self._held: dict[str, bytes] | None = None
         self._stamps = {file: _stamp(file) for file in _files(self.path).values()}
-        self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options)
+        self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options, cache=_tables_folder())
+        if self._tokenizer.cache_note:
+            _log.info("tokenizer cache: %s", self._tokenizer.cache_note)
         self.settings = self._read_settings()
         self.pad_id = self._find_pad()
 

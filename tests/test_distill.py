@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import encoder_models
 import numpy as np
 import pytest
 import tiny_bert
@@ -47,6 +48,15 @@ def student(tmp_path_factory):
 
 def config(student, **changes):
     return DistillConfig(student=student, **{**SMALL, **changes})
+
+
+@pytest.mark.parametrize("name", ["deberta-v3", "roberta", "modernbert", "bert-relu"])
+def test_students_that_only_run_are_named(name, tmp_path):
+    c = encoder_models.config(name, num_labels=2)
+    folder = encoder_models.write(tmp_path / "student", c, encoder_models.weights(c))
+    (folder / "vocab.txt").write_text("\n".join(tiny_bert.WORDS) + "\n")
+    with pytest.raises(ValueError, match="hidden_act 'gelu' can be trained" if name == "bert-relu" else f"model_type '{c['model_type']}' can be run, not trained"):
+        Distiller(config(str(folder))).fit(rows_of(20), progress=False)
 
 
 # -- rows --

@@ -194,10 +194,9 @@ def test_num_labels_and_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("changes, match", [
-    ({"model_type": "roberta"}, "model_type 'roberta' is not supported"),
+    ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
     ({"model_type": None}, "model_type is missing"),
-    ({"hidden_act": "relu"}, "hidden_act 'relu'"),
-    ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'"),
+    ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
     ({"is_decoder": True}, "is_decoder = true"),
     ({"num_attention_heads": 5}, "hidden_size 33 is not a multiple of num_attention_heads 5"),

@@ -3,6 +3,7 @@ import json
 import warnings
 
 import bert_model
+import encoder_models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -209,7 +210,7 @@ def test_max_length(folder, tmp_path):
     guard = Guard.from_pretrained(folder, max_length=7)
     assert guard.score_details(["a b c d e f g h i j"]).n_windows[0] == 3       # 5 tokens a window, 1 of them again
     for bad in (6, 41):
-        with pytest.raises(ValueError, match=f"max_length must be from 7 to 40, the model's max_position_embeddings, got {bad}"):
+        with pytest.raises(ValueError, match=f"max_length must be from 7 to 40, the most tokens that the model reads, got {bad}"):
             Guard.from_pretrained(folder, max_length=bad)
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 2}))
     with pytest.raises(FormatError, match="model_max_length 2 leaves no room"):
@@ -293,6 +294,36 @@ def test_saved_guards_open_again(folder, tmp_path):
     guard.save_pretrained(tmp_path / "half", dtype="float16")
     assert load_file(str(tmp_path / "half" / "model.safetensors"))["classifier.bias"].dtype == np.float16
     np.testing.assert_allclose(Guard.from_pretrained(tmp_path / "half").score(PROMPTS), guard.score(PROMPTS), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["deberta-v3", "deberta-v2", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "modernbert-mean"])
+def test_guards_of_every_family(tmp_path, name):
+    """Scores of texts and pairs, long ones too; saved, they open as what they were."""
+    c = encoder_models.config(name, num_labels=2, max_position_embeddings=70)
+    folder = encoder_models.write(tmp_path / "guard", c, encoder_models.weights(c))
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    guard = Guard.from_pretrained(folder)
+    assert guard.unsafe_index == 1 and guard.max_length == guard.config["max_tokens"] if "roberta" in name else guard.max_length == 70
+    prompts, responses = [*PROMPTS, "a b c " * 50, "x"], [r if c.get("type_vocab_size") != 1 else None for r in [*RESPONSES, None, "d e " * 60]]
+    scores = guard.score(prompts, responses)
+    assert np.isfinite(scores).all() and len(set(scores.tolist())) > 4
+    assert guard.score_details(prompts, responses).n_windows[5] > 1
+    guard.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["architectures"] == [guard.config["architecture"]] and saved["id2label"] == {"0": "safe", "1": "unsafe"}
+    assert {k: v for k, v in saved.items() if k in c} == {k: v for k, v in c.items() if k != "num_labels"}
+    again = Guard.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.score(prompts, responses), scores)
+    assert again.max_length == guard.max_length
+
+
+def test_relative_positions_have_no_end(tmp_path):
+    c = encoder_models.config("deberta-v3")
+    folder = encoder_models.write(tmp_path, c, encoder_models.weights(c))
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    guard = Guard.from_pretrained(folder, max_length=400)      # max_position_embeddings is 90
+    details = guard.score_details(["a b c d " * 95])
+    assert details.n_windows[0] == 1 and details.n_tokens[0] == 382
 
 
 def test_labels_are_kept_in_place(tmp_path):

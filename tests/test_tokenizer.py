@@ -447,7 +447,7 @@ A, B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
 
 @pytest.mark.parametrize(("base", "path", "value", "match"), [
     (bert, "version", "2.0", "version"), (bert, "model", None, '"model" is missing'), (bert, "model/type", "WordLevel", "model 'WordLevel' is not supported"),
-    (bert, "model/type", "Unigram", 'Unigram: "vocab" is missing'), (bert, "normalizer", {"type": "ByteLevel"}, "normalizer 'ByteLevel' is not supported"),
+    (bert, "model/type", "Unigram", '"vocab" is missing or no array'), (bert, "normalizer", {"type": "ByteLevel"}, "normalizer 'ByteLevel' is not supported"),
     (bert, "normalizer", {"type": "Precompiled"}, '"precompiled_charsmap" is missing'), (bert, "normalizer", {}, 'normalizer: expected an object with a "type"'),
     (bert, "normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace"}]}, "normalizer 'Replace'"),
     (bert, "normalizer", {"type": "Sequence"}, 'a Sequence without "normalizers"'), (bert, "normalizer/lowercase", 1, "lowercase"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import random
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -15,6 +17,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from harmaug import Tokenizer
 
 DATA = Path(__file__).parents[1] / "harmaug" / "data"
+
+T = TypeVar("T")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -61,6 +65,14 @@ def difference(
         if not same or (decode and any(ours.decode(want.ids, skip) != theirs.decode(want.ids, skip_special_tokens=skip) for skip in (True, False))):
             bad.append(i)
     return bad
+
+
+def sampled(items: Sequence[T], share: int = 8) -> list[T]:
+    """One in `share` of the items in their order, at least one, drawn by HARMAUG_TEST_SEED; all of them where it is not set."""
+    seed = os.environ.get("HARMAUG_TEST_SEED")
+    if not seed:
+        return list(items)
+    return [items[i] for i in sorted(random.Random(int(seed)).sample(range(len(items)), max(1, len(items) // share)))]
 
 
 def code_point_lines(code_points: Iterable[int]) -> list[str]:

@@ -27,7 +27,7 @@ struct ha_json {
 
 typedef struct frame {
     uint32_t node, last_child;
-    const ha_json_sink *sink;   /* what takes the children, or NULL */
+    ha_json_sink *sink;         /* what takes the children, or NULL */
     char *write;                /* with a sink: where the next child's strings begin */
 } frame;
 
@@ -35,7 +35,7 @@ typedef struct parser {
     ha_json *json;
     const char *text, *end, *at;
     char *write;                /* next free byte of json->strings */
-    const ha_json_sink *sinks;
+    ha_json_sink *sinks;
     size_t n_sinks;
     void *context;
     int taken;                  /* inside of a container that a sink takes */
@@ -425,21 +425,35 @@ is_text(const char *text, size_t length, const char *expected)
     return strlen(expected) == length && memcmp(text, expected, length) == 0;
 }
 
-/* A container has been opened as the value of `node`, in frames stack[0..depth). */
-static void
-open_sink(parser *p, const frame *stack, int depth, const ha_json_node *node, frame *out)
+/* A container has been opened as the value of `node`, in frames stack[0..*depth): gives it a frame, unless a sink passes over it. */
+static ha_status
+open_container(parser *p, frame *stack, int *depth, uint32_t index)
 {
-    const ha_json_node *parent = depth == 2 ? &p->json->nodes[stack[1].node] : NULL;
+    const ha_json_node *node = &p->json->nodes[index], *parent = *depth == 2 ? &p->json->nodes[stack[1].node] : NULL;
+    frame *top = &stack[*depth];
+    *top = (frame){index, 0, NULL, NULL};
     for (size_t i = 0; parent != NULL && parent->key != NULL && node->key != NULL && i < p->n_sinks; i++) {
-        const ha_json_sink *sink = &p->sinks[i];
-        if (is_text(parent->key, parent->key_length, sink->object) && is_text(node->key, node->key_length, sink->member)
-            && sink->opens(p->context, node->type)) {
-            out->sink = sink;
-            out->write = p->write;
+        ha_json_sink *sink = &p->sinks[i];
+        const size_t begin = (size_t)(p->at - p->text) - 1;
+        if (!is_text(parent->key, parent->key_length, sink->object) || !is_text(node->key, node->key_length, sink->member)) {
+            continue;
+        }
+        if (sink->end > 0) {
+            if (sink->begin != begin || sink->end <= begin || sink->end > (size_t)(p->end - p->text)) {
+                return fail_at(p, p->at, "what is to be passed over does not begin here");
+            }
+            p->at = p->text + sink->end;
+            return HA_OK;
+        }
+        if (sink->opens(p->context, node->type)) {
+            sink->begin = begin;
+            top->sink = sink;
+            top->write = p->write;
             p->taken = 1;
-            return;
         }
     }
+    ++*depth;
+    return HA_OK;
 }
 
 /* The last child of a container with a sink is complete: it is handed over and forgotten. */
@@ -477,7 +491,10 @@ close_containers(parser *p, frame *stack, int *depth)
         if (c == (object ? '}' : ']')) {
             p->at++;
             --*depth;
-            p->taken &= top->sink == NULL;
+            if (top->sink != NULL) {
+                top->sink->end = (size_t)(p->at - p->text);
+                p->taken = 0;
+            }
         } else if (c == ',' && container->length > 0) {
             p->at++;
             return HA_OK;
@@ -515,9 +532,10 @@ parse_document(parser *p)
             if (p->taken && p->json->nodes[index].type == HA_JSON_OBJECT) {
                 return fail_at(p, start, "no object was expected here");
             }
-            stack[depth] = (frame){index, 0, NULL, NULL};
-            open_sink(p, stack, depth, &p->json->nodes[index], &stack[depth]);
-            depth++;
+            status = open_container(p, stack, &depth, index);
+            if (status != HA_OK) {
+                return status;
+            }
         }
         status = close_containers(p, stack, &depth);
         if (status != HA_OK) {
@@ -535,7 +553,7 @@ ha_json_parse(const char *name, const char *text, size_t length, ha_json **out, 
 }
 
 ha_status
-ha_json_parse_with(const char *name, const char *text, size_t length, const ha_json_sink *sinks, size_t n_sinks, void *context, ha_json **out,
+ha_json_parse_with(const char *name, const char *text, size_t length, ha_json_sink *sinks, size_t n_sinks, void *context, ha_json **out,
                    ha_error *err)
 {
     ha_json *json = calloc(1, sizeof(*json));

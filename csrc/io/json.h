@@ -39,10 +39,12 @@ typedef struct ha_json_sink {
     const char *object, *member;
     int (*opens)(void *context, ha_json_type type);
     ha_status (*item)(void *context, const ha_json *json, const ha_json_node *item, ha_error *err);
+    size_t begin, end;      /* set by the parser: the bytes of the container that was taken. Given, with end > 0: it stands there and is passed over unread,
+                             * its length 0 (for a caller that knows the text by its hash); HA_ERR_FORMAT if it begins elsewhere */
 } ha_json_sink;
 
 /* ha_json_parse with n sinks, which share a context. */
-ha_status ha_json_parse_with(const char *name, const char *text, size_t length, const ha_json_sink *sinks, size_t n_sinks, void *context,
+ha_status ha_json_parse_with(const char *name, const char *text, size_t length, ha_json_sink *sinks, size_t n_sinks, void *context,
                              ha_json **out, ha_error *err);
 void ha_json_free(ha_json *json);
 

@@ -16,6 +16,10 @@
  * accumulated in float32; elsewhere the weight is widened and the activation stays float32. */
 typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16 } ha_weight_format;
 
+/* Activations between two Linears. GELU: with the error function (Hendrycks & Gimpel 2016, arXiv 1606.08415), x Phi(x), absolute error <= 1e-6;
+ * GELU_TANH: its approximation, x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). */
+typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_SILU, HA_ACT_TANH, HA_N_ACTIVATIONS } ha_activation;
+
 #define HA_PANEL 64     /* rows of a packed weight are laid out in panels of this many, on every instruction set */
 
 /* C (m, n) = alpha * A (m, k) * B (k, n) + beta * C. Element (i, p) of A is a[i * a_row + p * a_col], of B (p, j) b[p * b_row + j * b_col],
@@ -73,7 +77,9 @@ typedef struct ha_kernels {
     /* -- elementwise, over n elements; out may be an input -- */
 
     void (*add_f32)(float *out, const float *a, const float *b, size_t n, int n_threads);
-    /* GELU with the error function (Hendrycks & Gimpel 2016, arXiv 1606.08415): x Phi(x); absolute error <= 1e-6 of the exact value. */
+    void (*activate_f32)(float *out, const float *x, ha_activation which, size_t n, int n_threads);
+    /* Each row of out (rows, cols), leading dimension ldo: act(first half) * second half of a row of x (rows, 2 cols), ldx. out may be x. */
+    void (*activate_gated_f32)(float *out, size_t ldo, const float *x, size_t ldx, ha_activation which, size_t rows, size_t cols, int n_threads);
     void (*gelu_f32)(float *out, const float *x, size_t n, int n_threads);
     void (*gelu_backward_f32)(float *dx, const float *dout, const float *x, size_t n, int n_threads);
     /* SwiGLU's gate (Shazeer 2020, arXiv 2002.05202): silu(gate) * up. */

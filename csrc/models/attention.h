@@ -1,5 +1,8 @@
-/* Multi-head attention over ragged rows (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): out = softmax(Q K^T / sqrt(head_dim)) V, for each
- * row and head by itself, so that nothing depends on the rest of the batch. Scores are held for a block of queries at a time. */
+/* Multi-head attention over ragged rows (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): out = softmax(scale S) V with S = Q K^T, for each row and head by
+ * itself, so that nothing depends on the rest of the batch. Scores are held for a block of queries at a time.
+ *
+ * In the forward pass S may also hold the terms of disentangled attention (He et al. 2021, arXiv 2006.03654, eq. 4): with r the table's row for the
+ * distance i - j, S_ij = Q_i . K_j + Q_i . key_r + K_j . query_r. And queries may see a window only: keys at most that far away. */
 #ifndef HARMAUG_MODELS_ATTENTION_H
 #define HARMAUG_MODELS_ATTENTION_H
 
@@ -9,6 +12,12 @@
 #include "kernels/kernels.h"
 #include "models/dropout.h"
 
+/* Projections of the relative positions, made when the model is loaded. Only the rows that the distances of a row of tokens use are multiplied. */
+typedef struct ha_relative {
+    const float *key, *query;       /* (table rows, n_heads * head_dim) each; NULL: that term is left out */
+    const int32_t *row;             /* row[d] of distance d, 1 - longest row <= d < longest row: not falling with d */
+} ha_relative;
+
 typedef struct ha_attention {
     const ha_kernels *kernels;
     size_t n_rows, n_heads, head_dim;
@@ -16,6 +25,9 @@ typedef struct ha_attention {
     int cls_only;                   /* 0: a query for each key. 1: one query a row, that of its first token: query i belongs to row i */
     const float *q, *k, *v;         /* q (queries, n_heads * head_dim), leading dimension ldq; k and v (tokens, same), ldkv */
     size_t ldq, ldkv;
+    float scale;
+    size_t window;                  /* 0: all keys */
+    const ha_relative *relative;    /* or NULL */
     ha_dropout dropout;             /* of the probabilities; row of an element: query * n_heads + head */
 } ha_attention;
 
@@ -25,7 +37,7 @@ size_t ha_attention_scratch_bytes(const ha_attention *attention, int backward, i
 /* out (queries, n_heads * head_dim), leading dimension ldo. */
 void ha_attention_forward(const ha_attention *attention, float *out, size_t ldo, void *scratch, int n_threads);
 
-/* dq, dk, dv, laid out as q, k, v with the same leading dimensions, are written; dout as out. Probabilities are computed again. */
+/* Of plain attention. dq, dk, dv, laid out as q, k, v with the same leading dimensions, are written; dout as out. Probabilities are computed again. */
 void ha_attention_backward(const ha_attention *attention, const float *dout, size_t ldo, float *dq, float *dk, float *dv,
                            void *scratch, int n_threads);
 

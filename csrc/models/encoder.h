@@ -12,30 +12,65 @@
 #include "core/status.h"
 #include "kernels/kernels.h"
 
-/* From config.json; names as there. */
+#define HA_MAX_LAYERS 512
+#define HA_MAX_TOKENS 65536     /* of a row, where the architecture has no limit of its own: bounds what one call allocates */
+
+typedef enum ha_encoder_family {
+    HA_BERT, HA_ROBERTA, HA_ELECTRA, HA_DISTILBERT, HA_DEBERTA_V2, HA_MODERNBERT,
+    HA_N_FAMILIES
+} ha_encoder_family;
+
+/* From config.json, names as there. The family tells the tensors' names; what is computed follows from the rest. */
 typedef struct ha_encoder_config {
-    char model_type[32];            /* "bert" */
-    size_t vocab_size, hidden_size, n_layers, n_heads, head_dim, intermediate_size;
+    char model_type[32];            /* "bert", "roberta", "xlm-roberta", "electra", "distilbert", "deberta-v2", "modernbert" */
+    const char *architecture;       /* transformers' class: "BertForSequenceClassification" */
+    ha_encoder_family family;
+    size_t vocab_size, embedding_size, hidden_size, n_layers, n_heads, head_dim, intermediate_size;
     size_t max_position_embeddings, type_vocab_size, num_labels;
+    size_t max_tokens;              /* of a row: what the table of positions holds, HA_MAX_TOKENS without a table */
     float layer_norm_eps;
+    ha_activation hidden_act, head_act;
+
+    int absolute_positions;         /* a table of max_position_embeddings rows is added to the words */
+    int32_t pad_id;                 /* RoBERTa: positions count from pad_id + 1, and tokens of this id stand at pad_id; -1: from 0 */
+    int project_first;              /* where embedding_size != hidden_size: the projection comes before the normalisation, and has no bias */
+    int pre_norm;                   /* blocks normalise their input, not their output; a last normalisation follows the layers */
+    int gated;                      /* feed forward: act(first half) * second half */
+    int norm_bias, attention_bias, mlp_bias, head_bias;
+    int head_norm;                  /* between the head's activation and the classifier */
+    int mean_pooling;               /* the head reads the mean over the tokens, not the first token */
+
+    /* disentangled attention (He et al. 2021, arXiv 2006.03654 and 2111.09543) */
+    size_t relative_span;           /* distances -span .. span - 1 have a row in the table of relative embeddings; 0: no such table */
+    size_t position_buckets;        /* 0: a row for each distance */
+    size_t max_relative_positions;
+    int c2p, p2c, share_att_key, norm_rel_ebd;
+    size_t conv_kernel_size, conv_groups;   /* 0: no convolution beside the first layer */
+    ha_activation conv_act;
+
+    /* rotary positions (Su et al. 2021, arXiv 2104.09864) and windows (Warner et al. 2024, arXiv 2412.13663) */
+    double rope_theta[2];           /* of layers that see all tokens, of windowed ones; 0: positions are not rotary */
+    size_t window;                  /* a token of a windowed layer sees those at most this far away */
+    uint8_t windowed[HA_MAX_LAYERS];
 } ha_encoder_config;
 
 typedef struct ha_param {
-    char name[96];                  /* as in a transformers BertForSequenceClassification checkpoint: "bert.encoder.layer.0.…" */
+    char name[96];                  /* as in a checkpoint of transformers' ...ForSequenceClassification: "bert.encoder.layer.0.…" */
     int ndim;
-    size_t shape[2];
-    size_t offset, size;            /* elements within the block */
+    size_t shape[3];                /* 1 past ndim */
+    size_t offset, size;            /* elements within the block; size 0: this model has no such parameter */
 } ha_param;
 
 typedef struct ha_encoder_params {
     ha_encoder_config config;
     size_t count;
-    ha_param *items;
+    ha_param *items;                /* by index of encoder_layout.h, those of size 0 included */
     size_t total;                   /* elements of the block */
     float *data;                    /* (total,) */
 } ha_encoder_params;
 
-/* A ragged batch. Row i is ids[offsets[i] .. offsets[i + 1]), 1 <= length <= max_position_embeddings; type_ids NULL: all 0. */
+/* A ragged batch. Row i is ids[offsets[i] .. offsets[i + 1]), 1 <= length <= max_tokens; type_ids NULL: all 0; a model
+ * without token types does not read them. */
 typedef struct ha_batch {
     size_t n_rows;
     const int64_t *offsets;         /* (n_rows + 1,), offsets[0] == 0 */
@@ -46,10 +81,10 @@ typedef struct ha_batch {
 /* Reads and checks config.json of a folder. An architecture or activation this library does not honour is HA_ERR_FORMAT by name. */
 ha_status ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err);
 
-/* Reads a folder's weights. Names may lack the "bert." prefix (a bare BertModel). layers (n_kept) picks encoder layers to keep, in that order (NULL: all).
+/* Reads a folder's weights. Names may lack the prefix, "bert." or another (a bare BertModel). layers (n_kept) picks encoder layers to keep, in that order (NULL: all).
  * new_head == 0: the classification head must be in the file. Otherwise the head is made new with num_labels = new_head: weights normal(0, 0.02)
  * drawn from `seed`, bias 0 (a pooler is taken from the file, or made likewise when it is absent). Missing, misshapen and unexpected
- * tensors are HA_ERR_FORMAT by name ("*.position_ids", pooling and pretraining-head tensors "cls.*" are known and ignored). */
+ * tensors are HA_ERR_FORMAT by name ("*.position_ids" and the tensors of pretraining heads are known and ignored). */
 ha_status ha_encoder_params_read(const char *folder, const size_t *layers, size_t n_kept, size_t new_head, uint64_t seed,
                                  ha_encoder_params **out, ha_error *err);
 ha_status ha_encoder_params_copy(const ha_encoder_params *params, ha_encoder_params **out, ha_error *err);
@@ -69,9 +104,12 @@ const ha_encoder_config *ha_encoder_config_of(const ha_encoder *encoder);
 /* logits (n_rows, num_labels). Thread-safe: all run state is local to the call. HA_ERR_VALUE names a row that is empty, too long, or holds an id outside the vocabulary. */
 ha_status ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logits, int n_threads, ha_error *err);
 
-/* -- training: forward keeps activations on a tape, backward reads them. Deterministic, bit for bit, on any thread count -- */
+/* -- training of BERT with GELU: forward keeps activations on a tape, backward reads them. Deterministic, bit for bit, on any thread count -- */
 
 typedef struct ha_tape ha_tape;     /* one arena, grown to the largest batch seen and reused */
+
+/* HA_ERR_VALUE names what the backward pass does not know. */
+ha_status ha_encoder_check_trainable(const ha_encoder_config *config, ha_error *err);
 
 ha_tape *ha_tape_new(void);         /* NULL: out of memory */
 void ha_tape_free(ha_tape *tape);

@@ -15,16 +15,16 @@ ha_batch_check(const ha_encoder_config *config, const ha_batch *batch, ha_error 
         if (end <= begin) {
             return ha_fail(err, HA_ERR_VALUE, "encoder: row %zu is empty", i);
         }
-        if ((uint64_t)(end - begin) > config->max_position_embeddings) {
+        if ((uint64_t)(end - begin) > config->max_tokens) {
             return ha_fail(err, HA_ERR_VALUE, "encoder: row %zu has %lld tokens, the model reads at most %zu", i,
-                           (long long)(end - begin), config->max_position_embeddings);
+                           (long long)(end - begin), config->max_tokens);
         }
         for (int64_t t = begin; t < end; t++) {
             if (batch->ids[t] < 0 || (size_t)batch->ids[t] >= config->vocab_size) {
                 return ha_fail(err, HA_ERR_VALUE, "encoder: row %zu holds id %ld, outside the vocabulary of %zu", i,
                                (long)batch->ids[t], config->vocab_size);
             }
-            if (batch->type_ids != NULL && batch->type_ids[t] >= config->type_vocab_size) {
+            if (batch->type_ids != NULL && config->type_vocab_size > 0 && batch->type_ids[t] >= config->type_vocab_size) {
                 return ha_fail(err, HA_ERR_VALUE, "encoder: row %zu holds token type %u, the model has %zu", i,
                                (unsigned)batch->type_ids[t], config->type_vocab_size);
             }
@@ -33,11 +33,19 @@ ha_batch_check(const ha_encoder_config *config, const ha_batch *batch, ha_error 
     return HA_OK;
 }
 
+static void
+add(float *out, const float *x, size_t n)
+{
+    for (size_t j = 0; j < n; j++) {
+        out[j] += x[j];
+    }
+}
+
 void
 ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, size_t first, size_t last,
                        const float *position, const float *type, float *x, int n_threads)
 {
-    const size_t h = config->hidden_size;
+    const size_t h = config->embedding_size;
     const int64_t base = batch->offsets[first];
     const int n = ha_threads_for((size_t)(batch->offsets[last] - base) * h, GRAIN, n_threads);
     (void)n;
@@ -45,13 +53,18 @@ ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, s
 #pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(static)
 #endif
     for (ptrdiff_t row = (ptrdiff_t)first; row < (ptrdiff_t)last; row++) {
+        size_t seen = 0;    /* tokens that are no padding */
         for (int64_t t = batch->offsets[row]; t < batch->offsets[row + 1]; t++) {
-            const float *p = position + (size_t)(t - batch->offsets[row]) * h;
-            const float *s = type + (batch->type_ids != NULL ? batch->type_ids[t] : 0) * h;
+            const int padding = batch->ids[t] == config->pad_id;
+            const size_t number = config->pad_id < 0 ? seen : (size_t)config->pad_id + (padding ? 0 : seen + 1);
             float *out = x + (size_t)(t - base) * h;
-            for (size_t j = 0; j < h; j++) {
-                out[j] = out[j] + s[j] + p[j];
+            if (type != NULL) {
+                add(out, type + (batch->type_ids != NULL ? batch->type_ids[t] : 0) * h, h);
             }
+            if (position != NULL) {
+                add(out, position + number * h, h);
+            }
+            seen += !padding;
         }
     }
 }

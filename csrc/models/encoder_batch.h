@@ -8,7 +8,8 @@
 /* HA_ERR_VALUE names the first row that is empty, too long, or holds an id or a token type outside its table. */
 ha_status ha_batch_check(const ha_encoder_config *config, const ha_batch *batch, ha_error *err);
 
-/* x (tokens of rows [first, last), hidden_size) += type row + position row; position (positions, hidden), type (types, hidden). */
+/* x (tokens of rows [first, last), embedding_size) += type row, then += position row; position (positions, embedding_size), type (types, same);
+ * either may be NULL. */
 void ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, size_t first, size_t last,
                             const float *position, const float *type, float *x, int n_threads);
 

@@ -18,19 +18,6 @@ struct ha_checkpoint {
 };
 
 static int
-starts_with(const char *text, const char *prefix)
-{
-    return strncmp(text, prefix, strlen(prefix)) == 0;
-}
-
-static int
-ends_with(const char *text, const char *suffix)
-{
-    const size_t n = strlen(text), m = strlen(suffix);
-    return n >= m && strcmp(text + n - m, suffix) == 0;
-}
-
-static int
 file_exists(const char *folder, const char *name)
 {
     char path[HA_PATH_MAX];
@@ -53,38 +40,24 @@ open_file(const char *folder, ha_tensor_file **out, ha_error *err)
     return ha_tensor_file_open(folder, out, err);
 }
 
-/* The name that a tensor of the file has in this library: with "bert." before a bare BertModel's names, LayerNorm's old
- * gamma and beta (checkpoints converted from TensorFlow) as weight and bias. */
-static void
-canonical_name(const char *name, char *out, size_t size)
-{
-    const int bare = starts_with(name, "embeddings.") || starts_with(name, "encoder.") || starts_with(name, "pooler.");
-    snprintf(out, size, "%s%s", bare ? "bert." : "", name);
-    char *dot = strrchr(out, '.');
-    if (dot != NULL && (size_t)(dot - out) + sizeof(".weight") <= size && ends_with(name, "LayerNorm.gamma")) {
-        strcpy(dot, ".weight");
-    } else if (dot != NULL && ends_with(name, "LayerNorm.beta")) {
-        strcpy(dot, ".bias");
-    }
-}
-
 /* Finds the tensor of each parameter of the whole checkpoint (`source`: all its layers). */
 static ha_status
 map_tensors(const ha_tensor_file *file, const ha_encoder_config *source, int new_head, const ha_tensor **tensors, ha_error *err)
 {
-    const size_t none = ha_params_count(source), first_label = ha_head_param(source, HA_CLS_W);
+    const size_t none = ha_params_count(source);
     char name[256];
     for (size_t i = 0; i < ha_tensor_file_count(file); i++) {
         const ha_tensor *tensor = ha_tensor_file_at(file, i);
-        if (ends_with(tensor->name, "position_ids") || starts_with(tensor->name, "cls.")) {
-            continue;   /* a buffer that transformers once saved; the pretraining heads */
+        ha_tensor_canonical_name(source, tensor->name, name, sizeof(name));
+        if (ha_tensor_is_ignored(source, name)) {
+            continue;
         }
-        canonical_name(tensor->name, name, sizeof(name));
         const size_t which = ha_param_index(source, name);
         if (which == none) {
-            return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' is unexpected in a BERT of %zu layers", tensor->name, source->n_layers);
+            return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' is unexpected in a %s of %zu layers", tensor->name,
+                           ha_family_name(source->family), source->n_layers);
         }
-        if (which >= first_label && new_head) {
+        if (new_head && (which == ha_head_param(source, HA_CLS_W) || which == ha_head_param(source, HA_CLS_B))) {
             continue;
         }
         if (tensors[which] != NULL) {
@@ -95,30 +68,43 @@ map_tensors(const ha_tensor_file *file, const ha_encoder_config *source, int new
     return HA_OK;
 }
 
+static void
+shape_text(char *out, size_t size, int ndim, const size_t *shape)
+{
+    size_t at = 0;
+    out[0] = '\0';
+    for (int i = 0; i < ndim && at < size - 24; i++) {
+        at += (size_t)snprintf(out + at, size - at, "%s%zu", i > 0 ? ", " : "", shape[i]);
+    }
+}
+
 static ha_status
 check_shape(const ha_tensor *tensor, const ha_param *param, ha_error *err)
 {
-    if (tensor->ndim == param->ndim && tensor->shape[0] == param->shape[0] && (param->ndim < 2 || tensor->shape[1] == param->shape[1])) {
+    int same = tensor->ndim == param->ndim;
+    for (int i = 0; i < param->ndim && same; i++) {
+        same = tensor->shape[i] == param->shape[i];
+    }
+    if (same) {
         return HA_OK;
     }
-    char got[128] = "", want[64];
-    size_t at = 0;
-    for (int i = 0; i < tensor->ndim && at < sizeof(got) - 24; i++) {
-        at += (size_t)snprintf(got + at, sizeof(got) - at, "%s%zu", i > 0 ? ", " : "", tensor->shape[i]);
-    }
-    snprintf(want, sizeof(want), param->ndim == 2 ? "%zu, %zu" : "%zu", param->shape[0], param->shape[1]);
+    char got[128], want[128];
+    shape_text(got, sizeof(got), tensor->ndim, tensor->shape);
+    shape_text(want, sizeof(want), param->ndim, param->shape);
     return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' has shape (%s), expected (%s)", tensor->name, got, want);
 }
 
-/* The tensors of the kept layers, checked. A pooler may be absent only beside a new head. */
+/* The tensors of the kept layers, checked. What stands between the encoder and the labels may be absent, whole, only beside a new head. */
 static ha_status
 select_tensors(ha_checkpoint *checkpoint, const ha_encoder_config *source, const ha_tensor **all, const size_t *layers,
                int new_head, ha_error *err)
 {
     const ha_encoder_config *config = &checkpoint->config;
     const size_t count = ha_params_count(config), first_head = ha_head_param(config, 0);
-    const ha_tensor *const *pooler = &all[ha_head_param(source, HA_POOL_W)];
-    const int new_pooler = new_head && pooler[0] == NULL && pooler[1] == NULL;
+    int new_pooler = new_head;
+    for (size_t i = 0; i < HA_HEAD_PARAMS; i++) {
+        new_pooler = new_pooler && all[ha_head_param(source, i)] == NULL;
+    }
     for (size_t i = 0; i < count; i++) {
         size_t from = i;
         if (i >= first_head) {
@@ -128,8 +114,12 @@ select_tensors(ha_checkpoint *checkpoint, const ha_encoder_config *source, const
         }
         ha_param param;
         ha_param_describe(config, i, 0, &param);
+        if (param.size == 0) {
+            continue;
+        }
         if (all[from] == NULL) {
-            if (i >= first_head && (i - first_head >= HA_CLS_W ? new_head : new_pooler)) {
+            const int label = i == first_head + HA_CLS_W || i == first_head + HA_CLS_B;
+            if (i >= first_head && (label ? new_head : new_pooler)) {
                 continue;
             }
             ha_param_describe(source, from, 0, &param);
@@ -148,8 +138,11 @@ select_tensors(ha_checkpoint *checkpoint, const ha_encoder_config *source, const
 static ha_status
 keep_layers(ha_encoder_config *config, const size_t *layers, size_t n_kept, ha_error *err)
 {
-    if (n_kept == 0 || n_kept > 512) {
-        return ha_fail(err, HA_ERR_VALUE, "layers: 1 to 512 layers must be kept, got %zu", n_kept);
+    if (n_kept == 0 || n_kept > HA_MAX_LAYERS) {
+        return ha_fail(err, HA_ERR_VALUE, "layers: 1 to %d layers must be kept, got %zu", HA_MAX_LAYERS, n_kept);
+    }
+    if (config->family == HA_MODERNBERT) {      /* its first layer has no norm, and each has its own reach */
+        return ha_fail(err, HA_ERR_VALUE, "layers: those of a ModernBERT can't be selected");
     }
     for (size_t i = 0; i < n_kept; i++) {
         if (layers[i] >= config->n_layers) {
@@ -228,9 +221,9 @@ ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size
     ha_param param;
     ha_param_describe(&checkpoint->config, i, 0, &param);
     const size_t from_head = i - ha_head_param(&checkpoint->config, 0);     /* the stream does not depend on the number of layers */
-    const size_t n = param.ndim == 2 ? count * param.shape[1] : param.size, begin = param.ndim == 2 ? first * param.shape[1] : 0;
+    const size_t n = count * ha_param_cols(&param), begin = first * ha_param_cols(&param);
     for (size_t j = 0; j < n; j++) {
-        out[j] = param.ndim == 2 ? new_weight(checkpoint->seed, from_head, begin + j) : 0.0f;
+        out[j] = param.ndim == 2 ? new_weight(checkpoint->seed, from_head, begin + j) : from_head == HA_HEAD_NORM_W ? 1.0f : 0.0f;
     }
     return HA_OK;
 }

@@ -19,7 +19,10 @@ params_new(const ha_encoder_config *config, ha_encoder_params **out, ha_error *e
     params->count = count;
     for (size_t i = 0; i < count; i++) {
         ha_param_describe(config, i, params->total, &params->items[i]);
-        params->total += params->items[i].size;     /* at most 2^14 parameters of 2^48 elements */
+        if (params->items[i].size > SIZE_MAX / sizeof(float) - params->total) {
+            return ha_fail(err, HA_ERR_NOMEM, "encoder parameters: out of memory (parameter '%s')", params->items[i].name);
+        }
+        params->total += params->items[i].size;
     }
     if (params->total > SIZE_MAX / sizeof(float) || (params->data = malloc(params->total * sizeof(float))) == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "encoder parameters: out of memory (%zu weights)", params->total);
@@ -43,7 +46,9 @@ ha_encoder_params_read(const char *folder, const size_t *layers, size_t n_kept, 
     }
     for (size_t i = 0; i < params->count && status == HA_OK; i++) {
         const ha_param *item = &params->items[i];
-        status = ha_checkpoint_rows(checkpoint, i, 0, item->ndim == 2 ? item->shape[0] : 1, params->data + item->offset, err);
+        if (item->size > 0) {
+            status = ha_checkpoint_rows(checkpoint, i, 0, item->size / ha_param_cols(item), params->data + item->offset, err);
+        }
     }
 done:
     ha_checkpoint_close(checkpoint);
@@ -82,14 +87,17 @@ ha_encoder_params_write(const ha_encoder_params *params, const char *path, int d
     if (tensors == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "%.200s: out of memory", path);
     }
+    size_t count = 0;
     for (size_t i = 0; i < params->count; i++) {
         const ha_param *item = &params->items[i];
-        tensors[i] = (ha_tensor_out){
-            .name = item->name, .dtype = (ha_dtype)dtype, .ndim = item->ndim,
-            .shape = {item->shape[0], item->shape[1]}, .data = params->data + item->offset,
-        };
+        if (item->size > 0) {
+            tensors[count++] = (ha_tensor_out){
+                .name = item->name, .dtype = (ha_dtype)dtype, .ndim = item->ndim,
+                .shape = {item->shape[0], item->shape[1], item->shape[2]}, .data = params->data + item->offset,
+            };
+        }
     }
-    const ha_status status = ha_safetensors_write(path, tensors, params->count, NULL, err);
+    const ha_status status = ha_safetensors_write(path, tensors, count, NULL, err);
     free(tensors);
     return status;
 }

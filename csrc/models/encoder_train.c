@@ -1,4 +1,5 @@
 /* The forward pass of training: as inference, on the weights as they stand, with dropout and with activations kept. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,18 @@ ha_tape_free(ha_tape *tape)
     }
 }
 
+ha_status
+ha_encoder_check_trainable(const ha_encoder_config *config, ha_error *err)
+{
+    if (config->family != HA_BERT) {
+        return ha_fail(err, HA_ERR_VALUE, "training: model_type '%s' can be run, not trained: that comes with a later version; bert can", config->model_type);
+    }
+    if (config->hidden_act != HA_ACT_GELU) {
+        return ha_fail(err, HA_ERR_VALUE, "training: only hidden_act 'gelu' can be trained; others can be run");
+    }
+    return HA_OK;
+}
+
 ha_attention
 ha_tape_attention(const ha_tape *tape, const ha_batch *batch, size_t i)
 {
@@ -30,7 +43,7 @@ ha_tape_attention(const ha_tape *tape, const ha_batch *batch, size_t i)
     return (ha_attention){
         .kernels = tape->kernels, .n_rows = batch->n_rows, .n_heads = c->n_heads, .head_dim = c->head_dim,
         .offsets = batch->offsets, .cls_only = cls_only, .q = l->q, .k = l->kv, .v = l->kv + c->hidden_size,
-        .ldq = c->hidden_size, .ldkv = 2 * c->hidden_size,
+        .ldq = c->hidden_size, .ldkv = 2 * c->hidden_size, .scale = 1.0f / sqrtf((float)c->head_dim),
         .dropout = ha_tape_dropout(tape, ha_layer_place(i, HA_DROP_PROBABILITY)),
     };
 }
@@ -117,8 +130,8 @@ start(ha_tape *tape, const ha_encoder_params *params, const ha_batch *batch, flo
     if (!(dropout >= 0.0f && dropout < 1.0f)) {
         return ha_fail(err, HA_ERR_VALUE, "encoder: dropout must be in [0, 1), got %g", (double)dropout);
     }
-    const ha_status status = ha_batch_check(&params->config, batch, err);
-    if (status != HA_OK) {
+    ha_status status = ha_encoder_check_trainable(&params->config, err);
+    if (status != HA_OK || (status = ha_batch_check(&params->config, batch, err)) != HA_OK) {
         return status;
     }
     tape->kernels = ha_kernels_get();

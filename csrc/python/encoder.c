@@ -199,7 +199,7 @@ static PyMethodDef encoder_methods[] = {
 };
 
 static PyGetSetDef encoder_getters[] = {
-    {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in config.json, as a new dict."), NULL},
+    {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
     {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32 or bfloat16."), NULL},
     {"n_threads", encoder_n_threads, NULL, PyDoc_STR("Threads of a call; 0: the library's default."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -29,11 +29,11 @@ py_encoder_params(PyObject *module, PyObject *obj)
 PyObject *
 py_encoder_config(const ha_encoder_config *c)
 {
-    return Py_BuildValue("{s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type,
+    return Py_BuildValue("{s:s,s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type, "architecture", c->architecture,
                          "vocab_size", (Py_ssize_t)c->vocab_size, "hidden_size", (Py_ssize_t)c->hidden_size,
                          "num_hidden_layers", (Py_ssize_t)c->n_layers, "num_attention_heads", (Py_ssize_t)c->n_heads,
                          "intermediate_size", (Py_ssize_t)c->intermediate_size,
-                         "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings,
+                         "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings, "max_tokens", (Py_ssize_t)c->max_tokens,
                          "type_vocab_size", (Py_ssize_t)c->type_vocab_size, "num_labels", (Py_ssize_t)c->num_labels,
                          "layer_norm_eps", (double)c->layer_norm_eps);
 }
@@ -225,21 +225,37 @@ find_param(PyObject *self, PyObject *name)
     return param;
 }
 
+static PyObject *
+shape_tuple(int ndim, const size_t *shape)
+{
+    PyObject *tuple = PyTuple_New(ndim);
+    for (int i = 0; tuple != NULL && i < ndim; i++) {
+        PyObject *extent = PyLong_FromSize_t(shape[i]);
+        if (extent == NULL || PyTuple_SetItem(tuple, i, extent) < 0) {
+            Py_CLEAR(tuple);
+        }
+    }
+    return tuple;
+}
+
 /* A float32 array of exactly this shape, or NULL with ValueError set. */
 static PyArrayObject *
-array_of(PyObject *obj, const char *what, const char *name, int ndim, size_t rows, size_t cols)
+array_of(PyObject *obj, const char *what, const char *name, int ndim, const size_t *shape)
 {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
     if (array == NULL) {
         return NULL;
     }
-    if (PyArray_NDIM(array) != ndim || (size_t)PyArray_DIM(array, 0) != rows || (ndim == 2 && (size_t)PyArray_DIM(array, 1) != cols)) {
-        PyObject *got = PyObject_GetAttrString((PyObject *)array, "shape");
-        if (got != NULL && ndim == 2) {
-            PyErr_Format(PyExc_ValueError, "%s: '%s' must have shape (%zu, %zu), got %S", what, name, rows, cols, got);
-        } else if (got != NULL) {
-            PyErr_Format(PyExc_ValueError, "%s: '%s' must have shape (%zu,), got %S", what, name, rows, got);
+    int same = PyArray_NDIM(array) == ndim;
+    for (int i = 0; i < ndim && same; i++) {
+        same = (size_t)PyArray_DIM(array, i) == shape[i];
+    }
+    if (!same) {
+        PyObject *got = PyObject_GetAttrString((PyObject *)array, "shape"), *wanted = shape_tuple(ndim, shape);
+        if (got != NULL && wanted != NULL) {
+            PyErr_Format(PyExc_ValueError, "%s: '%s' must have shape %S, got %S", what, name, wanted, got);
         }
+        Py_XDECREF(wanted);
         Py_XDECREF(got);
         Py_CLEAR(array);
     }
@@ -250,11 +266,7 @@ static PyObject *
 params_shape(PyObject *self, PyObject *name)
 {
     const ha_param *param = find_param(self, name);
-    if (param == NULL) {
-        return NULL;
-    }
-    return param->ndim == 2 ? Py_BuildValue("(nn)", (Py_ssize_t)param->shape[0], (Py_ssize_t)param->shape[1])
-                            : Py_BuildValue("(n)", (Py_ssize_t)param->shape[0]);
+    return param != NULL ? shape_tuple(param->ndim, param->shape) : NULL;
 }
 
 static PyObject *
@@ -264,7 +276,7 @@ params_get(PyObject *self, PyObject *name)
     if (param == NULL) {
         return NULL;
     }
-    const npy_intp dims[2] = {(npy_intp)param->shape[0], (npy_intp)param->shape[1]};
+    const npy_intp dims[3] = {(npy_intp)param->shape[0], (npy_intp)param->shape[1], (npy_intp)param->shape[2]};
     PyObject *array = PyArray_SimpleNew(param->ndim, dims, NPY_FLOAT32);
     if (array != NULL) {
         memcpy(PyArray_DATA((PyArrayObject *)array), ((params_object *)self)->params->data + param->offset, param->size * sizeof(float));
@@ -280,7 +292,7 @@ params_set(PyObject *self, PyObject *args)
         return NULL;
     }
     const ha_param *param = find_param(self, name);
-    PyArrayObject *array = param != NULL ? array_of(value, "set", param->name, param->ndim, param->shape[0], param->shape[1]) : NULL;
+    PyArrayObject *array = param != NULL ? array_of(value, "set", param->name, param->ndim, param->shape) : NULL;
     if (array == NULL) {
         return NULL;
     }
@@ -316,7 +328,8 @@ params_add_low_rank(PyObject *self, PyObject *args)
         return NULL;
     }
     if (param->ndim != 2) {
-        return PyErr_Format(PyExc_ValueError, "add_low_rank: '%s' is a vector, a low-rank update needs a matrix", param->name);
+        return PyErr_Format(PyExc_ValueError, "add_low_rank: '%s' is %s, a low-rank update needs a matrix", param->name,
+                            param->ndim == 1 ? "a vector" : "no matrix");
     }
     b = (PyArrayObject *)PyArray_FROM_OTF(b_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
     if (b == NULL) {
@@ -327,7 +340,8 @@ params_add_low_rank(PyObject *self, PyObject *args)
         PyErr_Format(PyExc_ValueError, "add_low_rank: B of '%s' must have shape (%zu, rank)", param->name, param->shape[0]);
         goto done;
     }
-    a = array_of(a_obj, "add_low_rank: A of", param->name, 2, rank, param->shape[1]);
+    const size_t a_shape[2] = {rank, param->shape[1]};
+    a = array_of(a_obj, "add_low_rank: A of", param->name, 2, a_shape);
     if (a == NULL) {
         goto done;
     }
@@ -390,8 +404,11 @@ params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &dropout, &seed, &step, &n_threads)) {
         return NULL;
     }
-    if (!py_batch_open(ids, offsets, types, &rows) ||
-        (dlogits = array_of(dlogits_obj, "gradients", "dlogits", 2, rows.batch.n_rows, params->config.num_labels)) == NULL) {
+    if (!py_batch_open(ids, offsets, types, &rows)) {
+        goto done;
+    }
+    const size_t wanted[2] = {rows.batch.n_rows, params->config.num_labels};
+    if ((dlogits = array_of(dlogits_obj, "gradients", "dlogits", 2, wanted)) == NULL) {
         goto done;
     }
     const npy_intp shape[2] = {(npy_intp)rows.batch.n_rows, (npy_intp)params->config.num_labels};
@@ -432,12 +449,16 @@ params_names(PyObject *self, void *unused)
 {
     (void)unused;
     const ha_encoder_params *params = ((params_object *)self)->params;
-    PyObject *names = PyList_New((Py_ssize_t)params->count);
+    PyObject *names = PyList_New(0);
     for (size_t i = 0; names != NULL && i < params->count; i++) {
+        if (params->items[i].size == 0) {
+            continue;
+        }
         PyObject *name = PyUnicode_FromString(params->items[i].name);
-        if (name == NULL || PyList_SetItem(names, (Py_ssize_t)i, name) < 0) {
+        if (name == NULL || PyList_Append(names, name) < 0) {
             Py_CLEAR(names);
         }
+        Py_XDECREF(name);
     }
     return names;
 }
@@ -456,9 +477,20 @@ params_size(PyObject *self, void *unused)
     return PyLong_FromSize_t(((params_object *)self)->params->total);
 }
 
+static PyObject *
+params_check_trainable(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    ha_error err;
+    const ha_status status = ha_encoder_check_trainable(&((params_object *)self)->params->config, &err);
+    return status == HA_OK ? Py_NewRef(Py_None) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
+}
+
 static PyMethodDef params_methods[] = {
     {"read", (PyCFunction)(void (*)(void))params_read, METH_VARARGS | METH_KEYWORDS | METH_CLASS, read_doc},
     {"copy", params_copy, METH_NOARGS, PyDoc_STR("copy()\n--\n\nAnother block with the same weights.")},
+    {"check_trainable", params_check_trainable, METH_NOARGS,
+     PyDoc_STR("check_trainable()\n--\n\nValueError names what the backward pass does not know: another model_type than bert, another hidden_act than gelu.")},
     {"write", (PyCFunction)(void (*)(void))params_write, METH_VARARGS | METH_KEYWORDS, write_doc},
     {"shape", params_shape, METH_O, PyDoc_STR("shape(name, /)\n--\n\nShape of a parameter. KeyError: no such one.")},
     {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
@@ -470,7 +502,7 @@ static PyMethodDef params_methods[] = {
 
 static PyGetSetDef params_getters[] = {
     {"names", params_names, NULL, PyDoc_STR("Names of the parameters, as in a transformers checkpoint, in the block's order."), NULL},
-    {"config", params_config, NULL, PyDoc_STR("Extents under their names in config.json, as a new dict."), NULL},
+    {"config", params_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
     {"size", params_size, NULL, PyDoc_STR("Number of weights."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

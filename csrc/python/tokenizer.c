@@ -460,6 +460,21 @@ tokenizer_pad_id(PyObject *self, void *unused)
     return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
 }
 
+/* PyArg converter: a path, or None for NULL. */
+static int
+optional_path(PyObject *obj, void *out)
+{
+    return obj == Py_None ? 1 : PyUnicode_FSConverter(obj, out);
+}
+
+static PyObject *
+tokenizer_cache_note(PyObject *self, void *closure)
+{
+    (void)closure;
+    const char *note = ha_tokenizer_cache_note(handle(self));
+    return PyUnicode_DecodeUTF8(note, (Py_ssize_t)strlen(note), "replace");
+}
+
 /* {text: id} as an array whose texts `dict` holds; NULL with an exception. */
 static ha_special_token *
 special_tokens_of(PyObject *dict, size_t *n)
@@ -490,27 +505,30 @@ special_tokens_of(PyObject *dict, size_t *n)
 static PyObject *
 tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "reference", "pattern", "special_tokens", NULL};
-    PyObject *path = NULL, *given = NULL, *copy = NULL;
+    static char *names[] = {"path", "reference", "pattern", "special_tokens", "cache", NULL};
+    PyObject *path = NULL, *given = NULL, *copy = NULL, *cache = NULL;
     const char *reference = "tokenizers";
     ha_open_options options = {0};
     ha_special_token *tokens = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$szO!:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, &options.pattern,
-                                     &PyDict_Type, &given)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$szO!O&:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, &options.pattern,
+                                     &PyDict_Type, &given, optional_path, &cache)) {
         return NULL;
     }
     options.reference = strcmp(reference, "sentencepiece") == 0 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;
     if (options.reference == HA_REFERENCE_TOKENIZERS && strcmp(reference, "tokenizers") != 0) {
         Py_DECREF(path);
+        Py_XDECREF(cache);
         return PyErr_Format(PyExc_ValueError, "reference must be 'tokenizers' or 'sentencepiece', got '%s'", reference);
     }
     if (given != NULL && ((copy = PyDict_Copy(given)) == NULL || (tokens = special_tokens_of(copy, &options.n_special_tokens)) == NULL)) {
         Py_XDECREF(copy);
+        Py_XDECREF(cache);
         Py_DECREF(path);
         return NULL;
     }
     options.special_tokens = tokens;
     const char *bytes = PyBytes_AsString(path);
+    options.cache_folder = cache != NULL ? PyBytes_AsString(cache) : NULL;
     ha_tokenizer *tokenizer = NULL;
     ha_error err;
     ha_status status;
@@ -520,6 +538,7 @@ tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     free(tokens);
     Py_XDECREF(copy);
     Py_DECREF(path);
+    Py_XDECREF(cache);
     if (status != HA_OK) {
         return py_raise(PyType_GetModule(type), status, &err);
     }
@@ -571,13 +590,14 @@ static PyMethodDef tokenizer_functions[] = {
 };
 
 static PyGetSetDef tokenizer_getters[] = {
+    {"cache_note", tokenizer_cache_note, NULL, PyDoc_STR("Why a file in the cache was not used or could not be written; empty when there is nothing to tell."), NULL},
     {"vocab_size", tokenizer_vocab_size, NULL, PyDoc_STR("Ids are below it."), NULL},
     {"pad_id", tokenizer_pad_id, NULL, PyDoc_STR("The id that the file pads with, or None."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyDoc_STRVAR(tokenizer_doc,
-"Tokenizer(path, *, reference='tokenizers', pattern=None, special_tokens={})\n"
+"Tokenizer(path, *, reference='tokenizers', pattern=None, special_tokens={}, cache=None)\n"
 "--\n\n"
 "The C tokenizer that harmaug.Tokenizer wraps.\n\n"
 "Parameters\n"
@@ -590,7 +610,9 @@ PyDoc_STRVAR(tokenizer_doc,
 "pattern : str, optional\n"
 "    How a .tiktoken file's text is cut.\n"
 "special_tokens : dict, optional\n"
-"    Ids of a .tiktoken file's special tokens.\n\n"
+"    Ids of a .tiktoken file's special tokens.\n"
+"cache : str or path-like, optional\n"
+"    A folder where the large tables of a tokenizer.json are kept between runs. Default: nowhere.\n\n"
 "Raises\n"
 "------\n"
 "OSError\n"

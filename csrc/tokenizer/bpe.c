@@ -475,6 +475,9 @@ find_word(const ha_bpe *model, const uint8_t *text, size_t length)
     if (length > HA_CACHED_BYTES) {
         return ha_trie_longest(&model->long_words, text, length, &id) == length ? id : -1;
     }
+    if (model->n_word_slots == 0) {
+        return -1;
+    }
     const ha_word_key key = ha_word_key_of(text, length);
     for (size_t at = word_slot(model, key); model->words[at].key.high != 0; at = (at + 1) & (model->n_word_slots - 1)) {
         if (model->words[at].key.low == key.low && model->words[at].key.high == key.high) {

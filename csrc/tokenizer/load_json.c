@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/map_file.h"
+#include "tokenizer/tables.h"
 
 int
 ha_load_is_null(const ha_json_node *node)
@@ -158,20 +159,23 @@ read_root(const ha_json_reader *r)
     return HA_OK;
 }
 
-ha_status
-ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
+/* `cache`: path of a file of tables, to be read (`*cached` then says that it was) or else to be written; or NULL. */
+static ha_status
+load_mapped(ha_tokenizer *tok, const char *path, const ha_map_file *file, const char *cache, int *cached, ha_error *err)
 {
-    ha_map_file file;
     ha_json *json = NULL;
     ha_error cause;
-    ha_status status = ha_map_file_open(path, &file, err);
-    if (status != HA_OK) {
-        return status;
-    }
+    ha_json_sink sinks[HA_LOAD_SINKS];
+    ha_load_tables tables = {0};
     /* a token takes at least 6 bytes of the file ("":0,), so an id far above that count is no dense vocabulary's */
-    ha_load_merge_list merges = {0};
-    ha_json_reader r = {tok, NULL, &merges, file.size / 2 + 65536, &cause};
-    status = ha_json_parse_with(path, (const char *)file.data, file.size, ha_load_sinks, HA_LOAD_SINKS, &r, &json, err);
+    ha_json_reader r = {tok, NULL, &tables, file->size / 2 + 65536, &cause};
+    ha_load_sinks(sinks);
+    ha_status status = *cached && cache != NULL ? ha_tables_read(cache, tok, sinks, HA_LOAD_SINKS, &tok->cache_note) : HA_ERR_IO;
+    *cached = status == HA_OK;
+    if (status == HA_ERR_IO) {      /* there is none */
+        tok->cache_note.message[0] = '\0';
+    }
+    status = ha_json_parse_with(path, (const char *)file->data, file->size, sinks, HA_LOAD_SINKS, &r, &json, err);
     if (status == HA_OK) {
         r.json = json;
         status = read_root(&r);
@@ -182,8 +186,38 @@ ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
             ha_fail(err, status, "%.250s: %.250s", path, cause.message);
         }
     }
-    free(merges.at);
+    if (status == HA_OK && cache != NULL && !*cached) {
+        ha_tables_write(cache, tok, sinks, HA_LOAD_SINKS, &tok->cache_note);
+    }
+    free(tables.merges);
     ha_json_free(json);
+    return status;
+}
+
+ha_status
+ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err)
+{
+    ha_map_file file;
+    char *cache = NULL;
+    int cached = 1;
+    ha_status status = ha_map_file_open(path, &file, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    if (tok->cache_folder != NULL && file.size >= HA_TABLES_MIN_SOURCE) {
+        status = ha_tables_path(tok->cache_folder, file.data, file.size, &cache, err);
+    }
+    if (status == HA_OK) {
+        status = load_mapped(tok, path, &file, cache, &cached, err);
+    }
+    if (status != HA_OK && cached && cache != NULL) {      /* tables that are sound and yet not this file's: as if there were none */
+        ha_tokenizer_clear(tok);
+        cached = 0;
+        const ha_error why = *err;
+        status = load_mapped(tok, path, &file, cache, &cached, err);
+        ha_fail(&tok->cache_note, HA_ERR_FORMAT, "%.200s: not used: %.250s", cache, why.message);
+    }
+    free(cache);
     ha_map_file_close(&file);
     return status;
 }

@@ -7,12 +7,13 @@
 
 #define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
 
-typedef struct ha_load_merge_list { ha_merge *at; size_t n, capacity; } ha_load_merge_list;
+/* What is read while the file is parsed and has no place in the tokenizer yet. */
+typedef struct ha_load_tables { ha_merge *merges; size_t n_merges, cap_merges, cap_scores; } ha_load_tables;
 
 typedef struct ha_json_reader {
     ha_tokenizer *tok;
     const ha_json *json;        /* NULL while the file is parsed */
-    ha_load_merge_list *merges;
+    ha_load_tables *tables;
     size_t max_ids;         /* what a file of this size can hold */
     ha_error *err;
 } ha_json_reader;
@@ -38,8 +39,8 @@ ha_status ha_load_sequence(const ha_json_reader *r, const ha_json_node *node, co
 
 /* What takes vocabulary and merges while the file is parsed (their context is the reader), and what then makes of them the model's. */
 enum { HA_LOAD_SINKS = 2 };
-extern const ha_json_sink ha_load_sinks[HA_LOAD_SINKS];
-ha_status ha_load_vocab(const ha_json_reader *r, const ha_json_node *model);
+void ha_load_sinks(ha_json_sink sinks[HA_LOAD_SINKS]);
+ha_status ha_load_vocab(const ha_json_reader *r, const ha_json_node *vocab, ha_json_type type);
 ha_status ha_load_merges(const ha_json_reader *r, const ha_json_node *model);
 
 /* The parts, in the order in which they must be read: each relies on those before it. */

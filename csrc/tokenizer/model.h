@@ -22,6 +22,7 @@ typedef struct ha_vocab {           /* zeroed by the owner */
     ha_vocab_slot *slots;           /* by text: open addressing, a power of two of slots, at most half of them taken */
     size_t n_slots;
     uint64_t hash_key[2];
+    int32_t moved_from;             /* the id that the last token to move had before */
 } ha_vocab;
 
 void ha_vocab_free(ha_vocab *vocab);
@@ -164,7 +165,8 @@ typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread *
 } ha_unigram_scratch;
 
 void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
-ha_status ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *err);
+/* Asks for a cache; without the memory for it there is none. */
+void ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch);
 /* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
 ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
 void ha_unigram_free(ha_unigram *model);

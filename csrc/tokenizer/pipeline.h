@@ -152,7 +152,14 @@ struct ha_tokenizer {
     ha_worker_pool *pool;
     uint8_t *raw;                   /* raw bytes of every token, see ha_tokenizer_token_bytes */
     size_t *raw_at;                 /* (vocab.n_ids + 1,) */
+    struct ha_tables *tables;       /* NULL, or what the large tables were read into and borrow from (tables.h): no token can be added */
+    int tables_kind;                /* the ha_model_kind that they are of */
+    const char *cache_folder;       /* while opening: where files of tables lie, or NULL */
+    ha_error cache_note;            /* why a file of tables was not used or not written; empty: no reason to complain */
 };
+
+/* Frees all that is in a tokenizer and zeroes it, but for cache_folder. */
+void ha_tokenizer_clear(ha_tokenizer *tok);
 
 /* Loaders: fill a zeroed tokenizer, which the caller frees on failure. Messages start with the path. */
 ha_status ha_tokenizer_load_json(ha_tokenizer *tok, const char *path, ha_error *err);

@@ -8,25 +8,38 @@
 #include <sys/stat.h>
 
 #include "tokenizer/pipeline.h"
+#include "tokenizer/tables.h"
 
 void
-ha_tokenizer_free(ha_tokenizer *tok)
+ha_tokenizer_clear(ha_tokenizer *tok)
 {
-    if (tok == NULL) {
-        return;
-    }
+    const char *cache_folder = tok->cache_folder;
+    ha_worker_pool *pool = tok->pool;
+    ha_tables_release(tok);
     ha_vocab_free(&tok->vocab);
     ha_added_tokens_free(&tok->added);
     ha_wordpiece_free(&tok->wordpiece);
     ha_bpe_free(&tok->bpe);
-    ha_worker_pool_free(tok->pool);
     ha_unigram_free(&tok->unigram);
     ha_normalizer_free(&tok->normalizer);
     ha_sentencepiece_free(&tok->sentencepiece);
     ha_token_decoder_free(&tok->decoder);
     free(tok->raw);
     free(tok->raw_at);
-    free(tok);
+    memset(tok, 0, sizeof(*tok));
+    tok->pad_id = -1;
+    tok->cache_folder = cache_folder;
+    tok->pool = pool;
+}
+
+void
+ha_tokenizer_free(ha_tokenizer *tok)
+{
+    if (tok != NULL) {
+        ha_tokenizer_clear(tok);
+        ha_worker_pool_free(tok->pool);
+        free(tok);
+    }
 }
 
 /* With ignore_merges: the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
@@ -82,11 +95,11 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
         const ha_added_token *same = ha_added_tokens_of_id(&tok->added, ha_vocab_id(&tok->vocab, text, length));
         t->skipped = same != NULL && same->special;
     }
-    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges) {
+    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges && tok->tables == NULL) {
         status = build_words(tok, err);
     }
     ha_unigram_plan(tok);
-    return status == HA_OK ? ha_tokenizer_build_raw(tok, err) : status;
+    return status == HA_OK && tok->tables == NULL ? ha_tokenizer_build_raw(tok, err) : status;
 }
 
 /* ---- opening ---- */
@@ -249,14 +262,22 @@ ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer
         return ha_fail(err, HA_ERR_NOMEM, "out of memory");
     }
     tok->pad_id = -1;
+    tok->cache_folder = options != NULL ? options->cache_folder : NULL;
     tok->pool = ha_worker_pool_new();
     ha_status status = tok->pool != NULL ? load(tok, path, options, err) : ha_fail(err, HA_ERR_NOMEM, "out of memory");
     if (status != HA_OK) {
         ha_tokenizer_free(tok);
         return status;
     }
+    tok->cache_folder = NULL;
     *out = tok;
     return HA_OK;
+}
+
+const char *
+ha_tokenizer_cache_note(const ha_tokenizer *tok)
+{
+    return tok->cache_note.message;
 }
 
 /* ---- the vocabulary ---- */

@@ -20,12 +20,15 @@ typedef struct ha_open_options {                /* zeroed: the defaults */
     const char *pattern;                        /* of a *.tiktoken file, see ha_pre_pattern_tiktoken; NULL: the file is none */
     const ha_special_token *special_tokens;     /* of that file */
     size_t n_special_tokens;
+    const char *cache_folder;                   /* where the large tables of a tokenizer.json are kept between runs (tables.h); NULL: nowhere */
 } ha_open_options;
 
 /* Opens a folder (tokenizer.json, else a sentencepiece model, else vocab.txt, else vocab.json and merges.txt), one of these files or a .gguf; for
  * HA_REFERENCE_SENTENCEPIECE a .model or a folder that has one; with a pattern a *.tiktoken, or the only one of a folder, else its tokenizer.model. A component
  * or expression that this library does not honour exactly is HA_ERR_FORMAT by name. `options` may be NULL. */
 ha_status ha_tokenizer_open(const char *path, const ha_open_options *options, ha_tokenizer **out, ha_error *err);
+/* Why a file in the cache folder was not used or could not be written; "" when there is nothing to tell. */
+const char *ha_tokenizer_cache_note(const ha_tokenizer *tokenizer);
 void ha_tokenizer_free(ha_tokenizer *tokenizer);
 
 typedef enum ha_truncation { HA_TRUNCATE_NONE, HA_TRUNCATE_LONGEST_FIRST, HA_TRUNCATE_ONLY_FIRST, HA_TRUNCATE_ONLY_SECOND } ha_truncation;

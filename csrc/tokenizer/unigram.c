@@ -23,13 +23,12 @@ ha_unigram_scratch_free(ha_unigram_scratch *scratch)
     memset(scratch, 0, sizeof(*scratch));
 }
 
-ha_status
-ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch, ha_error *err)
+void
+ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch)
 {
     if (scratch->cache == NULL) {
         scratch->cache = calloc((size_t)HA_WORD_CACHE_WAYS << HA_WORD_CACHE_BITS, sizeof(*scratch->cache));
     }
-    return scratch->cache != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for the words of a tokenizer");
 }
 
 /* No score is above 0 in a vocabulary of logarithms: then the rest of a word adds at most what its best first token can add. */
@@ -64,7 +63,7 @@ ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err)
     for (size_t id = 0; id < vocab->n_ids; id++) {
         const char *text = ha_vocab_text(vocab, (int32_t)id, &length);
         lowest = model->scores[id] < lowest ? model->scores[id] : lowest;
-        if (length > 0 && ha_vocab_id(vocab, text, length) == (int32_t)id) {
+        if (length > 0 && vocab->tokens[vocab->by_id[id]].id == (int32_t)id) {       /* else a later id has this text too */
             keys[n++] = (ha_trie_key){text, length, (int32_t)id};
         }
     }

@@ -356,7 +356,7 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
         }
         const int is_short = length <= 16, ascii = ((word[0] | word[1]) & EACH(0x80)) == 0;
         const size_t core = is_short && ascii && plan->tail[p[length - 1]] >= 0 ? cut_tail(plan, p, length, word) : length;
-        ha_cached_word *slot = is_short ? slot_of(r->scratch, word) : NULL;
+        ha_cached_word *slot = is_short && r->scratch->cache != NULL ? slot_of(r->scratch, word) : NULL;
         if (slot != NULL && !is_word(slot, word) && is_word(slot + 1, word)) {
             const ha_cached_word swap = slot[0];
             slot[0] = slot[1], slot[1] = swap;
@@ -392,10 +392,8 @@ ha_unigram_encode_text(const ha_tokenizer *tok, const uint8_t *text, size_t n, i
     *done = 0;
     pieces->n = out->n = 0;
     norm->a.aligned = norm->b.aligned = 0;
-    ha_status status = ha_unigram_scratch_use_cache(scratch, err);
-    if (status == HA_OK) {
-        status = ha_added_tokens_split(&tok->added, 0, skip_special, text, 0, n, pieces, err);
-    }
+    ha_unigram_scratch_use_cache(scratch);
+    ha_status status = ha_added_tokens_split(&tok->added, 0, skip_special, text, 0, n, pieces, err);
     for (size_t i = 0; i < pieces->n && status == HA_OK && !r.given_up; i++) {
         const ha_piece piece = pieces->at[i];
         if (piece.added_id < 0) {

@@ -87,6 +87,9 @@ static ha_status
 reserve(ha_vocab *vocab, size_t length, size_t n_ids, ha_error *err)
 {
     void *tokens = vocab->tokens, *by_id = vocab->by_id, *text = vocab->text;
+    if (vocab->n_tokens > 0 && vocab->cap_tokens == 0) {
+        return ha_fail(err, HA_ERR_FORMAT, "a token that the tables in the cache do not have");      /* its arrays are not its own */
+    }
     if (length >= UINT32_MAX - vocab->n_text) {
         return ha_fail(err, HA_ERR_FORMAT, "the vocabulary has more than 4 GB of text");
     }
@@ -126,7 +129,8 @@ ha_vocab_add(ha_vocab *vocab, const char *text, size_t length, uint64_t id, size
     const uint32_t hash = (uint32_t)ha_siphash(vocab->hash_key, text, length);
     ha_vocab_slot *slot = find(vocab, text, length, hash);
     if (slot->token != 0) {
-        vocab->by_id[vocab->tokens[slot->token - 1].id] = -1;
+        vocab->moved_from = vocab->tokens[slot->token - 1].id;
+        vocab->by_id[vocab->moved_from] = -1;
     } else {
         vocab->tokens[vocab->n_tokens++] = (ha_vocab_token){(uint32_t)vocab->n_text, (uint32_t)length, -1};
         *slot = (ha_vocab_slot){hash, (uint32_t)vocab->n_tokens};

@@ -12,6 +12,9 @@ enum { HA_CACHED_BYTES = 15, HA_CACHED_TOKENS = 3, HA_CACHE_BITS = 16 };
 /* The bytes, zero-padded, and in the last byte the length: two words are the same when their keys are. */
 typedef struct ha_word_key { uint64_t low, high; } ha_word_key;
 
+/* A slot of a BPE model's table of whole words; key 0, 0: free. */
+typedef struct ha_bpe_word { ha_word_key key; int32_t id; } ha_bpe_word;
+
 typedef struct ha_word_entry {     /* half a cache line */
     ha_word_key key;                /* 0, 0: a free slot */
     int32_t ids[HA_CACHED_TOKENS];

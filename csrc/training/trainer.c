@@ -66,11 +66,13 @@ check_config(const ha_trainer_config *config, ha_error *err)
 static ha_status
 mark_trainable(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
 {
-    memset(t->trainable, 1, t->params->count);
+    for (size_t i = 0; i < t->params->count; i++) {
+        t->trainable[i] = t->params->items[i].size > 0;
+    }
     for (size_t p = 0; p < config->n_frozen; p++) {
         int found = 0;
         for (size_t i = 0; i < t->params->count; i++) {
-            if (matches(config->frozen[p], t->params->items[i].name)) {
+            if (t->params->items[i].size > 0 && matches(config->frozen[p], t->params->items[i].name)) {
                 t->trainable[i] = 0;
                 found = 1;
             }
@@ -181,7 +183,10 @@ ha_trainer_new(ha_encoder_params *params, const ha_trainer_config *config, ha_tr
     t->config.frozen = t->config.lora_targets = NULL;   /* the caller's; used only here */
     t->kernels = ha_kernels_get();
     t->word = find_word_embeddings(params);
-    status = check_config(&t->config, err);
+    status = ha_encoder_check_trainable(&params->config, err);
+    if (status == HA_OK) {
+        status = check_config(&t->config, err);
+    }
     if (status == HA_OK) {
         status = allocate(t, config, err);
     }

@@ -5,6 +5,7 @@
  *
  * Linked with --wrap=malloc, --wrap=calloc and --wrap=realloc. */
 #define _POSIX_C_SOURCE 200809L
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -34,39 +35,72 @@ void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
 void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
 void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
 
-/* -- a model -- */
+/* -- models: one of each family, with whatever it may have -- */
 
-#define HIDDEN 18
 #define LABELS 3
+#define SIZES "\"vocab_size\": 50, \"hidden_size\": 18, \"num_hidden_layers\": 2, \"num_attention_heads\": 3, \"intermediate_size\": 70, " \
+              "\"max_position_embeddings\": 75, \"num_labels\": 3, "
+#define DISENTANGLED "\"model_type\": \"deberta-v2\", \"relative_attention\": true, \"position_buckets\": 16, \"type_vocab_size\": 0, "
 
-static const ha_encoder_config shape = {
-    .model_type = "bert", .vocab_size = 50, .hidden_size = HIDDEN, .n_layers = 2, .n_heads = 3, .head_dim = HIDDEN / 3, .intermediate_size = 70,
-    .max_position_embeddings = 70, .type_vocab_size = 2, .num_labels = LABELS, .layer_norm_eps = 1e-12f,
+static const struct { const char *name, *config; } models[] = {
+    {"bert", "{" SIZES "\"model_type\": \"bert\", \"type_vocab_size\": 2}"},
+    {"roberta", "{" SIZES "\"model_type\": \"roberta\", \"type_vocab_size\": 2, \"pad_token_id\": 1}"},
+    {"electra", "{" SIZES "\"model_type\": \"electra\", \"type_vocab_size\": 2, \"embedding_size\": 11, \"hidden_act\": \"gelu_new\"}"},
+    {"distilbert", "{\"vocab_size\": 50, \"dim\": 18, \"n_layers\": 2, \"n_heads\": 3, \"hidden_dim\": 70, \"max_position_embeddings\": 70, "
+                   "\"num_labels\": 3, \"model_type\": \"distilbert\"}"},
+    {"deberta-v3", "{" SIZES DISENTANGLED "\"pos_att_type\": \"p2c|c2p\", \"share_att_key\": true, \"norm_rel_ebd\": \"layer_norm\", "
+                   "\"position_biased_input\": false}"},
+    {"deberta-v2", "{" SIZES DISENTANGLED "\"pos_att_type\": [\"c2p\", \"p2c\"], \"embedding_size\": 13, \"conv_kernel_size\": 3, \"conv_groups\": 2, "
+                   "\"position_biased_input\": true}"},
+    {"modernbert", "{" SIZES "\"model_type\": \"modernbert\", \"local_attention\": 8, \"classifier_pooling\": \"mean\", \"norm_bias\": true, "
+                   "\"attention_bias\": true, \"mlp_bias\": true, \"pad_token_id\": 0, \"bos_token_id\": 1, \"eos_token_id\": 2, "
+                   "\"cls_token_id\": 1, \"sep_token_id\": 2}"},
 };
-static const char config_json[] =
-    "{\"model_type\": \"bert\", \"vocab_size\": 50, \"hidden_size\": 18, \"num_hidden_layers\": 2, \"num_attention_heads\": 3, \"intermediate_size\": 70,"
-    " \"max_position_embeddings\": 70, \"type_vocab_size\": 2, \"num_labels\": 3}";
+enum { N_MODELS = sizeof(models) / sizeof(models[0]) };
 
-static void
-write_model(const char *folder)
+/* Logits of transformers in float64 for these weights and the batch below: tests/c/record_encoders.py. */
+static const double recorded[N_MODELS][3 * LABELS] = {
+#include "encoder_logits.h"
+};
+
+static float *
+weights_of(const ha_param *param)
 {
+    const int norm = param->ndim == 1 && strstr(param->name, "orm") != NULL && strstr(param->name, "weight") != NULL;
+    const size_t fan_in = param->ndim > 1 ? param->shape[1] * param->shape[2] : 16;
+    float *w = floats(param->size, strstr(param->name, "embeddings.") != NULL ? 0.7f : 2.0f / sqrtf((float)fan_in));
+    for (size_t i = 0; norm && i < param->size; i++) {
+        w[i] += 1.0f;
+    }
+    return w;
+}
+
+/* Writes models[which] into an existing folder. */
+static void
+write_model(const char *folder, size_t which)
+{
+    ha_encoder_config shape;
+    char path[1024];
+    ha_error err = {{0}};
+    snprintf(path, sizeof(path), "%s/config.json", folder);
+    FILE *file = fopen(path, "wb");
+    CHECK(file != NULL && fputs(models[which].config, file) >= 0 && fclose(file) == 0, "%s", path);
+    CHECK(ha_encoder_config_read(folder, &shape, &err) == HA_OK, "%s", err.message);
     const size_t count = ha_params_count(&shape);
     ha_tensor_out *tensors = bytes(count * sizeof(*tensors));
     ha_param *params = bytes(count * sizeof(*params));
-    char path[512];
-    ha_error err;
+    size_t n = 0;
     seed(1);
     for (size_t i = 0; i < count; i++) {
         ha_param_describe(&shape, i, 0, &params[i]);
-        tensors[i] = (ha_tensor_out){.name = params[i].name, .dtype = HA_F32, .ndim = params[i].ndim, .shape = {params[i].shape[0], params[i].shape[1]},
-                                     .data = floats(params[i].size, 0.5f)};
+        if (params[i].size > 0) {
+            tensors[n++] = (ha_tensor_out){.name = params[i].name, .dtype = HA_F32, .ndim = params[i].ndim,
+                                           .shape = {params[i].shape[0], params[i].shape[1], params[i].shape[2]}, .data = weights_of(&params[i])};
+        }
     }
     snprintf(path, sizeof(path), "%s/model.safetensors", folder);
-    CHECK(ha_safetensors_write(path, tensors, count, NULL, &err) == HA_OK, "%s", err.message);
-    snprintf(path, sizeof(path), "%s/config.json", folder);
-    FILE *file = fopen(path, "wb");
-    CHECK(file != NULL && fputs(config_json, file) >= 0 && fclose(file) == 0, "%s", path);
-    for (size_t i = 0; i < count; i++) {
+    CHECK(ha_safetensors_write(path, tensors, n, NULL, &err) == HA_OK, "%s", err.message);
+    for (size_t i = 0; i < n; i++) {
         free((void *)tensors[i].data);
     }
     free(tensors);
@@ -83,6 +117,7 @@ static ha_status
 everything(const char *folder, float *logits, float *grads, size_t *total, ha_error *err)
 {
     static const size_t kept[] = {1, 0};
+    const int modernbert = strstr(folder, "modernbert") != NULL;    /* its layers are not selected */
     ha_encoder *a = NULL, *b = NULL;
     ha_encoder_params *params = NULL, *copy = NULL, *short_one = NULL;
     ha_tape *tape = NULL;
@@ -92,13 +127,16 @@ everything(const char *folder, float *logits, float *grads, size_t *total, ha_er
     if ((status = ha_encoder_open(folder, HA_WEIGHT_F32, &a, err)) != HA_OK ||
         (status = ha_encoder_logits(a, &batch, logits, 2, err)) != HA_OK ||
         (status = ha_encoder_params_read(folder, NULL, 0, 0, 0, &params, err)) != HA_OK ||
-        (status = ha_encoder_params_read(folder, kept, 2, 5, 7, &short_one, err)) != HA_OK ||
+        (status = ha_encoder_params_read(folder, modernbert ? NULL : kept, 2, 5, 7, &short_one, err)) != HA_OK ||
         (status = ha_encoder_params_copy(params, &copy, err)) != HA_OK ||
         (status = ha_encoder_from_params(copy, HA_WEIGHT_F32, &b, err)) != HA_OK ||
         (status = ha_encoder_logits(b, &batch, logits + 3 * LABELS, 1, err)) != HA_OK) {
         goto done;
     }
     *total = params->total;
+    if (params->config.family != HA_BERT) {
+        goto done;
+    }
     tape = ha_tape_new();
     if (tape == NULL) {
         status = HA_ERR_NOMEM;
@@ -123,10 +161,6 @@ test_model(const char *folder)
     float logits[2][3 * LABELS];
     size_t total = 0;
     ha_error err = {{0}};
-    for (size_t i = 0; i < 76; i++) {
-        ids[i] = (int32_t)(i * 7 % 50);
-        types[i] = i % 3 == 0;
-    }
     ha_status status = everything(folder, &logits[0][0], NULL, &total, &err);
     CHECK(status == HA_OK, "%s", err.message);
     CHECK(memcmp(logits[0], logits[1], sizeof(logits[0])) == 0, "the file's and the parameters' logits differ");
@@ -145,7 +179,7 @@ test_model(const char *folder)
     for (size_t i = 0; i < total; i++) {
         norm += (double)grads[i] * grads[i];
     }
-    CHECK(isfinite(norm) && norm > 0, "gradient's norm %g", norm);
+    CHECK(isfinite(norm) && (norm > 0) == (strstr(folder, "/bert") != NULL), "gradient's norm %g", norm);
     free(grads);
 }
 
@@ -170,6 +204,42 @@ test_backward_needs_its_forward(const char *folder)
     ha_tape_free(tape);
     ha_encoder_params_free(params);
     ha_encoder_params_free(other);
+}
+
+/* On every instruction set, against transformers. */
+static void
+test_logits(const char *folder, size_t which)
+{
+    const ha_kernels *kernels;
+    for (int i = 0; (kernels = ha_kernels_at(i)) != NULL; i++) {
+        ha_encoder *encoder = NULL;
+        ha_error err = {{0}};
+        float logits[3 * LABELS] = {0};
+        double worst = 0;
+        CHECK(ha_kernels_select(kernels->isa, &err) == HA_OK && ha_encoder_open(folder, HA_WEIGHT_F32, &encoder, &err) == HA_OK &&
+              ha_encoder_logits(encoder, &batch, logits, 2, &err) == HA_OK, "%s", err.message);
+        ha_encoder_free(encoder);
+        for (size_t j = 0; j < 3 * LABELS; j++) {
+            worst = fmax(worst, fabs(logits[j] - recorded[which][j]));
+        }
+        CHECK(worst < 2e-5, "%s on %s: largest difference to transformers %g", models[which].name, kernels->isa, worst);
+        printf("%s on %s: largest difference to transformers %.1e\n", models[which].name, kernels->isa, worst);
+    }
+    ha_kernels_select(NULL, NULL);
+}
+
+static void
+test_only_bert_is_trained(const char *folder)
+{
+    ha_encoder_params *params = NULL;
+    ha_error err = {{0}};
+    float logits[3 * LABELS];
+    ha_tape *tape = ha_tape_new();
+    CHECK(ha_encoder_params_read(folder, NULL, 0, 0, 0, &params, &err) == HA_OK, "%s", err.message);
+    CHECK(ha_encoder_train_forward(params, &batch, 0.0f, 0, 0, tape, logits, 1, &err) == HA_ERR_VALUE && strstr(err.message, "can be run, not trained") != NULL,
+          "%s", err.message);
+    ha_tape_free(tape);
+    ha_encoder_params_free(params);
 }
 
 static void
@@ -210,23 +280,52 @@ test_arena(void)
     ha_arena_free(&arena);
 }
 
-int
-main(void)
+static void
+remove_model(const char *folder)
 {
-    char folder[] = "/tmp/harmaug-encoder-XXXXXX", path[512];
-    ha_parallel_init();
-    if (ha_kernels_select(NULL, NULL) != HA_OK || mkdtemp(folder) == NULL) {
-        return 2;
-    }
-    test_arena();
-    write_model(folder);
-    test_model(folder);
-    test_backward_needs_its_forward(folder);
+    char path[1024];
     snprintf(path, sizeof(path), "%s/model.safetensors", folder);
     unlink(path);
     snprintf(path, sizeof(path), "%s/config.json", folder);
     unlink(path);
     rmdir(folder);
-    printf("%d passed, %d failed\n", n_passed, n_failed);
+}
+
+/* With a folder as argument: writes the models there, for record_encoders.py, and no test runs. */
+int
+main(int argc, char **argv)
+{
+    char base[] = "/tmp/harmaug-encoder-XXXXXX", folder[512];
+    ha_parallel_init();
+    if (ha_kernels_select(NULL, NULL) != HA_OK || (argc < 2 && mkdtemp(base) == NULL)) {
+        return 2;
+    }
+    for (size_t i = 0; i < 76; i++) {
+        ids[i] = (int32_t)(i * 7 % 50);
+        types[i] = i % 3 == 0;
+    }
+    if (argc < 2) {
+        test_arena();
+    }
+    for (size_t i = 0; i < N_MODELS; i++) {
+        snprintf(folder, sizeof(folder), "%s/%s", argc > 1 ? argv[1] : base, models[i].name);
+        mkdir(folder, 0700);
+        write_model(folder, i);
+        if (argc > 1) {
+            continue;
+        }
+        test_logits(folder, i);
+        test_model(folder);
+        if (i == 0) {
+            test_backward_needs_its_forward(folder);
+        } else {
+            test_only_bert_is_trained(folder);
+        }
+        remove_model(folder);
+    }
+    if (argc < 2) {
+        rmdir(base);
+        printf("%d passed, %d failed\n", n_passed, n_failed);
+    }
     return n_failed != 0;
 }

@@ -208,6 +208,50 @@ test_elementwise(size_t n)
     free(a), free(b), free(d), free(out), free(two);
 }
 
+static double
+activation(ha_activation which, double x)
+{
+    switch (which) {
+    case HA_ACT_GELU: return 0.5 * x * erfc(-x / sqrt(2));
+    case HA_ACT_GELU_TANH: return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+    case HA_ACT_RELU: return x > 0 ? x : 0;
+    case HA_ACT_SILU: return x / (1 + exp(-x));
+    default: return tanh(x);
+    }
+}
+
+/* out = act(x), and rows of act(first half) * second half, in place too. |x| < 9: the tolerance is 1e-6 and some roundings of 9 * 9. */
+static void
+test_activations(size_t rows, size_t cols)
+{
+    const size_t n = rows * 2 * cols, ld = 2 * cols;
+    float *x = floats(n, 9), *out = floats(n, 0), *gated = floats(rows * cols, 0);
+    for (int which = 0; which < HA_N_ACTIVATIONS; which++) {
+        float *both = copy_of(x, n);
+        double worst[2] = {0};
+        int differ = 0;
+        kern->activate_f32(out, x, (ha_activation)which, n, 2);
+        kern->activate_gated_f32(gated, cols, x, ld, (ha_activation)which, rows, cols, 1);
+        kern->activate_gated_f32(both, ld, both, ld, (ha_activation)which, rows, cols, 2);
+        for (size_t i = 0; i < n; i++) {
+            float alone;
+            kern->activate_f32(&alone, x + i, (ha_activation)which, 1, 1);
+            worst[0] = fmax(worst[0], fabs(out[i] - activation((ha_activation)which, x[i])));
+            differ += memcmp(&alone, out + i, sizeof(float)) != 0;
+        }
+        for (size_t i = 0; i < rows * cols; i++) {
+            const size_t r = i / cols, c = i % cols;
+            worst[1] = fmax(worst[1], fabs(gated[i] - activation((ha_activation)which, x[r * ld + c]) * x[r * ld + cols + c]));
+            differ += memcmp(gated + i, both + r * ld + c, sizeof(float)) != 0;
+        }
+        CHECK(worst[0] <= 1e-6 + 9 * 8 * EPS, "%s activation %d of %zu: %g", kern->isa, which, n, worst[0]);
+        CHECK(worst[1] <= 9e-6 + 81 * 8 * EPS, "%s gated activation %d of (%zu, %zu): %g", kern->isa, which, rows, cols, worst[1]);
+        CHECK(differ == 0, "%s activation %d of (%zu, %zu): %d elements differ alone or in place", kern->isa, which, rows, cols, differ);
+        free(both);
+    }
+    free(x), free(out), free(gated);
+}
+
 static void
 test_softmax(size_t rows, size_t cols)
 {
@@ -461,6 +505,7 @@ main(void)
         for (size_t s = 0; s < N_SIZES; s++) {
             test_elementwise(sizes[s]);
             test_training(sizes[s]);
+            test_activations(3, sizes[s]);
             if (sizes[s] > 0) {
                 test_softmax(3, sizes[s]);
                 test_norms(5, sizes[s], (int)(s % 2));
@@ -468,6 +513,7 @@ main(void)
         }
         test_training(300000);
         test_elementwise(70001);
+        test_activations(70, 1001);
         test_norms(600, 96, 1);
         test_exp();
         test_formats();

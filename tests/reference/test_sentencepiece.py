@@ -17,7 +17,7 @@ from harmaug import Tokenizer
 sys.path.append(str(Path(__file__).parents[1]))
 from sentencepiece_cases import check_characters, own_difference, random_ids_differ, rows, train, write_gguf
 from test_tokenizer import data, folder, stress
-from tokenizer_cases import code_point_lines, random_unicode
+from tokenizer_cases import code_point_lines, random_unicode, sampled
 
 STEP = 0x8000
 
@@ -37,9 +37,9 @@ def batches() -> Iterator[list[str]]:
     texts = all_texts()
     for first in range(0, len(texts), STEP):
         yield texts[first:first + STEP]
-    for first in range(0, 0x110000, STEP):
+    for first in sampled(range(0, 0x110000, STEP)):
         yield code_point_lines(range(first, first + STEP))
-    for seed in range(8):
+    for seed in sampled(range(8)):
         yield random_unicode(25_000, 700 + seed)
 
 
@@ -77,7 +77,7 @@ def test_trained_as_sentencepiece(options: dict[str, Any], tmp_path: Path) -> No
     (tmp_path / "m.model").write_bytes(model)
     ours = Tokenizer.from_pretrained(tmp_path / "m.model", reference="sentencepiece")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
-    assert own_difference(ours, theirs, all_texts()[::4] + stress() + random_unicode(10_000, 5)) == []
+    assert own_difference(ours, theirs, all_texts()[::4] + stress() + sampled(random_unicode(10_000, 5))) == []
 
 
 @pytest.mark.parametrize("changes", [{}, {"prefix": False}, {"symbols": ["<tool>", "the", "\u2581\u2581"], "add_eos": True}], ids=str)
@@ -88,11 +88,11 @@ def test_llama_cpp(changes: dict[str, Any], tmp_path: Path) -> None:
     ours = Tokenizer.from_pretrained(path)
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     chat = ["<s>system\nYou are <tool>helpful</s>\n<s> <unk> <tool><tool> the </s>", "<tool>", "<s></s>", "thethe  the", "<<tool>>", "\u2581\u2581\u2581the", "<0x41>"]
-    texts = [t for t in [*all_texts()[::6], *stress(), *chat, *random_unicode(10_000, 4)] if "\0" not in t and t]
+    texts = [t for t in [*all_texts()[::6], *stress(), *chat, *sampled(random_unicode(10_000, 4))] if "\0" not in t and t]
     for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
         assert ids.tolist() == theirs.tokenize(text.encode(), add_bos=True, special=True), text
 
 
 def test_many_random_tokenizers(tmp_path: Path) -> None:
-    for seed in range(20_000, 22_000):
+    for seed in sampled(range(20_000, 22_000)):
         check_characters(seed, tmp_path / "tokenizer.json")

@@ -2,6 +2,7 @@
 
 HARMAUG_TEST_DATA: a folder with data/*.jsonl (rows with prompt and response), tokenizers/stress.jsonl and tokenizers/<name>/tokenizer.json.
 HARMAUG_MODELS: a folder filled by `harmaug models fetch`.
+HARMAUG_TEST_SEED: a number that draws a sample of all this (tokenizer_cases.sampled); without it everything is compared.
 """
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ from tokenizer_cases import (
     random_text,
     random_tokenizer,
     random_unicode,
+    sampled,
 )
 
 NAMES = ["bert-base-uncased", "gpt2", "modernbert", "minilm", "minilm/vocab.txt", "smollm2", "deberta-v3"]
@@ -51,7 +53,8 @@ def data() -> tuple[list[str], list[str | None]]:
             prompts.append(row["prompt"])
             responses.append(row.get("response"))
     assert len(prompts) > 10_000
-    return prompts, responses
+    rows = sampled(list(zip(prompts, responses, strict=True)), 4)
+    return [p for p, _ in rows], [r for _, r in rows]
 
 
 @functools.cache
@@ -102,15 +105,15 @@ def test_real_texts(name: str, record_property: pytest.RecordProperty) -> None:
 @pytest.mark.parametrize("name", ["bert-base-uncased", "modernbert", "smollm2", "deberta-v3"])
 def test_every_code_point(name: str) -> None:
     """1,112,064 lines, a code point in three contexts each."""
-    for first in range(0, 0x110000, 0x8000):
+    for first in sampled(range(0, 0x110000, 0x8000)):
         assert count(name, code_point_lines(range(first, first + 0x8000)), decode=first % 0x40000 == 0) == 0, hex(first)
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "gpt2", "modernbert", "smollm2", "deberta-v3"])
 def test_random_unicode(name: str) -> None:
     """50,000 lines each, and 10,000 of what grapheme clusters are made of."""
-    assert count(name, random_unicode(50_000, NAMES.index(name)), decode=False) == 0
-    assert count(name, clusters(10_000, NAMES.index(name)), decode=False) == 0
+    assert count(name, sampled(random_unicode(50_000, NAMES.index(name))), decode=False) == 0
+    assert count(name, sampled(clusters(10_000, NAMES.index(name))), decode=False) == 0
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -119,7 +122,7 @@ def test_patterns_on_every_code_point(pattern: str, tmp_path: Path) -> None:
     tok.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tok.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.from_pretrained(tmp_path)
-    for first in range(0, 0x110000, 0x8000):
+    for first in sampled(range(0, 0x110000, 0x8000)):
         text = "".join(f"a{chr(c)}{chr(c)} {chr(c)}" for c in range(first, first + 0x8000) if not 0xD800 <= c < 0xE000)
         assert [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()] == [s for _, s in tok.pre_tokenizer.pre_tokenize_str(text)], hex(first)
 
@@ -133,7 +136,7 @@ def test_truncated_pairs(name: str, strategy: str) -> None:
     rows = [(p, r) for p, r in zip(prompts, responses, strict=True) if r is not None][::7][:602]
     r = random.Random(0)
     try:
-        for length in range(131):
+        for length in sampled(range(131)):
             side = r.choice(["left", "right"])
             theirs.enable_truncation(length, strategy=strategy, direction=side)
             for text, second in r.sample(rows, 40):
@@ -149,8 +152,42 @@ def test_truncated_pairs(name: str, strategy: str) -> None:
         theirs.no_truncation()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_windows(name: str) -> None:
+    """Overflowing rows of real texts and pairs, and the padded arrays of a batch of them, for each strategy and side."""
+    ours, theirs = pair(name)
+    prompts, responses = data()
+    r = random.Random(5)
+    rows = r.sample(list(zip(prompts, responses, strict=True)), 400)
+    try:
+        for i, (text, second) in enumerate(rows):
+            strategy, side = ("longest_first", "only_first", "only_second")[i % 3 if second is not None else 0], ("right", "left")[i % 2]
+            length, stride = r.randint(12, 300), r.randint(0, 9)
+            theirs.enable_truncation(length, stride=stride, strategy=strategy, direction=side)
+            try:
+                want = theirs.encode(text, second)
+            except BaseException as error:      # noqa: BLE001
+                assert "Truncation error" in str(error) or "`stride` must be" in str(error)
+                with pytest.raises(ValueError, match="row 0: (truncation|stride)"):
+                    ours.encode_batch([text], [second], True, length, strategy, truncation_side=side, stride=stride)
+                continue
+            got = ours.encode_batch([text], [second], True, length, strategy, truncation_side=side, stride=stride)
+            wanted = [want, *want.overflowing]
+            assert [row.tolist() for row in got] == [e.ids for e in wanted] and got.type_ids.tolist() == [t for e in wanted for t in e.type_ids]
+            assert [tuple(s) for s in got.spans.tolist()] == [s for e in wanted for s in e.offsets]
+        theirs.enable_truncation(96)
+        theirs.enable_padding(pad_id=ours.pad_id)
+        want = theirs.encode_batch([p if s is None else (p, s) for p, s in rows])
+        arrays = ours.encode_batch(*zip(*rows, strict=True), max_length=96).padded()
+        assert [row.tolist() for row in arrays["input_ids"]] == [e.ids for e in want] and arrays["attention_mask"].tolist() == [e.attention_mask for e in want]
+        assert arrays["token_type_ids"].tolist() == [e.type_ids for e in want]
+    finally:
+        theirs.no_truncation()
+        theirs.no_padding()
+
+
 def test_many_random_tokenizers(tmp_path: Path) -> None:
-    for seed in range(10_000, 12_000):
+    for seed in sampled(range(10_000, 12_000)):
         theirs, r = random_tokenizer(seed)
         path = tmp_path / f"{seed}.json"
         theirs.save(str(path))
@@ -188,5 +225,5 @@ def test_normal_forms_of_random_sequences() -> None:
     """Marks in any order: where tables of another Unicode version show."""
     ours, theirs = pair("modernbert")
     assert isinstance(theirs.normalizer, normalizers.NFC)
-    for line in random_unicode(20_000, 99):
+    for line in sampled(random_unicode(20_000, 99)):
         assert ours._tokenizer.normalize(line) == theirs.normalizer.normalize_str(line)

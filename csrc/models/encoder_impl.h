@@ -1,0 +1,50 @@
+/* The inference form of an encoder, for the files that make it and run it: weights packed once, in one arena. */
+#ifndef HARMAUG_MODELS_ENCODER_IMPL_H
+#define HARMAUG_MODELS_ENCODER_IMPL_H
+
+#include "core/arena.h"
+#include "models/encoder.h"
+#include "models/encoder_layout.h"
+
+/* y = x W^T + bias. W is rows [first, first + n) of the matrix that the parameters from `weight` on make one below the other. n 0: there is none. */
+typedef struct ha_linear {
+    size_t n, k;
+    size_t weight, bias_param, first;
+    ha_weight_format format;
+    void *packed;
+    float *bias;                /* (n,) or NULL */
+} ha_linear;
+
+/* Layer normalisation over n columns; n 0: there is none. */
+typedef struct ha_norm {
+    size_t n, param;
+    float *weight, *bias;       /* bias: or NULL */
+} ha_norm;
+
+/* query+key+value is one product. In the last layer of a model whose head reads the first token alone only that token asks: its query stands alone. */
+typedef struct ha_encoder_layer {
+    int cls_only;
+    ha_linear qkv, q, kv;
+    ha_linear out, up, down;
+    ha_norm norm1, norm2;
+    float *pos_key, *pos_query; /* (2 relative_span, hidden): projections of the relative positions, or NULL */
+} ha_encoder_layer;
+
+struct ha_encoder {
+    ha_encoder_config config;
+    const ha_kernels *kernels;      /* those that packed the weights */
+    ha_checkpoint *checkpoint;      /* where word embedding rows are read, or NULL: */
+    float *word;                    /* (vocab_size, embedding_size) */
+    ha_arena arena;                 /* all that follows */
+    float *position, *type;         /* (positions, embedding_size), (types, embedding_size), or NULL */
+    ha_norm norm;
+    ha_linear project;
+    ha_encoder_layer *layers;
+    ha_linear *conv;                /* (conv_groups,): from (kernel, hidden / groups) inputs of a group to its hidden / groups outputs */
+    ha_norm conv_norm, final_norm;
+    float *inv_freq[2];             /* (head_dim / 2,) of layers that see all tokens, of windowed ones; NULL: not rotary */
+    ha_linear pooler, classifier;
+    ha_norm head_norm;
+};
+
+#endif

@@ -1,0 +1,315 @@
+"""Every family of encoders against its equations in float64 and against recorded logits of transformers; what is loaded, and what is refused."""
+import itertools
+import json
+from pathlib import Path
+
+import encoder_models
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from harmaug import _C, FormatError
+
+DATA = Path(__file__).resolve().parent / "data"
+LENGTHS = [1, 2, 9, 33, 64, 65, 85]
+FAMILIES = list(encoder_models.FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(name, **changes): folder, configuration, weights of a family; made once."""
+    folders = {}
+
+    def make(name, **changes):
+        key = json.dumps([name, changes])
+        if key not in folders:
+            c = encoder_models.config(name, **changes)
+            w = encoder_models.weights(c, seed=1)
+            folders[key] = encoder_models.write(tmp_path_factory.mktemp("model"), c, w), c, w
+        return folders[key]
+
+    return make
+
+
+# -- inference --
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits(isa, made, name):
+    """Of transformers in float64, recorded by tests/data/record_encoders.py."""
+    folder, c, _ = made(name)
+    rows = encoder_models.batch(c, LENGTHS, seed=1)
+    got = _C.Encoder(folder).logits(*rows)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, np.load(DATA / "encoder_logits.npz")[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_equations_are_those_of_transformers(made, name):
+    _, c, w = made(name)
+    np.testing.assert_allclose(encoder_models.logits(c, w, *encoder_models.batch(c, LENGTHS, seed=1)), np.load(DATA / "encoder_logits.npz")[name],
+                               rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, changes, lengths", [
+    ("deberta-v3", {"hidden_size": 7, "num_attention_heads": 7, "intermediate_size": 1}, [1, 30]),
+    ("deberta-v3", {"hidden_size": 100, "num_attention_heads": 5, "num_hidden_layers": 1, "num_labels": 6}, [70]),
+    ("deberta-v3", {"position_buckets": 8, "max_relative_positions": 11}, [1, 5, 150, 300]),       # beyond max_position_embeddings, and beyond the table
+    ("deberta-plain", {"max_relative_positions": 5}, [200]),
+    ("deberta-v2", {"hidden_size": 30, "conv_groups": 3, "conv_kernel_size": 7, "conv_act": "tanh"}, [1, 2, 3, 130]),
+    ("deberta-biased", {"embedding_size": 50}, [90]),
+    ("modernbert", {"local_attention": 2, "num_attention_heads": 1}, [1, 2, 3, 200]),
+    ("modernbert-mean", {"local_attention": 130, "num_hidden_layers": 2}, [64, 65, 66, 300]),
+    ("roberta", {"num_hidden_layers": 1, "hidden_size": 21}, [1, 88]),
+    ("electra", {"embedding_size": 3}, [77]),
+    ("bert", {"hidden_act": "silu"}, [40]), ("bert", {"hidden_act": "tanh"}, [40]), ("bert", {"hidden_act": "gelu_new"}, [40]),
+])
+def test_odd_shapes(isa, made, name, changes, lengths):
+    folder, c, w = made(name, **changes)
+    rows = encoder_models.batch(c, lengths)
+    np.testing.assert_allclose(_C.Encoder(folder).logits(*rows), encoder_models.logits(c, w, *rows), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
+def test_positions_of_padding_tokens_within_a_row(made, name):
+    folder, c, w = made(name)
+    ids = np.array([4, c["pad_token_id"], 5, 6, c["pad_token_id"], 7], dtype=np.int32)
+    want = encoder_models.logits(c, w, ids, [0, 6], np.zeros(6, dtype=np.uint8))
+    np.testing.assert_allclose(_C.Encoder(folder).logits(ids, [0, 6]), want, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["deberta-v3", "deberta-v2", "deberta-plain", "roberta", "electra", "modernbert", "modernbert-mean"])
+def test_a_row_does_not_depend_on_the_others(isa, made, name, dtype):
+    folder, c, _ = made(name)
+    encoder = _C.Encoder(folder, dtype=dtype)
+    lengths = np.random.default_rng(0).integers(1, encoder.config["max_tokens"] % 90 + 1 if encoder.config["max_tokens"] < 90 else 91, 40)
+    ids, offsets, types = encoder_models.batch(c, lengths)
+    together = encoder.logits(ids, offsets, types)      # about 1,800 tokens: several chunks
+    for n_threads in (1, 2, 7):
+        np.testing.assert_array_equal(encoder.logits(ids, offsets, types, n_threads=n_threads), together)
+    parts = [slice(a, b) for a, b in itertools.pairwise(offsets)]
+    order = np.random.default_rng(1).permutation(len(parts))
+    moved = encoder.logits(np.concatenate([ids[parts[i]] for i in order]), np.concatenate([[0], np.cumsum(lengths[order])]),
+                           np.concatenate([types[parts[i]] for i in order]))
+    np.testing.assert_array_equal(moved, together[order])
+    for i in range(0, len(parts), 5):
+        np.testing.assert_array_equal(encoder.logits(ids[parts[i]], [0, lengths[i]], types[parts[i]])[0], together[i])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_is_near(made, name):
+    folder, c, _ = made(name)
+    rows = encoder_models.batch(c, LENGTHS, seed=1)
+    got, want = _C.Encoder(folder, dtype="bfloat16").logits(*rows), np.load(DATA / "encoder_logits.npz")[name]
+    assert 0 < np.abs(got - want).max() < 0.1 * np.abs(want).max()      # 8 bits of mantissa
+
+
+@pytest.mark.parametrize("name, most", [("roberta", 88), ("xlm-roberta", 86), ("electra", 90), ("deberta-biased", 90), ("distilbert", 90), ("deberta-v3", 65536),
+                                        ("modernbert", 65536)])
+def test_rows_of_at_most_so_many_tokens(made, name, most):
+    encoder = _C.Encoder(made(name)[0])
+    assert encoder.config["max_tokens"] == most
+    if most < 1000:
+        assert encoder.logits(np.full(most, 5), [0, most]).shape[0] == 1
+    with pytest.raises(ValueError, match=f"row 0 has {most + 1} tokens, the model reads at most {most}"):
+        encoder.logits(np.full(most + 1, 5), [0, most + 1])
+
+
+def test_token_types(made):
+    encoder = _C.Encoder(made("deberta-v3")[0])      # has none: what a tokenizer says of pairs is not read
+    np.testing.assert_array_equal(encoder.logits([5, 6, 7], [0, 3], [0, 1, 1]), encoder.logits([5, 6, 7], [0, 3]))
+    with pytest.raises(ValueError, match="row 0 holds token type 1, the model has 1"):
+        _C.Encoder(made("roberta")[0]).logits([5, 6], [0, 2], [0, 1])
+
+
+# -- weights --
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters(made, name, tmp_path):
+    folder, c, w = made(name)
+    params = _C.EncoderParams.read(folder)
+    assert sorted(params.names) == sorted(w) and params.size == sum(x.size for x in w.values())
+    assert params.config["model_type"] == c["model_type"]
+    for key, value in w.items():
+        assert params.shape(key) == value.shape
+        np.testing.assert_array_equal(params.get(key), value)
+    rows = encoder_models.batch(c, LENGTHS)
+    want = _C.Encoder(folder).logits(*rows)
+    np.testing.assert_array_equal(_C.Encoder.from_params(params.copy()).logits(*rows), want)
+    again = encoder_models.write(tmp_path, c, {})
+    params.write(again / "model.safetensors")
+    np.testing.assert_array_equal(_C.Encoder(again).logits(*rows), want)
+
+
+@pytest.mark.parametrize("name, extra", [
+    ("roberta", ["lm_head.dense.weight", "lm_head.bias", "roberta.pooler.dense.weight", "roberta.embeddings.position_ids"]),
+    ("electra", ["discriminator_predictions.dense.weight", "electra.embeddings.position_ids"]),
+    ("distilbert", ["vocab_transform.weight", "vocab_layer_norm.bias", "vocab_projector.bias"]),
+    ("deberta-v3", ["lm_predictions.lm_head.dense.weight", "mask_predictions.dense.weight", "deberta.embeddings.position_embeddings.weight", "cls.predictions.bias"]),
+    ("modernbert", ["decoder.weight", "decoder.bias"]),
+])
+def test_heads_of_pretraining_are_not_read(made, name, extra, tmp_path):
+    folder, c, w = made(name)
+    rows = encoder_models.batch(c, LENGTHS)
+    more = encoder_models.write(tmp_path, c, {**w, **{key: np.ones((2, 3), dtype=np.float32) for key in extra}})
+    np.testing.assert_array_equal(_C.Encoder(more).logits(*rows), _C.Encoder(folder).logits(*rows))
+
+
+@pytest.mark.parametrize("name", ["roberta", "electra", "distilbert", "deberta-v2", "modernbert"])
+def test_bare_models_and_new_heads(made, name, tmp_path):
+    """What AutoModel saves: no prefix, no head. A new head is a function of the seed alone."""
+    folder, c, w = made(name)
+    prefix = encoder_models.PREFIX[c["model_type"]]
+    bare = encoder_models.write(tmp_path, c, {key.removeprefix(prefix): value for key, value in w.items() if key.startswith(prefix)})
+    with pytest.raises(FormatError, match="is missing .a model without a classification head; give it a new one"):
+        _C.Encoder(bare)
+    a, b = _C.EncoderParams.read(bare, new_head=3, seed=1), _C.EncoderParams.read(bare, new_head=3, seed=1)
+    dense, classifier = encoder_models.HEADS[c["model_type"]]
+    for key in a.names:
+        np.testing.assert_array_equal(a.get(key), b.get(key))
+        if key.startswith(prefix):
+            np.testing.assert_array_equal(a.get(key), w[key])
+    assert a.shape(f"{classifier}.weight") == (3, 36) and 0.015 < a.get(f"{dense}.weight").std() < 0.025
+    if name == "modernbert":
+        np.testing.assert_array_equal(a.get("head.norm.weight"), 1)
+    kept = _C.EncoderParams.read(folder, new_head=3, seed=1)
+    np.testing.assert_array_equal(kept.get(f"{dense}.weight"), w[f"{dense}.weight"])
+    assert np.isfinite(_C.Encoder.from_params(a).logits([5, 6], [0, 2])).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("name", ["deberta-v2", "modernbert-mean"])
+def test_half_precision_files(made, name, dtype, tmp_path):
+    _, c, w = made(name)
+    half = encoder_models.write(tmp_path / "half", c, {})
+    _C.write_safetensors(half / "model.safetensors", w, dtype=dtype)
+    kept = {key: _C.TensorFile(half / "model.safetensors").read(key) for key in w}
+    rows = encoder_models.batch(c, LENGTHS)
+    np.testing.assert_array_equal(_C.Encoder(half).logits(*rows), _C.Encoder(encoder_models.write(tmp_path / "wide", c, kept)).logits(*rows))
+
+
+def test_sharded_files(made, tmp_path):
+    folder, c, w = made("deberta-v3")
+    sharded = encoder_models.write(tmp_path, c, {})
+    (sharded / "model.safetensors").unlink()
+    names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
+    for i, name in enumerate(names):
+        save_file(dict(list(w.items())[i::3]), str(sharded / name), metadata={"format": "pt"})
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {key: names[i % 3] for i, key in enumerate(w)}}))
+    rows = encoder_models.batch(c, LENGTHS)
+    np.testing.assert_array_equal(_C.Encoder(sharded).logits(*rows), _C.Encoder(folder).logits(*rows))
+
+
+def test_layers_are_selected(made):
+    folder, _, w = made("deberta-v2", num_hidden_layers=3)
+    params = _C.EncoderParams.read(folder, layers=[0, 2])
+    np.testing.assert_array_equal(params.get("deberta.encoder.layer.1.output.dense.weight"), w["deberta.encoder.layer.2.output.dense.weight"])
+    with pytest.raises(ValueError, match="layers: those of a ModernBERT can't be selected"):
+        _C.EncoderParams.read(made("modernbert")[0], layers=[0, 1])
+
+
+# -- what is refused --
+
+@pytest.mark.parametrize("name, changes, match", [
+    ("deberta-v3", {"pos_att_type": ["c2p", "p2p"]}, "pos_att_type 'p2p' is not supported"),
+    ("deberta-v3", {"pos_att_type": "c2p | P2P"}, "pos_att_type 'p2p' is not supported"),
+    ("deberta-v3", {"pos_att_type": 3}, "pos_att_type must be a string or an array"),
+    ("deberta-v3", {"pos_att_type": [3]}, "pos_att_type must hold strings"),
+    ("deberta-v3", {"norm_rel_ebd": "rms_norm"}, "norm_rel_ebd 'rms_norm' is not supported"),
+    ("deberta-v3", {"position_buckets": 1}, "position_buckets 1 is not supported"),
+    ("deberta-v3", {"max_relative_positions": 9}, "position_buckets 16 is not supported: .*max_relative_positions 9"),
+    ("deberta-v3", {"position_buckets": 2.5}, "position_buckets must be an integer"),
+    ("deberta-v3", {"position_buckets": 32}, r"rel_embeddings.weight' has shape \(32, 36\), expected \(64, 36\)"),
+    ("deberta-v3", {"relative_attention": False}, "rel_embeddings.weight' is unexpected in a DeBERTa-v2 of 2 layers"),
+    ("deberta-v3", {"share_att_key": False}, "pos_key_proj.weight' is missing"),
+    ("deberta-plain", {"share_att_key": True}, "pos_(key|query)_proj.* is unexpected"),
+    ("deberta-v3", {"conv_kernel_size": 3}, "encoder.conv.conv.weight' is missing"),
+    ("deberta-v2", {"conv_kernel_size": 4}, "conv_kernel_size 4 must be odd"),
+    ("deberta-v2", {"conv_groups": 5}, "hidden_size 36 a multiple of conv_groups 5"),
+    ("deberta-v2", {"conv_kernel_size": 5}, r"conv.weight' has shape \(36, 36, 3\), expected \(36, 36, 5\)"),
+    ("deberta-v2", {"conv_act": "linear"}, "conv_act 'linear' is not supported"),
+    ("deberta-v3", {"pooler_hidden_act": "mish"}, "pooler_hidden_act 'mish' is not supported"),
+    ("deberta-v3", {"pooler_hidden_size": 35}, "pooler_hidden_size 35 is not supported"),
+    ("deberta-v3", {"attention_head_size": 13}, "attention_head_size 13 is not supported"),
+    ("deberta-v3", {"position_biased_input": True}, "position_embeddings.weight' is missing"),
+    ("deberta-v3", {"type_vocab_size": 2}, "token_type_embeddings.weight' is missing"),
+    ("deberta-v3", {"embedding_size": 20}, "word_embeddings.weight' has shape .*, expected .60, 20|embed_proj.weight' is missing"),
+    ("deberta-v3", {"model_type": "deberta"}, "model_type 'deberta' is not supported"),
+    ("roberta", {"is_decoder": True}, "is_decoder = true"),
+    ("roberta", {"pad_token_id": 89}, "max_position_embeddings 90 leaves no position behind pad_token_id 89"),
+    ("roberta", {"position_embedding_type": "relative_key_query"}, "position_embedding_type 'relative_key_query'"),
+    ("electra", {"embedding_size": 36}, "embeddings_project.* is unexpected"),
+    ("distilbert", {"n_heads": 5}, "dim 36 is not a multiple of n_heads 5"),
+    ("distilbert", {"activation": "mish"}, "activation 'mish' is not supported"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2}}}, "rope_type 'yarn' is not supported"),
+    ("modernbert", {"rope_parameters": {"rope_theta": 10000}}, "rope_parameters must be an object by type of layer"),
+    ("modernbert", {"rope_scaling": {"type": "linear"}}, "rope_scaling is not supported"),
+    ("modernbert", {"local_rope_theta": None}, "local_rope_theta = null is not supported"),
+    ("modernbert", {"global_rope_theta": 0.5}, "the rotary base of full_attention must be > 1"),
+    ("modernbert", {"layer_types": ["full_attention"]}, "layer_types must name the type of each of 4 layers"),
+    ("modernbert", {"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "layer_types 'chunked_attention' is not supported"),
+    ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling 'max' is not supported"),
+    ("modernbert", {"num_attention_heads": 4}, "rotary positions need heads of an even size, got 9"),
+    ("modernbert", {"head_dim": 6}, "head_dim 6 is not supported"),
+    ("modernbert", {"local_attention": 1}, "local_attention"),
+    ("modernbert", {"norm_bias": True}, "norm.bias' is missing"),
+    ("modernbert-mean", {"attention_bias": False}, "attn.*bias' is unexpected"),
+])
+def test_rejects_configurations(made, name, changes, match, tmp_path):
+    _, c, w = made(name)
+    folder = encoder_models.write(tmp_path, {**c, **changes}, w)
+    for read in (_C.Encoder, _C.EncoderParams.read):
+        with pytest.raises(FormatError, match=match) as caught:
+            read(folder)
+        assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rejects_tensors(made, name, tmp_path):
+    """Each tensor in turn left out, and misshapen; and one too many."""
+    _, c, w = made(name)
+    folder = encoder_models.write(tmp_path, c, w)
+    for key in w:
+        save_file({k: v for k, v in w.items() if k != key}, str(folder / "model.safetensors"))
+        with pytest.raises(FormatError, match=f"tensor '{key}' is missing"):
+            _C.Encoder(folder)
+        save_file({**w, key: w[key][..., None]}, str(folder / "model.safetensors"))
+        with pytest.raises(FormatError, match=f"tensor '{key}' has shape"):
+            _C.Encoder(folder)
+    for key in ("extra.weight", next(k for k in w if ".0." in k).replace(".0.", ".9."), next(k for k in w if ".0." in k).replace(".0.", ".00.")):
+        save_file({**w, key: np.ones(3, dtype=np.float32)}, str(folder / "model.safetensors"))
+        with pytest.raises(FormatError, match=f"tensor '{key}' is unexpected"):
+            _C.Encoder(folder)
+
+
+def test_damaged_configurations_are_errors(made, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("deberta-v2", "modernbert-mean", "roberta"):
+        _, c, w = made(name)
+        folder = encoder_models.write(tmp_path / name, c, w)
+        text = (folder / "config.json").read_bytes()
+        for n in range(len(text)):
+            (folder / "config.json").write_bytes(text[:n])
+            with pytest.raises(FormatError):
+                _C.Encoder(folder)
+        for _ in range(500):        # a changed byte may leave a sane file: then it must run, or name the row
+            damaged = bytearray(text)
+            damaged[rng.integers(len(text))] = rng.integers(256)
+            (folder / "config.json").write_bytes(damaged)
+            try:
+                _C.Encoder(folder).logits(np.arange(4, 30), [0, 20, 26])
+            except ValueError:
+                pass
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "bert"])
+def test_only_bert_is_trained(made, name):
+    folder, c, _ = made(name)
+    params = _C.EncoderParams.read(folder)
+    match = "only hidden_act 'gelu' can be trained" if c["model_type"] == "bert" else f"model_type '{c['model_type']}' can be run, not trained: that comes with"
+    with pytest.raises(ValueError, match=match):
+        _C.Trainer(params)
+    with pytest.raises(ValueError, match=match):
+        params.gradients([5], [0, 1], np.zeros((1, params.config["num_labels"])))
+    with pytest.raises(ValueError, match=match):
+        params.check_trainable()
