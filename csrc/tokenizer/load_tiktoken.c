@@ -109,7 +109,7 @@ halves(const ha_vocab *vocab, const ha_vocab_token *token, pair *out)
 }
 
 /* A token of n bytes costs n look-ups of up to n bytes: bounded, or a file of one long token would take forever. */
-enum { MAX_TOKEN = 1024 };
+enum { MAX_TOKEN = 4096 };
 
 static ha_status
 add_merges(ha_tokenizer *tok, ha_error *err)
