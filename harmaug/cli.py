@@ -102,7 +102,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             stage.add_argument("config", metavar="CONFIG", help="TOML file; see examples/")
         else:
             stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: that of RUN)")
-        stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder); ./NAME is beside CONFIG")
+        stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]

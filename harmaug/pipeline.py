@@ -310,17 +310,8 @@ class Config(msgspec.Struct, kw_only=True):
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tables of a TOML file; a DataError names the file and, for wrong TOML, the line.
-
-    Names under [data] seed that begin with "./" or "../" are files beside the TOML file, and become absolute.
-    """
+    """Return the tables of a TOML file; a DataError names the file and, for wrong TOML, the line."""
     name = os.fspath(path)
-
-    def beside(file: Any) -> Any:
-        if isinstance(file, dict):
-            return {**file, "file": beside(file.get("file"))}
-        return str(Path(name).parent.resolve() / file) if isinstance(file, str) and file.startswith(("./", "../")) else file
-
     try:
         tables = msgspec.toml.decode(Path(path).read_bytes())
     except FileNotFoundError:
@@ -330,8 +321,6 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     for table, settings in tables.items():
         if not isinstance(settings, dict):
             raise DataError(f"{name}: {table} stands outside a table")
-    if isinstance(tables.get("data", {}).get("seed"), list):
-        tables["data"]["seed"] = [beside(file) for file in tables["data"]["seed"]]
     return tables  # type: ignore[no-any-return]
 
 

@@ -171,16 +171,6 @@ def test_seed_option_changes_the_rows(capsys, fakes, folder):
     assert json.loads(Path("b/run.json").read_text())["stages"]["respond"]["config"]["seed"] == 1
 
 
-def test_a_seed_file_beside_the_configuration(capsys, fakes, folder):
-    Path("settings").mkdir()
-    Path("settings/more.jsonl").write_text('{"prompt": "one more row of our own", "label": 0}\n')
-    Path("settings/config.toml").write_text(CONFIG.replace('["seed.jsonl"]', '["seed.jsonl", "./more.jsonl", {file = "./more.jsonl", limit = 1}]'))
-    run(capsys, "run", "settings/config.toml", "--data", ".", "--out", "r", "--quiet")
-    assert "one more row of our own" in Path("r/labelled.jsonl").read_text()
-    Path("settings/more.jsonl").unlink()
-    assert "settings/more.jsonl: no such file" in fails(capsys, "run", "settings/config.toml", "--data", ".", "--out", "s")
-
-
 @pytest.mark.parametrize("change, message", [
     (("[augment]", "[augmentation]"), "config.toml: unknown table [augmentation]; there are data, generator, augment"),
     (("samples = 32", "sampels = 32"), "config.toml: [augment] has no setting sampels; it has benign, exemplars"),
