@@ -8,8 +8,6 @@
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
 
-typedef struct ha_bpe_word { ha_word_key key; int32_t id; } ha_bpe_word;
-
 void
 ha_bpe_free(ha_bpe *model)
 {
