@@ -299,7 +299,7 @@ def with_model(**members: Any) -> Any:
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    (with_model(vocab=[]), "Unigram: \"vocab\" is missing, empty or no array"), (with_model(vocab={"a": 0}), "missing, empty or no array"),
+    (with_model(vocab=[]), "Unigram: \"vocab\" is empty"), (with_model(vocab={"a": 0}), "missing or no array"),
     (with_model(vocab=[["a"]]), r"vocab\[0\]: expected \[\"token\", score\]"), (with_model(vocab=[["a", -1], ["b", "NaN"]]), r"vocab\[1\]: expected"),
     (with_model(vocab=[["a", None]]), r"vocab\[0\]: expected"), (with_model(vocab=[[3, 4]]), r"vocab\[0\]: expected"), (with_model(vocab=["a", -1]), r"vocab\[0\]: expected"),
     (with_model(vocab=[["a", -1], ["b", 0, 0]]), r"vocab\[1\]: expected"), (with_model(unk_id=2), "unk_id 2 is not in the vocabulary of 2 tokens"),

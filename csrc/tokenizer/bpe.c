@@ -8,7 +8,6 @@
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
 
-
 void
 ha_bpe_free(ha_bpe *model)
 {
