@@ -9,6 +9,7 @@
 
 #include "fuzz.h"
 
+static const char *const patterns[] = {"gpt2", "cl100k", "o200k", "llama3", "qwen2", "tekken"};
 static char folder[256], file[300];
 
 static void
@@ -58,8 +59,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ha_tokenizer *tok = NULL;
     ha_error err;
     write_file(file, data, size);
-    const ha_reference reference = HA_FUZZ_OWN && size % 2 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;
-    if (ha_tokenizer_open(HA_FUZZ_OPEN_FOLDER ? folder : file, reference, &tok, &err) != HA_OK) {
+    const ha_open_options how = {.reference = HA_FUZZ_OWN && size % 2 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS,
+                                 .pattern = HA_FUZZ_PATTERNS ? patterns[size % 6] : NULL};
+    if (ha_tokenizer_open(HA_FUZZ_OPEN_FOLDER ? folder : file, &how, &tok, &err) != HA_OK) {
         CHECK(tok == NULL && memchr(err.message, '\0', sizeof(err.message)) != NULL && err.message[0] != '\0');
         return 0;
     }

@@ -32,7 +32,7 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
     for (size_t i = 0; i < n; i++) {
         ha_error err;
         snprintf(path, sizeof(path), "%s/%s", HA_FUZZ_SEEDS, names[i]);
-        if (ha_tokenizer_open(path, HA_REFERENCE_TOKENIZERS, &tokenizers[n_tokenizers], &err) == HA_OK) {
+        if (ha_tokenizer_open(path, NULL, &tokenizers[n_tokenizers], &err) == HA_OK) {
             n_tokenizers++;
         } else {
             fprintf(stderr, "%s\n", err.message);

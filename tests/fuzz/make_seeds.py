@@ -4,13 +4,15 @@ FOLDER/<target>/ holds inputs, FOLDER/<target>.dict words of the format, FOLDER/
 """
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sentencepiece_cases import train
-from test_tokenizer import WORDS, bert, byte_level, write_gguf
+from test_tokenizer import WORDS, bert, byte_level, byte_vocab, write_gguf
 from tokenizer_cases import TEXTS, random_text, random_tokenizer
 
 root = Path(sys.argv[1])
@@ -50,6 +52,18 @@ for model in ("unigram", "bpe"):
         content = train(model_type=model, vocab_size=330 if fallback else 120, byte_fallback=fallback, normalization_rule_name="identity", character_coverage=0.98)
         put(f"spm/{model}{fallback:d}", content)
         put(f"tokenizers/{model}{fallback:d}.model", content)
+
+tokens, merges = byte_vocab()
+ordered = [bytes([b]) for b in range(256)] + [b"th", b"the", b" the", b"do", b"  ", b"12", b"123", "é".encode()]
+ranks = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ordered))
+put("tiktoken/ranks", ranks)
+put("tiktoken/no_newline", ranks[:-1])
+merges_txt = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
+vocab_json = json.dumps({token: i for i, token in enumerate(tokens)})
+put("merges/merges", merges_txt.encode())
+put("vocab_json/vocab", vocab_json.encode())
+put("beside/vocab.json", vocab_json.encode())
+put("beside/merges.txt", merges_txt.encode())
 
 r = random_tokenizer(0)[1]
 for i, text in enumerate([*TEXTS, *(random_text(r) for _ in range(200))]):
