@@ -117,7 +117,7 @@ def test_token_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "config", "match"), [
     ("fairseq", None, "nothing says which tokenizer transformers makes of this"), ("fairseq", {"tokenizer_class": "MBartTokenizer"}, "tokenizer_class 'MBartTokenizer' is not supported"),
     ("deberta", {"tokenizer_class": "PreTrainedTokenizerFast"}, "is not supported for a sentencepiece model"), ("deberta", {"unk_token": 3}, '"unk_token" of the configuration'),
-    ("deberta", {"do_lower_case": 1}, "do_lower_case"), ("deberta", {"extra_special_tokens": {"x": "y"}}, "extra_special_tokens"), ("deberta", [], "expected an object"),
+    ("deberta", {"do_lower_case": 1}, "do_lower_case"), ("deberta", {"extra_special_tokens": {"x": "y"}}, "extra_special_tokens"), ("deberta", [], "must hold an object"),
     ("deberta", {"added_tokens_decoder": {"9": {"content": "[MASK]"}}}, r"'\[MASK\]' is said to have id 9"), ("deberta", {"additional_special_tokens": [3]}, "additional_special_tokens"),
     ("llama", {"tokenizer_class": "GemmaTokenizer"}, "unk_piece '<unk>' is no piece"), ("llama", {"bos_token": None}, "add_bos_token without a token"),
     ("t5", {"tokenizer_class": "T5Tokenizer", "extra_ids": 3, "additional_special_tokens": ["<extra_id_0>"]}, "3 extra_ids, but 1"),

@@ -4,39 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/map_file.h"
 #include "core/strmap.h"
+#include "tokenizer/hf_config.h"
 
 /* ---- the files ---- */
-
-static ha_status
-open_beside(const char *path, const char *file_name, ha_json **out, ha_error *err)
-{
-    const char *slash = strrchr(path, '/');
-    const size_t n = slash != NULL ? (size_t)(slash - path) + 1 : 0;
-    char *name = malloc(n + strlen(file_name) + 1);
-    if (name == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
-    }
-    memcpy(name, path, n);
-    strcpy(name + n, file_name);
-    ha_status status = HA_OK;
-    FILE *probe = fopen(name, "rb");
-    if (probe != NULL) {
-        ha_map_file file;
-        fclose(probe);
-        status = ha_map_file_open(name, &file, err);
-        if (status == HA_OK) {
-            status = ha_json_parse(name, (const char *)file.data, file.size, out, err);
-            ha_map_file_close(&file);
-        }
-        if (status == HA_OK && ha_json_root(*out)->type != HA_JSON_OBJECT) {
-            status = ha_fail(err, HA_ERR_FORMAT, "%.400s: must hold an object", name);
-        }
-    }
-    free(name);
-    return status;
-}
 
 static const ha_json_node *
 member(const ha_json *json, const char *key)
@@ -48,11 +19,11 @@ ha_status
 ha_conventions_open(const char *path, ha_conventions *out, ha_error *err)
 {
     memset(out, 0, sizeof(*out));
-    TRY(open_beside(path, "tokenizer_config.json", &out->config, err));
-    TRY(open_beside(path, "config.json", &out->model, err));
+    TRY(ha_hf_open(path, "tokenizer_config.json", &out->config, err));
+    TRY(ha_hf_open(path, "config.json", &out->model, err));
     if (member(out->config, "added_tokens_decoder") == NULL) {
-        TRY(open_beside(path, "special_tokens_map.json", &out->map, err));
-        TRY(open_beside(path, "added_tokens.json", &out->added, err));
+        TRY(ha_hf_open(path, "special_tokens_map.json", &out->map, err));
+        TRY(ha_hf_open(path, "added_tokens.json", &out->added, err));
     }
     return HA_OK;
 }

@@ -29,7 +29,7 @@ ha_hf_open(const char *path, const char *name, ha_json **out, ha_error *err)
             ha_map_file_close(&file);
         }
         if (status == HA_OK && ha_json_root(*out)->type != HA_JSON_OBJECT) {
-            status = ha_fail(err, HA_ERR_FORMAT, "%.400s: expected an object", beside);
+            status = ha_fail(err, HA_ERR_FORMAT, "%.400s: must hold an object", beside);
             ha_json_free(*out);
             *out = NULL;
         }
