@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,21 @@ def test_long_words(tmp_path: Path) -> None:
     """64 KB without a break go through the heap, not through a square."""
     ours, theirs = opened(bytes_8000(), tmp_path)
     assert difference(ours, theirs, ["ab" * 32768, "the" * 20000, "é" * 30000, "x" * 65536 + " y"]) == []
+
+
+@pytest.mark.parametrize("chain", [
+    normalizers.BertNormalizer(), normalizers.BertNormalizer(lowercase=False), normalizers.NFC(), normalizers.NFKC(), normalizers.NFD(), normalizers.Lowercase(),
+    normalizers.Sequence([normalizers.Nmt(), normalizers.NFC()]), normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Lowercase()]),
+    normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]),
+], ids=str)
+def test_runs_of_ascii_beside_marks(chain: Any, tmp_path: Path) -> None:
+    """Long runs of ASCII are normalized by themselves: marks on their last letter, characters that are dropped between the two, runs that are dropped whole."""
+    tok = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tok.normalizer = chain
+    ours = save(tok, tmp_path)
+    r = random.Random(1)
+    marks = [*"\u0301\x01\x00\u200bé\u0130\u212a…“中\u0344\u00ad\ufeff\tﬁ\u0f73Å", "e\u0327\u0301", "\uac00\u11a8", "\u1100\u1161", "\x01" * 18]
+    for _ in range(3000):
+        line = "".join(letter for _ in range(r.randint(1, 6)) for letter in [
+            *r.choices("abcXYZ 019.,\x01\x7f\t", k=r.choice([0, 1, 3, 15, 16, 17, 18, 30])), *r.choices(marks, k=r.randint(0, 4))])
+        assert ours._tokenizer.normalize(line) == chain.normalize_str(line), repr(line)

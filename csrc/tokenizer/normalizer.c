@@ -600,16 +600,11 @@ normalize_ascii(const ha_normalizer *normalizer, const uint8_t *original, size_t
     return HA_OK;
 }
 
-ha_status
-ha_normalize(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end,
-             ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
+/* Step by step. */
+static ha_status
+normalize_any(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end,
+              ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
 {
-    if (normalizer->n_steps == 0) {
-        return ha_text_buf_append_original(out, original, begin, end, err);
-    }
-    if (normalizer->local && ha_utf8_ascii_prefix(original + begin, end - begin) == end - begin) {
-        return normalize_ascii(normalizer, original, begin, end, out, err);
-    }
     ha_text_buf *in = &scratch->a, *next = &scratch->b;
     in->aligned = next->aligned = out->aligned;
     in->length = 0;
@@ -628,6 +623,57 @@ ha_normalize(const ha_normalizer *normalizer, const uint8_t *original, size_t be
     }
     if (status == HA_OK) {
         copy_range(in, 0, in->length, out);
+    }
+    return status;
+}
+
+/* Where the next run of ASCII begins that can be normalized by itself, and where it ends: before its last character that stays, with which a mark may compose. */
+static size_t
+next_run(const ha_normalizer *normalizer, const uint8_t *text, size_t at, size_t end, size_t *run_end)
+{
+    enum { WORTH = 16 };
+    while (at < end) {
+        size_t to = at + ha_utf8_ascii_prefix(text + at, end - at);
+        const size_t after = to;
+        while (to < end && to > at && normalizer->ascii[text[to - 1]] == HA_NORM_DROPPED) {
+            to--;
+        }
+        to -= to < end && to > at;
+        if (to - at >= WORTH) {
+            *run_end = to;
+            return at;
+        }
+        for (at = after; at < end && text[at] >= 0x80; at++) {
+        }
+    }
+    *run_end = end;
+    return end;
+}
+
+ha_status
+ha_normalize(const ha_normalizer *normalizer, const uint8_t *original, size_t begin, size_t end,
+             ha_norm_scratch *scratch, ha_text_buf *out, ha_error *err)
+{
+    if (normalizer->n_steps == 0) {
+        return ha_text_buf_append_original(out, original, begin, end, err);
+    }
+    if (normalizer->local && ha_utf8_ascii_prefix(original + begin, end - begin) == end - begin) {
+        return normalize_ascii(normalizer, original, begin, end, out, err);
+    }
+    if (!normalizer->local || out->aligned) {
+        return normalize_any(normalizer, original, begin, end, scratch, out, err);
+    }
+    ha_status status = HA_OK;
+    while (begin < end && status == HA_OK) {
+        size_t run_end;
+        const size_t run = next_run(normalizer, original, begin, end, &run_end);
+        if (run > begin) {
+            status = normalize_any(normalizer, original, begin, run, scratch, out, err);
+        }
+        if (status == HA_OK && run < run_end) {
+            status = normalize_ascii(normalizer, original, run, run_end, out, err);
+        }
+        begin = run_end;
     }
     return status;
 }
