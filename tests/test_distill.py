@@ -55,6 +55,7 @@ def test_students_that_only_run_are_named(name, tmp_path):
     c = encoder_models.config(name, num_labels=2)
     folder = encoder_models.write(tmp_path / "student", c, encoder_models.weights(c))
     (folder / "vocab.txt").write_text("\n".join(tiny_bert.WORDS) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(ValueError, match="hidden_act 'gelu' can be trained" if name == "bert-relu" else f"model_type '{c['model_type']}' can be run, not trained"):
         Distiller(config(str(folder))).fit(rows_of(20), progress=False)
 

@@ -302,6 +302,7 @@ def test_guards_of_every_family(tmp_path, name):
     c = encoder_models.config(name, num_labels=2, max_position_embeddings=70)
     folder = encoder_models.write(tmp_path / "guard", c, encoder_models.weights(c))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')      # what these families' own tokenizers are not
     guard = Guard.from_pretrained(folder)
     assert guard.unsafe_index == 1 and guard.max_length == guard.config["max_tokens"] if "roberta" in name else guard.max_length == 70
     prompts, responses = [*PROMPTS, "a b c " * 50, "x"], [r if c.get("type_vocab_size") != 1 else None for r in [*RESPONSES, None, "d e " * 60]]
@@ -321,6 +322,7 @@ def test_relative_positions_have_no_end(tmp_path):
     c = encoder_models.config("deberta-v3")
     folder = encoder_models.write(tmp_path, c, encoder_models.weights(c))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')      # what these families' own tokenizers are not
     guard = Guard.from_pretrained(folder, max_length=400)      # max_position_embeddings is 90
     details = guard.score_details(["a b c d " * 95])
     assert details.n_windows[0] == 1 and details.n_tokens[0] == 382
