@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base64.h"
 #include "core/utf8.h"
 
 /* ---- units of Darts-clone: bit 31 marks a value; else bits 0-7 label, 8 "a value lies at the base", 9-30 the base relative to the unit ---- */
@@ -110,38 +111,6 @@ ha_charsmap_parse(const uint8_t *bytes, size_t n, ha_charsmap *out, ha_error *er
     return status;
 }
 
-static int
-base64_value(char c)
-{
-    return c >= 'A' && c <= 'Z' ? c - 'A' : c >= 'a' && c <= 'z' ? c - 'a' + 26 : c >= '0' && c <= '9' ? c - '0' + 52 : c == '+' ? 62 : c == '/' ? 63 : -1;
-}
-
-/* Bytes written to `out` (which holds length / 4 * 3), or SIZE_MAX: malformed. */
-static size_t
-base64_decode(const char *text, size_t length, uint8_t *out)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < length; i += 4) {
-        const int last = i + 4 >= length;
-        const int n_pad = last && length >= 4 ? (text[length - 1] == '=') + (text[length - 1] == '=' && text[length - 2] == '=') : 0;
-        uint32_t bits = 0;
-        for (int k = 0; k < 4; k++) {
-            const int value = k >= 4 - n_pad ? 0 : base64_value(text[i + (size_t)k]);
-            if (value < 0) {
-                return SIZE_MAX;
-            }
-            bits = bits << 6 | (uint32_t)value;
-        }
-        if (bits & ((1u << 8 * n_pad) - 1)) {
-            return SIZE_MAX;    /* bits beyond the last byte */
-        }
-        for (int k = 0; k < 3 - n_pad; k++) {
-            out[n++] = (uint8_t)(bits >> (16 - 8 * k));
-        }
-    }
-    return n;
-}
-
 ha_status
 ha_charsmap_parse_base64(const char *text, size_t length, ha_charsmap *out, ha_error *err)
 {
@@ -150,7 +119,7 @@ ha_charsmap_parse_base64(const char *text, size_t length, ha_charsmap *out, ha_e
     if (bytes == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for a precompiled_charsmap of %zu bytes", length);
     }
-    const size_t n = length % 4 == 0 ? base64_decode(text, length, bytes) : SIZE_MAX;
+    const size_t n = ha_base64_decode(text, length, bytes);
     const ha_status status = n != SIZE_MAX ? ha_charsmap_parse(bytes, n, out, err) : ha_fail(err, HA_ERR_FORMAT, "precompiled_charsmap: malformed base64");
     free(bytes);
     return status;

@@ -13,25 +13,14 @@ ha_token_decoder_free(ha_token_decoder *decoder)
     decoder->n = 0;
 }
 
-static char *
-copy_of(const char *text, size_t length)
-{
-    char *copy = malloc(length + 1);
-    if (copy != NULL) {
-        memcpy(copy, text, length);
-        copy[length] = '\0';
-    }
-    return copy;
-}
-
 ha_status
 ha_token_decoder_add(ha_token_decoder *decoder, ha_decoder_step step, ha_error *err)
 {
     if (decoder->n == HA_MAX_DECODERS) {
         return ha_fail(err, HA_ERR_FORMAT, "decoder: more than %d steps", HA_MAX_DECODERS);
     }
-    step.from = copy_of(step.from != NULL ? step.from : "", step.from_length);
-    step.to = copy_of(step.to != NULL ? step.to : "", step.to_length);
+    step.from = ha_text_copy(step.from != NULL ? step.from : "", step.from_length);
+    step.to = ha_text_copy(step.to != NULL ? step.to : "", step.to_length);
     decoder->steps[decoder->n++] = step;
     return step.from != NULL && step.to != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory");
 }
@@ -180,7 +169,7 @@ make_valid(ha_text_buf *out, size_t begin, ha_error *err)
     if (ha_utf8_valid_prefix(out->text + begin, length) == length) {
         return HA_OK;
     }
-    char *bytes = copy_of((const char *)out->text + begin, length);
+    char *bytes = ha_text_copy((const char *)out->text + begin, length);
     if (bytes == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for a text of %zu bytes", length);
     }

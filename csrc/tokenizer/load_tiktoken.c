@@ -3,42 +3,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base64.h"
 #include "core/map_file.h"
 #include "tokenizer/pipeline.h"
 
 #define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
 
-static int
-digit_of(uint8_t c)
-{
-    return c >= 'A' && c <= 'Z' ? c - 'A' : c >= 'a' && c <= 'z' ? c - 'a' + 26 : c >= '0' && c <= '9' ? c - '0' + 52 : c == '+' ? 62 : c == '/' ? 63 : -1;
-}
-
-/* The bytes of padded base64, each written as its byte-level character: at most 2 bytes of UTF-8 for a byte, 3 bytes for 4 digits. Returns how much
- * was written; 0: not base64, or empty. */
+/* The bytes of base64, each written as its byte-level character: at most 2 bytes of UTF-8. `out` has room for 3 bytes a digit, the last third for the bytes
+ * themselves. Returns how much was written; 0: not base64, or empty. */
 static size_t
-decode_base64(const uint8_t *text, size_t n, char *out)
+decode_characters(const char *text, size_t n, char *out)
 {
+    uint8_t *bytes = (uint8_t *)out + 2 * n;
+    const size_t n_bytes = ha_base64_decode(text, n, bytes);
     size_t written = 0;
-    for (size_t i = 0; i < n; i += 4) {
-        const size_t pad = i + 4 >= n ? (size_t)(text[n - 1] == '=') + (n >= 2 && text[n - 1] == '=' && text[n - 2] == '=') : 0;
-        uint32_t bits = 0;
-        if (n - i < 4) {
-            return 0;
-        }
-        for (size_t k = 0; k < 4; k++) {
-            const int digit = k < 4 - pad ? digit_of(text[i + k]) : 0;
-            if (digit < 0) {
-                return 0;
-            }
-            bits = bits << 6 | (uint32_t)digit;
-        }
-        if (pad > 0 && (bits & (pad == 1 ? 0xFFu : 0xFFFFu)) != 0) {
-            return 0;           /* bits that no byte has */
-        }
-        for (size_t k = 0; k < 3 - pad; k++) {
-            written += ha_utf8_encode(ha_byte_to_char((uint8_t)(bits >> (16 - 8 * k))), (uint8_t *)out + written);
-        }
+    for (size_t i = 0; n_bytes != SIZE_MAX && i < n_bytes; i++) {
+        written += ha_utf8_encode(ha_byte_to_char(bytes[i]), (uint8_t *)out + written);
     }
     return written;
 }
@@ -48,7 +28,7 @@ read_line(ha_tokenizer *tok, const uint8_t *line, size_t length, size_t number, 
 {
     const uint8_t *space = memchr(line, ' ', length);
     const size_t n = space != NULL ? (size_t)(space - line) : 0;
-    const size_t written = n > 0 ? decode_base64(line, n, text) : 0;
+    const size_t written = n > 0 ? decode_characters((const char *)line, n, text) : 0;
     uint64_t id = 0;
     size_t i = n + 1;
     for (; space != NULL && i < length && line[i] >= '0' && line[i] <= '9' && id < UINT32_MAX; i++) {
@@ -172,7 +152,7 @@ read_all(ha_tokenizer *tok, const ha_map_file *file, const ha_open_options *opti
     tok->added_are_text = 1;
     ha_post_processor_none(&tok->post);
     TRY(ha_pre_tokenizer_add(&tok->pre, kind, err));
-    text = malloc(file->size * 2 + 8);
+    text = malloc(file->size * 3 + 8);
     ha_status status = text != NULL ? read_lines(tok, file->data, file->size, text, err) : ha_fail(err, HA_ERR_NOMEM, "out of memory");
     free(text);
     TRY(status);

@@ -58,24 +58,13 @@ ha_normalizer_add_precompiled(ha_normalizer *normalizer, ha_charsmap charsmap, h
     return add_step(normalizer, (ha_norm_step){.pass = HA_NORM_PRECOMPILED, .charsmap = charsmap}, err);
 }
 
-static char *
-copy_of(const char *text, size_t length)
-{
-    char *copy = malloc(length + 1);
-    if (copy != NULL) {
-        memcpy(copy, text, length);
-        copy[length] = '\0';
-    }
-    return copy;
-}
-
 ha_status
 ha_normalizer_add_replace(ha_normalizer *normalizer, ha_norm_pattern pattern, const char *from, size_t from_length,
                           const char *to, size_t to_length, ha_error *err)
 {
     ha_norm_step step = {.pass = HA_NORM_REPLACE, .pattern = pattern, .from_length = from_length, .to_length = to_length};
-    step.from = pattern == HA_NORM_TEXT ? copy_of(from, from_length) : NULL;
-    step.to = copy_of(to, to_length);
+    step.from = pattern == HA_NORM_TEXT ? ha_text_copy(from, from_length) : NULL;
+    step.to = ha_text_copy(to, to_length);
     if ((pattern == HA_NORM_TEXT && step.from == NULL) || step.to == NULL) {
         free(step.from);
         free(step.to);
@@ -87,7 +76,7 @@ ha_normalizer_add_replace(ha_normalizer *normalizer, ha_norm_pattern pattern, co
 ha_status
 ha_normalizer_add_prepend(ha_normalizer *normalizer, const char *text, size_t length, ha_error *err)
 {
-    char *to = copy_of(text, length);
+    char *to = ha_text_copy(text, length);
     return to != NULL ? add_step(normalizer, (ha_norm_step){.pass = HA_NORM_PREPEND, .to = to, .to_length = length}, err)
                       : ha_fail(err, HA_ERR_NOMEM, "out of memory");
 }

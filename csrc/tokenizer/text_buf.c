@@ -61,3 +61,14 @@ ha_text_buf_append_original(ha_text_buf *buf, const uint8_t *original, size_t be
     buf->length += end - begin;
     return HA_OK;
 }
+
+char *
+ha_text_copy(const char *text, size_t length)
+{
+    char *copy = malloc(length + 1);
+    if (copy != NULL) {
+        memcpy(copy, text, length);
+        copy[length] = '\0';
+    }
+    return copy;
+}

@@ -38,4 +38,7 @@ ha_text_buf_push(ha_text_buf *buf, uint32_t c, ha_align from)
 /* Appends bytes [begin, end) of the original text, which is well-formed. */
 ha_status ha_text_buf_append_original(ha_text_buf *buf, const uint8_t *original, size_t begin, size_t end, ha_error *err);
 
+/* A NUL-terminated copy, malloc'ed; NULL: no memory. */
+char *ha_text_copy(const char *text, size_t length);
+
 #endif
