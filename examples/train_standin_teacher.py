@@ -19,12 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harmaug import evaluate, safety
 from harmaug.data import Row, atomic_file, iter_rows
 from harmaug.distill import DistillConfig, Distiller
-from harmaug.guard import Guard
 
 PERMITTED = re.compile(r"(MIT|Apache-2\.0|CC-BY-\d\.\d)(?![-\w.])")     # not CC-BY-NC, CC-BY-SA, ODC-BY
 SMALL_ENOUGH = 1_000_000
@@ -42,10 +39,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--extra", type=Path, action="append", default=[],
         help="a file of more rows, whatever its name (a hand-written set); may be repeated")
     add("--extra-weight", type=float, default=1.0, help="how much each of them counts")
-    add("--teacher", type=Path, action="append", default=[],
-        help="a guard that was trained with --full: half of the loss follows its score; more than one: their mean")
-    add("--generated", type=Path, action="append", default=[],
-        help="rows of `harmaug augment` (instructions.jsonl), which the --teacher labels")
     add("--full", action="store_true", help="train all weights instead of an adapter")
     add("--rank", type=int, default=8)
     add("--alpha", type=float, default=16.0)
@@ -95,21 +88,7 @@ def read_training_rows(
                 used[row.source or file.stem, licence] += 1
                 rows.append(smoothed(row, arguments.smoothing))
                 weights.append(arguments.extra_weight if file in arguments.extra else 1.0)
-    for file in arguments.generated:
-        for row in iter_rows(file):
-            used[row.source or file.stem, "generated"] += 1
-            rows.append(Row(prompt=row.prompt, response=row.response))
-            weights.append(1.0)
     return rows, weights, used, left_out
-
-
-def taught(rows: list[Row], arguments: argparse.Namespace) -> list[Row]:
-    """The rows with the teachers' mean score; rows without a label take it for their label too."""
-    scores = np.mean([
-        Guard.from_pretrained(folder, n_threads=arguments.threads or None, max_length=arguments.max_length, long="truncate")
-        .score([row.prompt for row in rows], [row.response for row in rows]) for folder in arguments.teacher], axis=0)
-    return [Row(prompt=row.prompt, response=row.response, label=row.label, unsafe_score=float(score))
-            for row, score in zip(rows, scores, strict=True)]
 
 
 def smoothed(row: Row, smoothing: float) -> Row:
@@ -137,8 +116,8 @@ def distil_config(arguments: argparse.Namespace) -> DistillConfig:
         balanced=arguments.balanced,
         seed=arguments.seed,
         n_threads=arguments.threads,
-        ce_weight=0.5 if arguments.teacher else 0.0 if arguments.smoothing else 1.0,
-        kl_weight=0.5 if arguments.teacher else 1.0 if arguments.smoothing else 0.0,
+        ce_weight=0.0 if arguments.smoothing else 1.0,
+        kl_weight=1.0 if arguments.smoothing else 0.0,
     )
 
 
@@ -209,9 +188,8 @@ def main() -> None:
     rows, weights, used, left_out = read_training_rows(arguments)
     print(f"{len(rows):,} rows, {sum(row.label == 1 for row in rows):,} unsafe; "
           f"left out: {sum(left_out.values()):,}", flush=True)
-    if arguments.teacher:
-        rows = taught(rows, arguments)
     distiller = Distiller(distil_config(arguments)).fit(rows, out=arguments.out, sample_weight=weights)
+    from harmaug.guard import Guard
     guard = Guard.from_pretrained(arguments.out)        # what is measured is the file, not the weights in memory
     report = measure(guard, arguments.dev or arguments.data)
     print(evaluate.format_table(report), flush=True)
