@@ -124,8 +124,8 @@ logits_rows(const causal_lm_object *lm, ha_decoder_state *state, ha_kv_cache *ca
     return status == HA_OK ? ha_decoder_head(lm->decoder, state, rows, count, out, err) : status;
 }
 
-static int
-narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
+int
+py_narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
 {
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || (uint64_t)ids[i] >= vocab_size) {
@@ -165,7 +165,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         PyErr_NoMemory();
         goto done;
     }
-    if (narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
+    if (py_narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
         goto done;
     }
     const npy_intp dims[2] = {(npy_intp)n, (npy_intp)c->vocab_size};
