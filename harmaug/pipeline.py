@@ -19,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
+from harmaug import card, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
-from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
+from harmaug.chat import ChatTemplate
 from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json
+from harmaug.endpoint import EndpointConfig
 from harmaug.generator import Generator
+from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
-from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
+from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
 
 if TYPE_CHECKING:
     from harmaug.distill import DistillConfig, Distiller
@@ -61,7 +64,7 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
     stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models,
                       makes=(INSTRUCTIONS, REJECTED))
     if not stage.done:
-        augmenter = Augmenter(_made(generator), config, table=table, batch_size=batch_size)
+        augmenter = Augmenter(_made(generator, stage), config, table=table, batch_size=batch_size)
         with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
             rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
             total = config.samples + config.benign
@@ -79,7 +82,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     if not stage.done:
         with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
             instructions = _rows_of(run / INSTRUCTIONS)
-            made: Any = _made(generator) if config.intents else None
+            made: Any = _made(generator, stage) if config.intents else None
             responder = Responder(made, config, batch_size=batch_size)
             rows = responder.run(instructions, journal=journal, stamp=stage.stamp)
             total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
@@ -88,8 +91,8 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
 
 
 def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None,
-          models: Mapping[str, str] | None = None, table: CategoryTable | None = None, batch_size: int = 256,
-          quiet: bool = False) -> dict[str, Any]:
+          models: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None,
+          table: CategoryTable | None = None, batch_size: int = 256, quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
 
     Seed rows keep their own labels beside the teacher's score; those that the responsible-use filter blocks are left
@@ -99,6 +102,8 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     ----------
     by : Teacher, folder, Guard or callable
         With `name`, the teacher's: a callable that makes the Teacher, called only when there is something left to do.
+    settings : mapping, optional
+        How the teacher is read, for run.json: a stage does not go on under others.
     batch_size : int, default 256
         Changes no row when the teacher's scores do not depend on it (a Guard's do not).
     """
@@ -109,7 +114,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             inputs[file] = _finished(run, before, file)
     make = by if name is not None else lambda: teacher.as_teacher(by)
     name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
-    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models, makes=(LABELLED,))
+    stage = run.stage("label", config={"teacher": name, **(settings or {})}, inputs=inputs, models=models, makes=(LABELLED,))
     if stage.done:
         return _account(stage)
     rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
@@ -133,7 +138,9 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
                                                    extra=extra)
                 journal.append(labelled)
                 _count_label(counts, labelled.to_dict())
-                stage.account(counts)
+                stage.account(counts | getattr(scorer, "account", {}))
+            counts |= getattr(scorer, "account", {})
+    stage.entry["audit"] = teacher.audit(_rows_of(run / LABELLED))
     stage.account(counts, done=True)
     return _account(stage)
 
@@ -165,8 +172,21 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
         usable = [row for row in rows if not safety.blocked_row(row)]
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
+        _write_card(run, folder, distiller, usable)
         stage.account(summary(distiller), done=True)
     return _account(stage)
+
+
+def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequence[Row]) -> None:
+    from harmaug.models import REGISTRY
+
+    student = distiller.config.student
+    known = REGISTRY.get(student)
+    licence = known.licence if known else teacher.licence_of(Path(student))
+    parts = card.parts_of(run.info["stages"], rows, student, licence)
+    card.write_card(run / folder, parts, title=folder, student=student, version=machine()["harmaug"],
+                    counts=distiller.counts_, steps=distiller.n_steps_,
+                    audit=run.info["stages"].get("label", {}).get("audit") or {})
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:
@@ -224,24 +244,74 @@ class DataConfig(_Table):
 
 
 class GeneratorConfig(_Table):
-    """The model that augment and respond sample from."""
+    """The model that augment and respond sample from: a folder, a .gguf, a fetched name, or one behind a server.
+
+    A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
+    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
+    """
 
     model: str = "smollm2"
     dtype: str | None = None
     batch_size: int = 32
+    template: str | None = None
+    licence: str | None = None
+    endpoint: EndpointConfig | None = None
 
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
+        if self.endpoint is not None and self.template is None:
+            raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
 
 class LabelConfig(_Table):
-    """The teacher: a guard folder, a fetched name, or "standin"."""
+    """The teacher.
+
+    Parameters
+    ----------
+    teacher : str, default "standin"
+        A guard folder or fetched name; a generative guard's folder or .gguf (see guard_families); a file of rows with
+        an "unsafe-score"; "standin". Not looked at with `endpoint`.
+    endpoint : EndpointConfig, optional
+        A generative guard behind a server.
+    family, template, guidelines, definition, temperature
+        Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    dtype : str, optional
+        Of the teacher's weights.
+    licence : str, optional
+        Of the teacher's labels, for run.json and the model card. None: that of its own model card.
+    cache : bool, default True
+        Take scores of rows that this teacher has seen from the user's cache.
+    batch_size : int, default 256
+    """
 
     teacher: str = teacher.STANDIN
     batch_size: int = 256
+    endpoint: EndpointConfig | None = None
+    family: str | None = None
+    template: str | None = None
+    guidelines: tuple[str, ...] = ()
+    definition: str = "two-way"
+    temperature: float = 1.0
+    dtype: str | None = None
+    licence: str | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
+        LabelReading(definition=self.definition, temperature=self.temperature)
+        if self.endpoint is not None and self.family is None:
+            raise ValueError("an endpoint needs family: which words its guard answers with")
+
+    @property
+    def name(self) -> str:
+        """What the stage records as its teacher."""
+        return self.teacher if self.endpoint is None else self.endpoint.model
+
+    def reading(self) -> dict[str, Any]:
+        """What decides a generative guard's score besides its weights, where it is set."""
+        plain = type(self)()
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "dtype")
+                if (value := getattr(self, name)) != getattr(plain, name)}
 
 
 class EvaluateConfig(_Table):
@@ -360,9 +430,9 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     table = load_table(folder / config.data.categories) if config.data.categories else None
 
     def of_generator() -> dict[str, Any]:
-        name = config.generator.model
-        return {"generator": partial(load_generator, config.generator, **threads), "quiet": quiet,
-                "models": {name: sha256(_model_path(name))}, "batch_size": config.generator.batch_size}
+        return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint),
+                "batch_size": config.generator.batch_size}
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
@@ -372,10 +442,10 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             return respond(run, config=config.respond, **of_generator())
         if name == "label":
             assert config.label is not None
-            named = config.label.teacher
-            path = teacher.standin_folder() if named == teacher.STANDIN else _model_path(named)
-            return label(run, partial(load_teacher, named, **threads), seeds, name=named, models={named: sha256(path)},
-                         table=table, batch_size=config.label.batch_size, quiet=quiet)
+            models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
+            return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
+                         name=config.label.name, models=models, settings=config.label.reading(), table=table,
+                         batch_size=config.label.batch_size, quiet=quiet)
         if name == "distil":
             student = config.distil.student
             return distil(run, None if config.label is not None else seeds, config=config.distil,
@@ -415,16 +485,72 @@ def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, i
     return {name: n for name, n in found.items() if n}
 
 
-def load_generator(config: GeneratorConfig, **options: Any) -> Generator:
-    """Open the generator of a configuration."""
+def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options: Any) -> Generator:
+    """Open the generator of a configuration; relative file names begin in `folder`."""
+    if config.endpoint is not None:
+        from harmaug.endpoint import EndpointLM
+
+        assert config.template is not None
+        return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
+                          licence=config.licence or "unknown")
     from harmaug.generator import CausalLM
 
-    return CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    lm = CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    if config.template is not None:
+        lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
+    lm.licence = config.licence or lm.licence
+    return lm
 
 
-def load_teacher(name: str, **options: Any) -> teacher.Teacher:
-    """Open a teacher by folder, fetched name, or "standin"."""
-    return teacher.GuardTeacher.from_pretrained(name if name == teacher.STANDIN else _model_path(name), **options)
+def load_teacher(config: LabelConfig, *, models: Mapping[str, str], folder: Path = Path(),
+                 **options: Any) -> teacher.Teacher:
+    """Open the teacher of a configuration; `models` is what its cached scores are kept under."""
+    made: teacher.Teacher = _open_teacher(config, folder, options)
+    if not config.cache or isinstance(made, teacher.ScoresTeacher):
+        return made
+    return teacher.CachedTeacher(made, repr((sorted(models.items()), sorted(config.reading().items()))))
+
+
+def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
+    reading = config.reading()
+    template = None if config.template is None else folder / config.template
+    if config.endpoint is not None:
+        from harmaug.endpoint import EndpointTeacher
+
+        assert config.family is not None
+        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines,
+                               template=None if template is None else ChatTemplate.load(template),
+                               reading=LabelReading(definition=config.definition, temperature=config.temperature),
+                               licence=config.licence or "unknown")
+    path = _teacher_path(config.teacher, folder)
+    if path.is_file() and path.suffix != ".gguf":
+        return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
+    if teacher.is_language_model(path):
+        from harmaug.guard_families import LanguageModelTeacher
+
+        return LanguageModelTeacher.from_pretrained(path, licence=config.licence, **{**reading, "template": template},
+                                                    **options)
+    if set(reading) - {"dtype"}:
+        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype'}))}")
+    name = config.teacher if config.teacher == teacher.STANDIN else path
+    guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
+    guard.licence = config.licence or guard.licence
+    return guard
+
+
+def _teacher_path(name: str, folder: Path) -> Path:
+    """A file of scores lies beside the data; models are found as everywhere."""
+    if name == teacher.STANDIN:
+        return teacher.standin_folder()
+    beside = folder / name
+    return beside if beside.is_file() else _model_path(name)
+
+
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path()) -> dict[str, str]:
+    """Name to sha256, for run.json; a server's model cannot be looked into."""
+    if endpoint is not None:
+        return {endpoint.model: f"served at {endpoint.url}"}
+    return {name: sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
@@ -496,8 +622,9 @@ def _rows_of(path: Path) -> list[Row]:
     return read_rows(path) if path.stat().st_size else []
 
 
-def _made(generator: Any) -> Generator:
+def _made(generator: Any, stage: Stage) -> Generator:
     made: Generator = generator if hasattr(generator, "stream") else generator()
+    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown"}
     return made
 
 

@@ -42,7 +42,7 @@ def fakes(monkeypatch):
     """Models without models."""
     monkeypatch.setattr(cli, "_guard", lambda args: FakeGuard())
     monkeypatch.setattr(pipeline, "load_generator", lambda config, **options: fake_generator.FakeGenerator())
-    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], name))
+    monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], config.name))
     monkeypatch.setattr(pipeline, "_model_path", lambda name: ROOT / "tests" / "fake_generator.py")
     monkeypatch.setattr(pipeline.teacher, "standin_folder", lambda: ROOT / "tests" / "fake_generator.py")
 
@@ -214,7 +214,7 @@ def test_stage_order_and_folder_errors(capsys, fakes, folder):
 
 
 def test_nan_teacher_names_the_row(capsys, fakes, folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], name))
+    monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], config.name))
     line = fails(capsys, "run", "config.toml", "--out", "r")
     n = Path("r/pairs.jsonl").read_bytes().count(b"\n")
     assert f"r/pairs.jsonl, row {n}: the score of teacher standin must be in [0, 1], got nan" in line

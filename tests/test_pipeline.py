@@ -15,6 +15,7 @@ from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
 from harmaug import cli, evaluate, models, pipeline, quickstart, teacher
 from harmaug.data import Row, read_rows
+from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
 
 ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
@@ -254,3 +255,41 @@ def test_examples_are_valid():
     assert len(names) >= 2
     for path in names:
         pipeline.Config.from_dict(pipeline.read_config(path), path.name)
+
+
+def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny, caplog):
+    Path("policy.jinja").write_text("Judge:\n{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}Answer:")
+    text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8).replace(
+        f'teacher = "{tiny[1]}"', f'teacher = "{tiny[0]}"\nfamily = "llama-guard-3"\ntemplate = "policy.jinja"\nlicence = "llama3.1"')
+    Path("config.toml").write_text(text)
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    rows = read_rows("r/labelled.jsonl")
+    by_hand = LanguageModelTeacher.from_pretrained(tiny[0], family="llama-guard-3", template="policy.jinja")
+    assert [row.unsafe_score for row in rows] == pytest.approx(by_hand.score([r.prompt for r in rows], [r.response for r in rows]), abs=1e-7)
+    stages = json.loads(Path("r/run.json").read_text())["stages"]
+    assert stages["label"]["teacher"] == {"name": "tiny.gguf", "licence": "llama3.1"} and stages["augment"]["generator"]["licence"] == "unknown"
+    assert stages["label"]["config"]["family"] == "llama-guard-3" and stages["label"]["audit"]["n"] == sum(row.label is not None for row in rows)
+    card = Path("r/guard/README.md").read_text()
+    assert "| teacher | tiny.gguf | llama3.1 |" in card and "| generator | tiny.gguf | unknown |" in card and "\n\n\n" not in card
+    assert "licence unknown of student" in caplog.text
+    # another reading is another teacher: the stage does not go on, and its scores are not taken from the cache
+    Path("config.toml").write_text(text.replace("[distil]", "temperature = 3.0\n[distil]"))
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert cli.main(["run", "config.toml", "--out", "r2", "--quiet"]) == 0
+    assert [row.unsafe_score for row in read_rows("r2/labelled.jsonl")] != [row.unsafe_score for row in rows]
+    # the first reading again, from the cache
+    Path("config.toml").write_text(text)
+    assert cli.main(["run", "config.toml", "--out", "r3", "--quiet"]) == 0
+    account = json.loads(Path("r3/run.json").read_text())["stages"]["label"]["account"]
+    assert account["cached"] == account["rows"] and Path("r3/labelled.jsonl").read_bytes() == Path("r/labelled.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("change, message", [
+    ('family = "llama-guard-3"', r"a classifier takes no family"), ('definition = "odd"', "definition must be one of"),
+    ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
+])
+def test_wrong_teacher_settings_are_one_line(folder, tiny, capsys, change, message):
+    text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8)
+    Path("config.toml").write_text(text.replace("[distil]", change + "\n[distil]"))
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert re.search(message, capsys.readouterr().err)
