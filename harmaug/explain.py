@@ -119,7 +119,7 @@ def _place(ids: NDArray[np.int32], part: NDArray[np.int32], *, last: bool = Fals
     found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(ids, len(part)) == part).all(axis=1))
     if len(found) == 0:
         raise ValueError("the tokenizer's special tokens change the text between them: it can't be explained")
-    return np.arange(len(part)) + found[-1 if last else 0]
+    return np.arange(len(part)) + int(found[-1 if last else 0])
 
 
 def _occluded(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], at: NDArray[np.intp],
@@ -143,8 +143,9 @@ def _occluded(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], at
 def _log_odds(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
     out = np.empty((len(offsets) - 1, guard.config["num_labels"]), dtype=np.float32)
     guard._encoder_logits(ids, offsets, types, out)
-    logits = out.astype(np.float64)
+    logits: NDArray[np.float64] = out.astype(np.float64)
     if logits.shape[1] == 1:
         return logits[:, 0]
     others = np.delete(logits, guard.unsafe_index, axis=1)
-    return logits[:, guard.unsafe_index] - np.logaddexp.reduce(others, axis=1)
+    odds: NDArray[np.float64] = logits[:, guard.unsafe_index] - np.logaddexp.reduce(others, axis=1)
+    return odds

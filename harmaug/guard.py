@@ -92,8 +92,7 @@ class Guard:
             raise _C.FormatError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, the model {n_tokens}")
         self._template = _Template(tokenizer)
         self.max_length = self._max_length(max_length)
-        flops = 24 * self.config["num_hidden_layers"] * self.config["hidden_size"] ** 2
-        self._call_tokens = int(np.clip(_CALL_FLOPS / flops, *_CALL_TOKENS))
+        self._call_tokens = self._tokens_of_a_call()
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold = _threshold(self.thresholds, fitted)
@@ -144,8 +143,8 @@ class Guard:
             What becomes of a row of more tokens. "windows": windows of max_length tokens that overlap by
             max_length // 4 are read, and the one with the highest P(unsafe) decides. Of a pair, the side that is longer
             than half the room slides, while the other stays whole; when both are, the response slides beside the end of
-            the prompt and the prompt beside the beginning of the response, so that every token is read. "truncate": the end of the longer side is dropped. "error":
-            ValueError.
+            the prompt and the prompt beside the beginning of the response, so that every token is read. "truncate": the
+            end of the longer side is dropped. "error": ValueError.
 
         Raises
         ------
@@ -451,6 +450,10 @@ class Guard:
                 raise _C.FormatError(f"{path}: model_max_length {said} leaves no room for text")
             return min(int(said), most)
         return min(int(self.config["max_position_embeddings"]), most)
+
+    def _tokens_of_a_call(self) -> int:
+        flops = 24 * self.config["num_hidden_layers"] * self.config["hidden_size"] ** 2     # of a token, in the matrices
+        return int(np.clip(_CALL_FLOPS / flops, *_CALL_TOKENS))
 
     # -- saving --
 
