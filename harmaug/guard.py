@@ -32,6 +32,7 @@ _CALL_TOKENS = (512, 16384)     # tokens of one call of the encoder: as many as 
 _CALL_FLOPS = 1e11              # ... this many operations, about a second: Ctrl-C is answered between calls
 
 Floats = NDArray[np.float32]
+Wide = NDArray[np.float64]
 _Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]    # token ids, type ids
 _Block = tuple[Floats, NDArray[np.int32]]
 
@@ -74,6 +75,8 @@ class Guard:
         What becomes of a longer row: "windows", "truncate" or "error".
     threshold : float
         A row is flagged when its score is at least this. From thresholds.json, else 0.5.
+    temperature : float
+        Divides the log-odds that scores are made of. From thresholds.json, else 1.
     unsafe_index : int
         The logit that means unsafe.
     """
@@ -95,7 +98,7 @@ class Guard:
         self._call_tokens = self._tokens_of_a_call()
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
-        self.threshold = _threshold(self.thresholds, fitted)
+        self.threshold, self.temperature = _threshold(self.thresholds, fitted)
 
     # what scikit-learn asks of a fitted classifier; it never loads it
     _estimator_type = "classifier"
@@ -240,7 +243,7 @@ class Guard:
     def score(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(unsafe) of each row, shape (n,): the sigmoid of a single logit, else the softmax at `unsafe_index`.
 
-        The parameters, here and below, are those of `logits`.
+        With a fitted temperature, the sigmoid of `log_odds` divided by it. The parameters, here and below, are those of `logits`.
         """
         return self._probability(self._run(prompts, responses, long)[0])
 
@@ -271,6 +274,10 @@ class Guard:
         n_windows, window, n_tokens, truncated = about.T
         return ScoreDetails(score=self._probability(logits), n_windows=n_windows, window=window, n_tokens=n_tokens,
                             truncated=truncated)
+
+    def log_odds(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Wide:
+        """log(P / (1 - P)) of each row as the model gives it, before any temperature; float64, shape (n,)."""
+        return self._log_odds(self._run(prompts, responses, long)[0])
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(safe) and P(unsafe) of each row, shape (n, 2), the columns as in `classes_`."""
@@ -320,16 +327,27 @@ class Guard:
 
         return explain(self, prompt, response, method)
 
-    def set_threshold(self, threshold: float, **about: Any) -> None:
+    def set_threshold(self, threshold: float, *, temperature: float | None = None, **about: Any) -> None:
         """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
 
-        The mode it was fitted in stands beside it, and what `about` says, for example ``metric="f1"``.
+        It is one of scores at `temperature` (that of the guard when None). The mode it was fitted in stands beside it,
+        and what `about` says, for example ``target="f1"``.
         """
-        self.thresholds = {"schema_version": 1, "threshold": float(threshold), "long": self.long,
-                           "max_length": self.max_length, **about}
-        self.threshold = _threshold(self.thresholds, Path("thresholds.json"))
+        fitted = {"schema_version": 1, "threshold": float(threshold),
+                  "temperature": float(self.temperature if temperature is None else temperature), "long": self.long,
+                  "max_length": self.max_length, **about}
+        self.threshold, self.temperature = _threshold(fitted, Path("thresholds.json"))
+        self.thresholds = fitted
+
+    def _log_odds(self, logits: Floats) -> Wide:
+        wide = logits.astype(np.float64)
+        others = np.delete(wide, self.unsafe_index, axis=1)
+        unsafe = wide[:, self.unsafe_index]
+        return unsafe - np.logaddexp.reduce(others, axis=1) if others.shape[1] else unsafe
 
     def _probability(self, logits: Floats) -> Floats:
+        if self.temperature != 1:
+            return np.exp(-np.logaddexp(0, -self._log_odds(logits) / self.temperature)).astype(np.float32)
         wide = logits.astype(np.float64)
         if wide.shape[1] == 1:
             return np.asarray(np.exp(-np.logaddexp(0, -wide[:, 0])), dtype=np.float32)
@@ -557,11 +575,15 @@ def _thread_count(n_threads: int | None) -> int:
     return n_threads or 0
 
 
-def _threshold(thresholds: Mapping[str, Any], path: Path) -> float:
-    value = thresholds.get("threshold", 0.5)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{path}: threshold must be in [0, 1], got {value!r}")
-    return float(value)
+def _threshold(thresholds: Mapping[str, Any], path: Path) -> tuple[float, float]:
+    """Threshold and temperature."""
+    found = []
+    for name, otherwise, low, high in (("threshold", 0.5, 0, 1), ("temperature", 1.0, 1e-3, 1e3)):
+        value = thresholds.get(name, otherwise)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{path}: {name} must be in [{low:g}, {high:g}], got {value!r}")
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _labels(n: int) -> dict[str, str]:

@@ -26,12 +26,13 @@ from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
 from harmaug.chat import ChatTemplate
 from harmaug.checks import one_of, within
-from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json
+from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
 from harmaug.endpoint import EndpointConfig
 from harmaug.generator import Generator
 from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
+from harmaug.thresholds import fit_threshold
 
 if TYPE_CHECKING:
     from harmaug.distill import DistillConfig, Distiller
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
-LABELLED = "labelled.jsonl"
+LABELLED, SCORES = "labelled.jsonl", "scores.jsonl"
 
 
 def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *,
@@ -192,16 +193,17 @@ def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequenc
 def summary(distiller: Distiller) -> dict[str, Any]:
     """Return counts and steps of a fit, and the threshold with the best F1 on its validation rows."""
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
-    threshold = evaluate_module.best_f1_threshold(labels, scores) if 0 < sum(labels) < len(labels) else None
+    threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
     return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
             "selected_by": distiller.selected_by_, "validation_threshold": threshold}
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
-             config: EvaluateConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Score the sets with a guard into metrics.json; it is done anew each time.
+             config: EvaluateConfig | None = None, training: Iterable[Row] | None = None,
+             **options: Any) -> dict[str, Any]:
+    """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
-    Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config = config or EvaluateConfig()
@@ -210,11 +212,18 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
 
         _finished(run, "distil", None)
         guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
+        if config.max_length is None:
+            evaluate_module.set_length(guard, config.protocol)
     sets = {name: list(rows) for name, rows in datasets.items()}
     inputs = {name: digest(rows) for name, rows in sets.items()}
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
-    report = evaluate_module.evaluate_guard(guard, sets, threshold=config.threshold, draws=config.draws)
-    stage.account({name: entry["n"] for name, entry in report["datasets"].items()}, done=True)
+    known = None if training is None else evaluate_module.contamination(training)
+    scored = evaluate_module.score_sets(guard, sets, protocol=config.protocol, by=config.by, training=known)
+    fitted = guard.threshold if getattr(guard, "thresholds", None) else None
+    report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
+                                       protocol=config.protocol, over_refusal=config.over_refusal)
+    write_rows(run / SCORES, (row for part in scored for row in part.lines()))
+    stage.account({part.name: len(part.labels) for part in scored}, done=True)
     report["stages"] = run.accounts()
     write_json(run / "metrics.json", report, indent=1)
     return report
@@ -315,16 +324,20 @@ class LabelConfig(_Table):
 
 
 class EvaluateConfig(_Table):
-    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained."""
+    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained, the rest as for summarise."""
 
     threshold: float = 0.5
     draws: int = 1000
+    protocol: str = "default"
+    by: tuple[str, ...] = ("category", "source", "length")
+    over_refusal: tuple[str, ...] = ()
     long: str = "windows"
     max_length: int | None = None
 
     def __post_init__(self) -> None:
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
+        one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -450,7 +463,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             student = config.distil.student
             return distil(run, None if config.label is not None else seeds, config=config.distil,
                           models={student: sha256(_model_path(student))}, quiet=quiet)
-        return evaluate(run, None, held_out, config=config.evaluate, **threads)
+        training = seeds if config.label is None else _rows_of(run / LABELLED)
+        return evaluate(run, None, held_out, config=config.evaluate, training=training, **threads)
 
     report: dict[str, Any] = {}
     for name in wanted:
@@ -463,15 +477,20 @@ def _read_data(config: Config, folder: Path, wanted: Sequence[str],
                where: str) -> tuple[list[Row], dict[str, list[Row]]]:
     """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
     labelled = "distil" in wanted and config.label is None
-    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
+    needs = {"augment", "label", "distil"} | ({"evaluate"} if config.label is None else set())
+    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & needs else []
     if labelled:
         require_labels(seeds, f"{where}: the rows of [data] seed")
     sets = {name: folder / file for name, file in config.data.evaluation.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
-    for name in held_out if "evaluate" in wanted else ():
-        evaluate_module.labels_of(held_out[name], str(sets[name]))
+    for name in held_out if config.evaluate and "evaluate" in wanted else ():
+        rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
+        evaluate_module.labels_of(held_out[name], str(sets[name]), rules)
+    unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
+    if unknown:
+        raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
