@@ -34,6 +34,7 @@ CASES = {
     "gpt2": GPT2,
     "gpt2-relu": {**GPT2, "n_inner": 55, "activation_function": "relu", "n_head": 4, "tie_word_embeddings": False},
 }
+AS_GGUF = ["llama", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"]     # what GGUF can say
 ROLES = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
          "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
          "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}

@@ -9,7 +9,6 @@ from harmaug import _C, FormatError
 
 RECORDED = np.load(Path(__file__).parent / "data" / "decoder_logits.npz")
 IDS, ROWS = RECORDED["ids"], RECORDED["rows"]
-AS_GGUF = ["llama", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"]     # what GGUF can say
 
 
 def check(got, want):
@@ -27,7 +26,7 @@ def test_folder_matches_transformers(tmp_path, isa, name):
     check(_C.CausalLM(folder_of(tmp_path, name), dtype="float32").logits(IDS)[ROWS], RECORDED[name])
 
 
-@pytest.mark.parametrize("name", AS_GGUF)
+@pytest.mark.parametrize("name", decoder_models.AS_GGUF)
 def test_gguf_matches_transformers(tmp_path, name):
     c = decoder_models.config(name)
     path = decoder_models.write_gguf(tmp_path / "m.gguf", c, decoder_models.weights(c))

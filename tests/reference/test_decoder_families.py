@@ -4,7 +4,6 @@ import llama_cpp
 import numpy as np
 import pytest
 import torch
-from test_decoder_families import AS_GGUF
 from transformers import AutoModelForCausalLM
 
 from harmaug import _C
@@ -23,7 +22,7 @@ def test_families_match_transformers(tmp_path, name, seed):
     assert np.abs(got - want).max() <= 2e-4 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("name", AS_GGUF)
+@pytest.mark.parametrize("name", decoder_models.AS_GGUF)
 def test_gguf_matches_llama_cpp(tmp_path, name):
     """llama.cpp reads GELU from a table of half-precision numbers: gemma, gemma2 and gpt2 have its error."""
     size = {"n_embd": 64, "n_head": 4} if name == "gpt2" else {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 128}
