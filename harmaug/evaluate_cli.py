@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmaug import data, evaluate, runs
+from harmaug import data, datasets, evaluate, runs
 from harmaug.checks import one_of
 
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
 _DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "default", "long": "windows",
-                             "max_length": None, "by": [], "over_refusal": [], "training": None, "draws": 1000,
+                             "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
+                             "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", action="append", metavar="COLUMN", help="slices by a column, or by length")
     parser.add_argument("--over-refusal", action="append", metavar="SET",
                         help="a set of needless refusals: reported apart")
+    parser.add_argument("--layout", metavar="NAME|MAPPING",
+                        help="of FILE: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
     parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
@@ -50,6 +53,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
     files = [file for file in (args.config, *args.files) if file]
+    layout = datasets.parse_layout(args.layout) if args.layout and "=" in args.layout else args.layout
+    apart = [name for name in _named(files) if name in datasets.MANIFEST and datasets.MANIFEST[name].over_refusal]
     reading: dict[str, Any] = {"protocol": args.protocol, "by": args.by}
     if args.scores:
         if args.model or args.training:
@@ -64,9 +69,9 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
             evaluate.set_length(guard, args.protocol)
         if args.training:
             reading["training"] = evaluate.contamination(data.read_rows(args.training))
-    fitted = _fit(args, guard, files) if args.fit_threshold or args.calibrate else None
+    fitted = _fit(args, guard, files, layout) if args.fit_threshold or args.calibrate else None
     if guard is not None:
-        measured = evaluate.score_sets(guard, _named(files), **reading)
+        measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)
     elif fitted is not None and fitted["temperature"] != 1:
         from harmaug.thresholds import calibrate
 
@@ -80,10 +85,10 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         other = open_guard(args.baseline, long=args.long, max_length=args.max_length)
         if args.max_length is None:
             evaluate.set_length(other, args.protocol)
-        baseline = evaluate.score_sets(other, _named(files), protocol=args.protocol)
-    known = fitted["threshold"] if fitted else guard.threshold if getattr(guard, "thresholds", None) else None
+        baseline = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
+    known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
     report = evaluate.summarise(measured, threshold=args.threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
-                                protocol=args.protocol, over_refusal=args.over_refusal, baseline=baseline)
+                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baseline=baseline)
     return report | ({"fitted": fitted} if fitted else {})
 
 
@@ -113,21 +118,21 @@ def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callab
     return int(any(problem for *_, problem in results))
 
 
-def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str]) -> dict[str, Any]:
+def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any) -> dict[str, Any]:
     """Fit temperature and threshold, hand them to the guard, and save them where that is asked for."""
     import numpy as np
 
     from harmaug import thresholds
 
     target, chosen = args.fit_threshold or "f1", args.fit_on or files
-    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(file)} for file in chosen]}
+    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(datasets.resolve(file))} for file in chosen]}
     if not args.fit_on:
         about["note"] = "fitted on the rows that are measured: the figures at it flatter"
     if guard is None:
         parts = _read_scores(chosen)
         odds = thresholds.log_odds(np.concatenate([part.scores for part in parts]))
     else:
-        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen))
+        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen), layout=layout)
         odds = np.concatenate([part.scores for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     temperature = thresholds.fit_temperature(labels, odds) if args.calibrate else float(getattr(guard, "temperature", 1))

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
+from harmaug import datasets, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
-from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
 from harmaug.checks import one_of, within
@@ -179,11 +179,12 @@ def summary(distiller: Distiller) -> dict[str, Any]:
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
-             config: EvaluateConfig | None = None, training: Iterable[Row] | None = None,
+             config: EvaluateConfig | None = None, files: Mapping[str, Path] | None = None,
+             training: Iterable[Row] | None = None,
              **options: Any) -> dict[str, Any]:
     """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
-    Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config = config or EvaluateConfig()
@@ -199,6 +200,9 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
     known = None if training is None else evaluate_module.contamination(training)
     scored = evaluate_module.score_sets(guard, sets, protocol=config.protocol, by=config.by, training=known)
+    for part in scored:
+        if files is not None:
+            part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None
     report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
                                        protocol=config.protocol, over_refusal=config.over_refusal)
@@ -224,11 +228,18 @@ class SeedFile(_Table):
     seed: int = 0
 
 
+class EvaluationFile(_Table):
+    """A file of an evaluation set and its layout, a name of harmaug.datasets.MANIFEST."""
+
+    file: str
+    layout: str
+
+
 class DataConfig(_Table):
     """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
 
     seed: tuple[str | SeedFile, ...]
-    evaluation: dict[str, str] = {}
+    evaluation: dict[str, str | EvaluationFile] = {}
     categories: str | None = None
 
 
@@ -367,7 +378,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    seeds, held_out = _read_data(config, folder, wanted, where)
+    seeds, held_out, files = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
@@ -394,7 +405,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             return distil(run, None if config.label is not None else seeds, config=config.distil,
                           models={student: sha256(_model_path(student))}, quiet=quiet)
         training = seeds if config.label is None else _rows_of(run / LABELLED)
-        return evaluate(run, None, held_out, config=config.evaluate, training=training, **threads)
+        return evaluate(run, None, held_out, config=config.evaluate, files=files, training=training, **threads)
 
     report: dict[str, Any] = {}
     for name in wanted:
@@ -404,27 +415,36 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
 
 def _read_data(config: Config, folder: Path, wanted: Sequence[str],
-               where: str) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
+               where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
+    """Return the seed rows and evaluation sets that stages need, and the sets' files.
+
+    They are checked now rather than after hours of training.
+    """
     labelled = "distil" in wanted and config.label is None
     needs = {"augment", "label", "distil"} | ({"evaluate"} if config.label is None else set())
     seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & needs else []
     if labelled:
         require_labels(seeds, f"{where}: the rows of [data] seed")
-    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
+             for name, entry in config.data.evaluation.items()}
+    sets = {name: datasets.resolve(entry.file if entry.file in datasets.MANIFEST else folder / entry.file)
+            for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
-    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
-    for name in held_out if config.evaluate and "evaluate" in wanted else ():
+    held_out = {}
+    if set(wanted) & {"augment", "evaluate"}:
+        held_out = {name: datasets.read(path, found[name].layout or None) for name, path in sets.items()}
+    if config.evaluate is not None and "evaluate" in wanted:
         rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
-        evaluate_module.labels_of(held_out[name], str(sets[name]), rules)
+        for name, rows in held_out.items():
+            evaluate_module.labels_of(rows, str(sets[name]), rules)
     unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
     if unknown:
         raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
-    return seeds, held_out
+    return seeds, held_out, sets
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:

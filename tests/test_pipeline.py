@@ -11,13 +11,14 @@ import bert_model
 import fake_generator
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, teacher
+from harmaug import cli, evaluate, models, pipeline, quickstart, runs, teacher
 from harmaug.data import Row, read_rows
 from harmaug.runs import RunFolder
 
-ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
+ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl", "scores.jsonl")
 CONFIG = """
 [data]
 seed = ["seed.jsonl"]
@@ -103,6 +104,11 @@ def test_the_whole_way_twice_and_with_other_batches_and_threads(folder, tiny, ca
     assert list(info["stages"]) == list(pipeline.STAGES) and all(stage["done"] for stage in info["stages"].values())
     assert info["stages"]["augment"]["account"]["kept"] >= 5 and info["stages"]["augment"]["made_by"][0]["models"]
     assert info["stages"]["distil"]["account"]["steps"] == 12 and info["stages"]["label"]["teacher"] == {"name": "bert", "licence": "unknown"}
+    Draft202012Validator(json.loads((Path(evaluate.__file__).parent / "data" / "metrics.schema.json").read_text())).validate(metrics)
+    cohort = metrics["datasets"]["held_out"]["cohort"]
+    assert cohort["sha256"] == runs.sha256("test.jsonl") and cohort["contamination"]["exact"] == 0 and cohort["contamination"]["training_rows"] > 80
+    part, = evaluate.read_scores("first/scores.jsonl", by=("length",))
+    assert evaluate.metrics(part.labels, part.scores)["auprc"] == metrics["datasets"]["held_out"]["auprc"] and set(part.groups["length"]) == {"0-99"}
     assert metrics["datasets"]["held_out"]["n"] == 20 and metrics["schema_version"] == evaluate.SCHEMA_VERSION and metrics["stages"]["augment"]["account"]
     weights_of = Path("first/guard/model.safetensors").read_bytes()
     assert json.loads(Path("first/guard/config.json").read_text())["num_hidden_layers"] == 2
