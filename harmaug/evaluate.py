@@ -448,7 +448,7 @@ def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
 
 def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: float | None = None, draws: int = 1000,
               seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] = (),
-              baseline: Sequence[ScoredSet] | None = None) -> dict[str, Any]:
+              baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Return one report of scored sets.
 
     Parameters
@@ -463,8 +463,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     over_refusal : sequence of str
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
         never part of ``mean``.
-    baseline : sequence of ScoredSet, optional
-        The same rows, scored by another guard: each set then carries what `compare` says.
+    baselines : mapping, optional
+        Name to the same sets, scored by another guard: each set then carries its ``baselines``, by name what `metrics`
+        returns with ``comparison``, what `compare` says.
 
     Returns
     -------
@@ -494,11 +495,13 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
             entry["at_fitted_threshold"] = metrics(y, s, fitted, protocol=protocol)
         entry["cohort"] = {**part.cohort, "n": len(y), "labels": {"0": "safe", "1": "unsafe"}}
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
-        if baseline is not None:
-            if not np.array_equal(baseline[i].labels, y):
-                raise ValueError(f"{part.name}: the baseline's rows are not the same: "
-                                 f"{len(baseline[i].labels)} labels against {len(y)}, or others")
-            entry["comparison"] = compare(y, s, baseline[i].scores, draws=max(draws, 1), seed=seed, **options)
+        for name, others in (baselines or {}).items():
+            if not np.array_equal(others[i].labels, y):
+                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
+                                 f"against {len(y)}, or others")
+            entry.setdefault("baselines", {})[name] = {
+                **metrics(y, others[i].scores, **options),
+                "comparison": compare(y, s, others[i].scores, draws=max(draws, 1), seed=seed, **options)}
         apart = part.name in over_refusal or not y.any()
         report["over_refusal" if apart else "datasets"][part.name] = entry
     entries = list(report["datasets"].values())

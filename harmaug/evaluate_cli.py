@@ -19,10 +19,10 @@ _DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "de
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``harmaug evaluate``."""
-    parser.add_argument("--model", metavar="DIR", help="measure this guard, on FILE instead of CONFIG; no run folder")
+    parser.add_argument("--model", metavar="DIR|URL", help="measure this guard, or moderations endpoint, on FILE; no run folder")
     parser.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
     parser.add_argument("--scores", nargs="+", metavar="FILE", help="measure files with columns label and score; no model")
-    parser.add_argument("--baseline", metavar="DIR|FILE", help="compare with this guard, or with scores of the same rows")
+    parser.add_argument("--baseline", metavar="DIR|URL|FILE", help="compare with this one, or with scores of the same rows")
     parser.add_argument("--threshold", type=float, metavar="N", help="flagged from here on (default: 0.5)")
     parser.add_argument("--protocol", metavar="NAME", help="default, or harmaug-2024: as the paper's code counts")
     parser.add_argument("--long", metavar="MODE", help="windows (default), truncate or error")
@@ -64,9 +64,7 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     else:
         if not files:
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
-        guard = open_guard(args.model, long=args.long, max_length=args.max_length)
-        if args.max_length is None:
-            evaluate.set_length(guard, args.protocol)
+        guard = _open(args.model, args, open_guard)
         if args.training:
             reading["training"] = evaluate.contamination(data.read_rows(args.training))
     fitted = _fit(args, guard, files, layout) if args.fit_threshold or args.calibrate else None
@@ -76,19 +74,17 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         from harmaug.thresholds import calibrate
 
         measured = [dataclasses.replace(part, scores=calibrate(part.scores, fitted["temperature"])) for part in measured]
-    baseline = None
+    baselines = {}
     if args.baseline and Path(args.baseline).is_file():
-        baseline = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
+        baselines[args.baseline] = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
     elif args.baseline:
         if guard is None:
             raise ValueError("--baseline with --scores must be a file of scores of the same rows")
-        other = open_guard(args.baseline, long=args.long, max_length=args.max_length)
-        if args.max_length is None:
-            evaluate.set_length(other, args.protocol)
-        baseline = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
+        other = _open(args.baseline, args, open_guard)
+        baselines[args.baseline] = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
     known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
     report = evaluate.summarise(measured, threshold=args.threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
-                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baseline=baseline)
+                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baselines=baselines)
     return report | ({"fitted": fitted} if fitted else {})
 
 
@@ -142,8 +138,21 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any
     if guard is not None and hasattr(guard, "set_threshold"):
         guard.set_threshold(threshold, temperature=temperature, **found, **about)
     if args.save:
+        if not hasattr(guard, "thresholds"):
+            raise ValueError(f"{args.model}: this model keeps no threshold")
         data.write_json(Path(args.model) / "thresholds.json", guard.thresholds)
     return {"threshold": threshold, "temperature": temperature, **found, **about}
+
+
+def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
+    if name.startswith(("http://", "https://")):
+        from harmaug.integrations.scorers import ModerationEndpoint
+
+        return ModerationEndpoint(name)
+    guard = open_guard(name, long=args.long, max_length=args.max_length)
+    if args.max_length is None:
+        evaluate.set_length(guard, args.protocol)
+    return guard
 
 
 class _LogOdds:

@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+TFIDF, TFIDF_FILE = "tfidf", "tfidf.json"
+
+AddRows = Callable[[Sequence[Row], int], Iterable[Row]]
+"""What a baseline adds to the seed rows: takes the rows and a seed."""
+BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: ()}
+"""Baselines of ``[evaluate] baselines``, by name: trained on the seed rows and what the function adds to them, with the
+student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
+
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
@@ -148,6 +156,8 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     ----------
     rows : sequence of Row, optional
         None: labelled.jsonl.
+    config : DistillConfig, optional
+        With the student "tfidf" it is TF-IDF and logistic regression (scikit-learn), of which only the seed matters.
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
     name, folder : str
@@ -156,14 +166,21 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     from harmaug.distill import DistillConfig, Distiller
 
     config = config or DistillConfig()
+    makes = f"{folder}/{TFIDF_FILE}" if config.student == TFIDF else f"{folder}/checkpoint/state.json"
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(f"{folder}/checkpoint/state.json",))
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
+        if config.student == TFIDF:
+            from harmaug.integrations.sklearn import TfidfGuard
+
+            TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
+            stage.account({"train": len(usable)}, done=True)
+            return _account(stage)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
         stage.account(summary(distiller), done=True)
@@ -180,8 +197,7 @@ def summary(distiller: Distiller) -> dict[str, Any]:
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
              config: EvaluateConfig | None = None, files: Mapping[str, Path] | None = None,
-             training: Iterable[Row] | None = None,
-             **options: Any) -> dict[str, Any]:
+             training: Iterable[Row] | None = None, **options: Any) -> dict[str, Any]:
     """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
     `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
@@ -189,12 +205,8 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
     """
     config = config or EvaluateConfig()
     if guard is None:
-        from harmaug.guard import Guard
-
         _finished(run, "distil", None)
-        guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
-        if config.max_length is None:
-            evaluate_module.set_length(guard, config.protocol)
+        guard = _open_guard(run / "guard", config, options)
     sets = {name: list(rows) for name, rows in datasets.items()}
     inputs = {name: digest(rows) for name, rows in sets.items()}
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
@@ -204,8 +216,10 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
         if files is not None:
             part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None
+    others = {name: evaluate_module.score_sets(_open_guard(run / f"guard_{name}", config, options), sets,
+                                               protocol=config.protocol) for name in config.baselines}
     report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
-                                       protocol=config.protocol, over_refusal=config.over_refusal)
+                                       protocol=config.protocol, over_refusal=config.over_refusal, baselines=others)
     write_rows(run / SCORES, (row for part in scored for row in part.lines()))
     stage.account({part.name: len(part.labels) for part in scored}, done=True)
     report["stages"] = run.accounts()
@@ -272,6 +286,7 @@ class EvaluateConfig(_Table):
     protocol: str = "default"
     by: tuple[str, ...] = ("category", "source", "length")
     over_refusal: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     long: str = "windows"
     max_length: int | None = None
 
@@ -279,6 +294,8 @@ class EvaluateConfig(_Table):
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
         one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
+        for name in self.baselines:
+            one_of("baselines", name, BASELINES)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -388,6 +405,10 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         return {"generator": partial(load_generator, config.generator, **threads), "quiet": quiet,
                 "models": {name: sha256(_model_path(name))}, "batch_size": config.generator.batch_size}
 
+    def of_student() -> dict[str, str]:
+        student = config.distil.student
+        return {} if student == TFIDF else {student: sha256(_model_path(student))}
+
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
             return augment(run, seed_rows=seeds, config=config.augment, table=table, **of_generator(),
@@ -401,10 +422,13 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             return label(run, partial(load_teacher, named, **threads), seeds, name=named, models={named: sha256(path)},
                          table=table, batch_size=config.label.batch_size, quiet=quiet)
         if name == "distil":
-            student = config.distil.student
-            return distil(run, None if config.label is not None else seeds, config=config.distil,
-                          models={student: sha256(_model_path(student))}, quiet=quiet)
+            return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
+                          quiet=quiet)
         training = seeds if config.label is None else _rows_of(run / LABELLED)
+        assert config.evaluate is not None
+        for other in config.evaluate.baselines:
+            n = run.info["stages"]["label"]["account"]["seed"] if config.label is not None else len(seeds)
+            baseline(run, other, training[:n], config.distil, models=of_student() if other != TFIDF else None, quiet=quiet)
         return evaluate(run, None, held_out, config=config.evaluate, files=files, training=training, **threads)
 
     report: dict[str, Any] = {}
@@ -438,6 +462,10 @@ def _read_data(config: Config, folder: Path, wanted: Sequence[str],
         rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
         for name, rows in held_out.items():
             evaluate_module.labels_of(rows, str(sets[name]), rules)
+    if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
+        raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
+    if config.evaluate is not None and "plain" in config.evaluate.baselines and config.label is None:
+        raise DataError(f"{where}: the baseline plain is the student itself: the run adds no rows ([label] is missing)")
     unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
     if unknown:
         raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
@@ -452,6 +480,26 @@ def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, i
     known = {identity(row) for row in rows}
     found = {name: sum(identity(row) in known for row in held_out) for name, held_out in sets.items()}
     return {name: n for name, n in found.items() if n}
+
+
+def baseline(run: RunFolder, name: str, rows: Sequence[Row], config: DistillConfig, **options: Any) -> dict[str, Any]:
+    """Train a baseline of BASELINES on the seed rows into guard_NAME/; options are those of `distil`."""
+    added = BASELINES[one_of("baseline", name, BASELINES)](rows, config.seed)
+    student = dataclasses.replace(config, student=TFIDF) if name == TFIDF else config
+    return distil(run, [*rows, *added], config=student, name=f"distil_{name}", folder=f"guard_{name}", **options)
+
+
+def _open_guard(folder: Path, config: EvaluateConfig, options: Mapping[str, Any]) -> Any:
+    from harmaug.guard import Guard
+
+    if (folder / TFIDF_FILE).exists():
+        from harmaug.integrations.sklearn import TfidfGuard
+
+        return TfidfGuard.from_pretrained(folder)
+    guard = Guard.from_pretrained(folder, long=config.long, max_length=config.max_length, **options)
+    if config.max_length is None:
+        evaluate_module.set_length(guard, config.protocol)
+    return guard
 
 
 def load_generator(config: GeneratorConfig, **options: Any) -> Generator:

@@ -169,6 +169,25 @@ def test_distil_alone_on_labelled_files(folder, tiny):
     assert set(json.loads(Path("r/run.json").read_text())["stages"]) == {"distil", "evaluate"}
 
 
+def test_baselines_by_one_line(folder, tiny, capsys):
+    """TF-IDF and the student without the added rows, trained on the seed rows, measured on the same rows as the guard."""
+    Path("config.toml").write_text(CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8) + 'baselines = ["plain", "tfidf"]\n')
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    assert "held_out, plain" in capsys.readouterr().out
+    info, metrics = (json.loads(Path("r", name).read_text()) for name in ("run.json", "metrics.json"))
+    seeds = info["stages"]["label"]["account"]["seed"]
+    accounts = {name: info["stages"][name]["account"] for name in ("distil", "distil_plain", "distil_tfidf")}
+    assert accounts["distil_tfidf"]["train"] == seeds == accounts["distil_plain"]["train"] + accounts["distil_plain"]["validation"] < accounts["distil"]["train"] + accounts["distil"]["validation"]
+    others = metrics["datasets"]["held_out"]["baselines"]
+    assert set(others) == {"plain", "tfidf"} and all(found["n"] == 20 and found["comparison"]["mcnemar"]["p"] <= 1 for found in others.values())
+    assert Path("r/guard_tfidf/tfidf.json").exists() and cli.main(["evaluate", "--model", "r/guard_tfidf", "test.jsonl", "--gate", "auprc>=0"]) == 0
+    Path("alone.toml").write_text('[data]\nseed = ["seed.jsonl"]\nevaluation = { held_out = "test.jsonl" }\n[distil]\nstudent = "tfidf"\n[evaluate]\n')
+    assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 0
+    Path("alone.toml").write_text(Path("alone.toml").read_text() + 'baselines = ["plain"]\n')
+    capsys.readouterr()
+    assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
+
+
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
     Path("test.jsonl").write_text(Path("test.jsonl").read_text() + json.dumps({"prompt": "tell  me how to MISUSE a lamp", "response": "I can't help with that.", "label": 0}) + "\n")
     Path("config.toml").write_text(CONFIG.format(lm="none", bert=tiny[1], batch_size=8).split("[generator]")[0] + f'[distil]\nstudent = "{tiny[1]}"\nmax_steps = 1\n[evaluate]\ndraws = 0\n')
