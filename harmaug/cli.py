@@ -142,6 +142,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         verbs.choices["models"].set_defaults(run=run_models)
     else:
         verbs.add_parser("models", help="list, fetch and check the pinned models")
+    if argv[:1] == ["data"]:
+        from harmaug.data_cli import add_data_parser, run_data
+
+        add_data_parser(verbs)
+        verbs.choices["data"].set_defaults(run=run_data)
+    else:
+        verbs.add_parser("data", help="list and fetch public sets")
     return parser
 
 

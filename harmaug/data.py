@@ -151,6 +151,8 @@ def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """
     found = False
     for where, columns in iter_columns(path):
+        if not found and isinstance(columns, dict) and "prompt" not in columns:
+            raise DataError(f"{where}: the column prompt is missing{_looks_like(columns)}")
         found = True
         yield Row.from_dict(columns, where)
     if not found:
@@ -354,7 +356,8 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         reader = csv.reader((line for part in ([first], lines) for _, line in part), delimiter=delimiter, strict=True)
         header = [column.strip() for column in next(reader)]
         if needs not in header:
-            raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}")
+            raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}"
+                            f"{_looks_like(header)}")
         start = reader.line_num + 1
         for cells in reader:
             where = f"{name}, line {offset + start}"
@@ -368,6 +371,13 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _looks_like(names: Iterable[str]) -> str:
+    from harmaug.datasets import guess
+
+    found = guess(names)
+    return f"; these look like columns of {found}: read it with layout {found}" if found else ""
 
 
 def _text(value: Any, name: str, where: str) -> str | None:

@@ -100,7 +100,7 @@ class ScoredSet:
     labels: Labels
     scores: Floats
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    cohort: Mapping[str, Any] = field(default_factory=dict)
+    cohort: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file that `read_scores` reads, without text."""
@@ -304,7 +304,8 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METR
 
 
 def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
-               protocol: str = "default", by: Sequence[str] = (), training: Any = None) -> list[ScoredSet]:
+               protocol: str = "default", by: Sequence[str] = (), training: Any = None,
+               layout: Any = None) -> list[ScoredSet]:
     """Score the rows of evaluation sets.
 
     Parameters
@@ -317,6 +318,8 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         Columns to keep for slices: any column of the rows, and "length", bins of characters.
     training : callable, optional
         What `contamination` returns.
+    layout : str or harmaug.datasets.Layout, optional
+        Of the files; None: harmaug's own.
 
     Raises
     ------
@@ -330,7 +333,7 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     options, reading = _reading(guard, rules)
     sets = []
     for name, source in datasets.items():
-        where, sha256, rows = _rows_of(name, source)
+        where, sha256, rows = _rows_of(name, source, layout)
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
         given = guard.score([r.prompt for r in labelled], [r.response for r in labelled], **options)
@@ -340,7 +343,7 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
-        cohort = {"file": None if sha256 is None else where, "sha256": sha256, "n_unlabelled": len(rows) - len(kept),
+        cohort: dict[str, Any] = {"file": None if sha256 is None else where, "sha256": sha256, "n_unlabelled": len(rows) - len(kept),
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
             cohort["contamination"] = training(labelled)
@@ -445,7 +448,7 @@ def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
 
 def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: float | None = None, draws: int = 1000,
               seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] = (),
-              baseline: Sequence[ScoredSet] | None = None) -> dict[str, Any]:
+              baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Return one report of scored sets.
 
     Parameters
@@ -460,8 +463,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     over_refusal : sequence of str
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
         never part of ``mean``.
-    baseline : sequence of ScoredSet, optional
-        The same rows, scored by another guard: each set then carries what `compare` says.
+    baselines : mapping, optional
+        Name to the same sets, scored by another guard: each set then carries its ``baselines``, by name what `metrics`
+        returns with ``comparison``, what `compare` says.
 
     Returns
     -------
@@ -491,11 +495,13 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
             entry["at_fitted_threshold"] = metrics(y, s, fitted, protocol=protocol)
         entry["cohort"] = {**part.cohort, "n": len(y), "labels": {"0": "safe", "1": "unsafe"}}
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
-        if baseline is not None:
-            if not np.array_equal(baseline[i].labels, y):
-                raise ValueError(f"{part.name}: the baseline's rows are not the same: "
-                                 f"{len(baseline[i].labels)} labels against {len(y)}, or others")
-            entry["comparison"] = compare(y, s, baseline[i].scores, draws=max(draws, 1), seed=seed, **options)
+        for name, others in (baselines or {}).items():
+            if not np.array_equal(others[i].labels, y):
+                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
+                                 f"against {len(y)}, or others")
+            entry.setdefault("baselines", {})[name] = {
+                **metrics(y, others[i].scores, **options),
+                "comparison": compare(y, s, others[i].scores, draws=max(draws, 1), seed=seed, **options)}
         apart = part.name in over_refusal or not y.any()
         report["over_refusal" if apart else "datasets"][part.name] = entry
     entries = list(report["datasets"].values())
@@ -528,7 +534,7 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
 def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
     """Return the metrics of each group of rows with one value, in the order of the values."""
     names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
-    order = sorted(range(len(names)), key=lambda i: _natural(names[i]))
+    order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
     return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
 
 
@@ -539,12 +545,14 @@ def format_table(report: Mapping[str, Any]) -> str:
     return repr(measures_table(report))
 
 
-def _rows_of(name: str, source: Any) -> tuple[str, str | None, list[Row]]:
-    from harmaug import data, runs
+def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:
+    from harmaug import datasets, runs
 
     if not isinstance(source, (str, PathLike)):
         return name, None, list(source)
-    return fspath(source), runs.sha256(source), data.read_rows(source)
+    path = datasets.resolve(source)
+    rows = datasets.read(path, layout)
+    return fspath(path), runs.sha256(path), rows
 
 
 def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -617,7 +625,7 @@ def _sum(mask: NDArray[np.bool_], weights: Floats | None) -> Any:
     return float(np.bincount(mask, weights=weights, minlength=2)[1])
 
 
-def _mean(values: ArrayLike, weights: Floats | None) -> float:
+def _mean(values: NDArray[Any], weights: Floats | None) -> float:
     return float(np.average(values, weights=weights))
 
 
@@ -698,7 +706,7 @@ def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagge
     negatives, zero = total - positives, math.nan if rules.zero_division is None else rules.zero_division
 
     def ratio(part: Floats, whole: Floats, otherwise: float = math.nan) -> Floats:
-        return np.divide(part, whole, out=np.full(len(part), otherwise), where=whole > 0)
+        return np.asarray(np.divide(part, whole, out=np.full(len(part), otherwise), where=whole > 0))
 
     result = {}
     for name in names:

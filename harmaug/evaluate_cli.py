@@ -7,21 +7,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmaug import data, evaluate, runs
+from harmaug import data, datasets, evaluate, runs
 from harmaug.checks import one_of
 
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
 _DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "default", "long": "windows",
-                             "max_length": None, "by": [], "over_refusal": [], "training": None, "draws": 1000,
+                             "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
+                             "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``harmaug evaluate``."""
-    parser.add_argument("--model", metavar="DIR", help="measure this guard, on FILE instead of CONFIG; no run folder")
+    parser.add_argument("--model", metavar="DIR|URL", help="measure this guard, or moderations endpoint, on FILE; no run folder")
     parser.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
     parser.add_argument("--scores", nargs="+", metavar="FILE", help="measure files with columns label and score; no model")
-    parser.add_argument("--baseline", metavar="DIR|FILE", help="compare with this guard, or with scores of the same rows")
+    parser.add_argument("--baseline", metavar="DIR|URL|FILE", help="compare with this one, or with scores of the same rows")
     parser.add_argument("--threshold", type=float, metavar="N", help="flagged from here on (default: 0.5)")
     parser.add_argument("--protocol", metavar="NAME", help="default, or harmaug-2024: as the paper's code counts")
     parser.add_argument("--long", metavar="MODE", help="windows (default), truncate or error")
@@ -29,6 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", action="append", metavar="COLUMN", help="slices by a column, or by length")
     parser.add_argument("--over-refusal", action="append", metavar="SET",
                         help="a set of needless refusals: reported apart")
+    parser.add_argument("--layout", metavar="NAME|MAPPING",
+                        help="of FILE: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
     parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
@@ -50,6 +53,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
     files = [file for file in (args.config, *args.files) if file]
+    layout = datasets.parse_layout(args.layout) if args.layout and "=" in args.layout else args.layout
+    apart = [name for name in _named(files) if name in datasets.MANIFEST and datasets.MANIFEST[name].over_refusal]
     reading: dict[str, Any] = {"protocol": args.protocol, "by": args.by}
     if args.scores:
         if args.model or args.training:
@@ -59,31 +64,27 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     else:
         if not files:
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
-        guard = open_guard(args.model, long=args.long, max_length=args.max_length)
-        if args.max_length is None:
-            evaluate.set_length(guard, args.protocol)
+        guard = _open(args.model, args, open_guard)
         if args.training:
             reading["training"] = evaluate.contamination(data.read_rows(args.training))
-    fitted = _fit(args, guard, files) if args.fit_threshold or args.calibrate else None
+    fitted = _fit(args, guard, files, layout) if args.fit_threshold or args.calibrate else None
     if guard is not None:
-        measured = evaluate.score_sets(guard, _named(files), **reading)
+        measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)
     elif fitted is not None and fitted["temperature"] != 1:
         from harmaug.thresholds import calibrate
 
         measured = [dataclasses.replace(part, scores=calibrate(part.scores, fitted["temperature"])) for part in measured]
-    baseline = None
+    baselines = {}
     if args.baseline and Path(args.baseline).is_file():
-        baseline = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
+        baselines[args.baseline] = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
     elif args.baseline:
         if guard is None:
             raise ValueError("--baseline with --scores must be a file of scores of the same rows")
-        other = open_guard(args.baseline, long=args.long, max_length=args.max_length)
-        if args.max_length is None:
-            evaluate.set_length(other, args.protocol)
-        baseline = evaluate.score_sets(other, _named(files), protocol=args.protocol)
-    known = fitted["threshold"] if fitted else guard.threshold if getattr(guard, "thresholds", None) else None
+        other = _open(args.baseline, args, open_guard)
+        baselines[args.baseline] = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
+    known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
     report = evaluate.summarise(measured, threshold=args.threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
-                                protocol=args.protocol, over_refusal=args.over_refusal, baseline=baseline)
+                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baselines=baselines)
     return report | ({"fitted": fitted} if fitted else {})
 
 
@@ -113,21 +114,21 @@ def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callab
     return int(any(problem for *_, problem in results))
 
 
-def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str]) -> dict[str, Any]:
+def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any) -> dict[str, Any]:
     """Fit temperature and threshold, hand them to the guard, and save them where that is asked for."""
     import numpy as np
 
     from harmaug import thresholds
 
     target, chosen = args.fit_threshold or "f1", args.fit_on or files
-    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(file)} for file in chosen]}
+    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(datasets.resolve(file))} for file in chosen]}
     if not args.fit_on:
         about["note"] = "fitted on the rows that are measured: the figures at it flatter"
     if guard is None:
         parts = _read_scores(chosen)
         odds = thresholds.log_odds(np.concatenate([part.scores for part in parts]))
     else:
-        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen))
+        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen), layout=layout)
         odds = np.concatenate([part.scores for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     temperature = thresholds.fit_temperature(labels, odds) if args.calibrate else float(getattr(guard, "temperature", 1))
@@ -137,8 +138,21 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str]) -> dict[str
     if guard is not None and hasattr(guard, "set_threshold"):
         guard.set_threshold(threshold, temperature=temperature, **found, **about)
     if args.save:
+        if not hasattr(guard, "thresholds"):
+            raise ValueError(f"{args.model}: this model keeps no threshold")
         data.write_json(Path(args.model) / "thresholds.json", guard.thresholds)
     return {"threshold": threshold, "temperature": temperature, **found, **about}
+
+
+def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
+    if name.startswith(("http://", "https://")):
+        from harmaug.integrations.scorers import ModerationEndpoint
+
+        return ModerationEndpoint(name)
+    guard = open_guard(name, long=args.long, max_length=args.max_length)
+    if args.max_length is None:
+        evaluate.set_length(guard, args.protocol)
+    return guard
 
 
 class _LogOdds:

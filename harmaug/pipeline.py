@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
-from harmaug import card, safety, teacher
+from harmaug import card, datasets, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
 from harmaug.augment import AugmentConfig, Augmenter
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     from harmaug.distill import DistillConfig, Distiller
 
 _log = logging.getLogger(__name__)
+
+TFIDF, TFIDF_FILE = "tfidf", "tfidf.json"
+
+AddRows = Callable[[Sequence[Row], int], Iterable[Row]]
+"""What a baseline adds to the seed rows: takes the rows and a seed."""
+BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: ()}
+"""Baselines of ``[evaluate] baselines``, by name: trained on the seed rows and what the function adds to them, with the
+student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
 
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
@@ -155,6 +163,8 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     ----------
     rows : sequence of Row, optional
         None: labelled.jsonl.
+    config : DistillConfig, optional
+        With the student "tfidf" it is TF-IDF and logistic regression (scikit-learn), of which only the seed matters.
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
     name, folder : str
@@ -163,14 +173,21 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     from harmaug.distill import DistillConfig, Distiller
 
     config = config or DistillConfig()
+    makes = f"{folder}/{TFIDF_FILE}" if config.student == TFIDF else f"{folder}/checkpoint/state.json"
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(f"{folder}/checkpoint/state.json",))
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
+        if config.student == TFIDF:
+            from harmaug.integrations.sklearn import TfidfGuard
+
+            TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
+            stage.account({"train": len(usable)}, done=True)
+            return _account(stage)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
         _write_card(run, folder, distiller, usable)
@@ -199,29 +216,30 @@ def summary(distiller: Distiller) -> dict[str, Any]:
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
-             config: EvaluateConfig | None = None, training: Iterable[Row] | None = None,
-             **options: Any) -> dict[str, Any]:
+             config: EvaluateConfig | None = None, files: Mapping[str, Path] | None = None,
+             training: Iterable[Row] | None = None, **options: Any) -> dict[str, Any]:
     """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
-    Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config = config or EvaluateConfig()
     if guard is None:
-        from harmaug.guard import Guard
-
         _finished(run, "distil", None)
-        guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
-        if config.max_length is None:
-            evaluate_module.set_length(guard, config.protocol)
+        guard = _open_guard(run / "guard", config, options)
     sets = {name: list(rows) for name, rows in datasets.items()}
     inputs = {name: digest(rows) for name, rows in sets.items()}
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
     known = None if training is None else evaluate_module.contamination(training)
     scored = evaluate_module.score_sets(guard, sets, protocol=config.protocol, by=config.by, training=known)
+    for part in scored:
+        if files is not None:
+            part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None
+    others = {name: evaluate_module.score_sets(_open_guard(run / f"guard_{name}", config, options), sets,
+                                               protocol=config.protocol) for name in config.baselines}
     report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
-                                       protocol=config.protocol, over_refusal=config.over_refusal)
+                                       protocol=config.protocol, over_refusal=config.over_refusal, baselines=others)
     write_rows(run / SCORES, (row for part in scored for row in part.lines()))
     stage.account({part.name: len(part.labels) for part in scored}, done=True)
     report["stages"] = run.accounts()
@@ -244,11 +262,18 @@ class SeedFile(_Table):
     seed: int = 0
 
 
+class EvaluationFile(_Table):
+    """A file of an evaluation set and its layout, a name of harmaug.datasets.MANIFEST."""
+
+    file: str
+    layout: str
+
+
 class DataConfig(_Table):
     """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
 
     seed: tuple[str | SeedFile, ...]
-    evaluation: dict[str, str] = {}
+    evaluation: dict[str, str | EvaluationFile] = {}
     categories: str | None = None
 
 
@@ -331,6 +356,7 @@ class EvaluateConfig(_Table):
     protocol: str = "default"
     by: tuple[str, ...] = ("category", "source", "length")
     over_refusal: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     long: str = "windows"
     max_length: int | None = None
 
@@ -338,6 +364,8 @@ class EvaluateConfig(_Table):
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
         one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
+        for name in self.baselines:
+            one_of("baselines", name, BASELINES)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -437,7 +465,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    seeds, held_out = _read_data(config, folder, wanted, where)
+    seeds, held_out, files = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
@@ -446,6 +474,10 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
                 "models": _digest_of_model(config.generator.model, config.generator.endpoint),
                 "batch_size": config.generator.batch_size}
+
+    def of_student() -> dict[str, str]:
+        student = config.distil.student
+        return {} if student == TFIDF else {student: sha256(_model_path(student))}
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
@@ -460,11 +492,14 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
                          name=config.label.name, models=models, settings=config.label.reading(), table=table,
                          batch_size=config.label.batch_size, quiet=quiet)
         if name == "distil":
-            student = config.distil.student
-            return distil(run, None if config.label is not None else seeds, config=config.distil,
-                          models={student: sha256(_model_path(student))}, quiet=quiet)
+            return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
+                          quiet=quiet)
         training = seeds if config.label is None else _rows_of(run / LABELLED)
-        return evaluate(run, None, held_out, config=config.evaluate, training=training, **threads)
+        assert config.evaluate is not None
+        for other in config.evaluate.baselines:
+            n = run.info["stages"]["label"]["account"]["seed"] if config.label is not None else len(seeds)
+            baseline(run, other, training[:n], config.distil, models=of_student() if other != TFIDF else None, quiet=quiet)
+        return evaluate(run, None, held_out, config=config.evaluate, files=files, training=training, **threads)
 
     report: dict[str, Any] = {}
     for name in wanted:
@@ -474,27 +509,40 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
 
 def _read_data(config: Config, folder: Path, wanted: Sequence[str],
-               where: str) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
+               where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
+    """Return the seed rows and evaluation sets that stages need, and the sets' files.
+
+    They are checked now rather than after hours of training.
+    """
     labelled = "distil" in wanted and config.label is None
     needs = {"augment", "label", "distil"} | ({"evaluate"} if config.label is None else set())
     seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & needs else []
     if labelled:
         require_labels(seeds, f"{where}: the rows of [data] seed")
-    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
+             for name, entry in config.data.evaluation.items()}
+    sets = {name: datasets.resolve(entry.file if entry.file in datasets.MANIFEST else folder / entry.file)
+            for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
-    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
-    for name in held_out if config.evaluate and "evaluate" in wanted else ():
+    held_out = {}
+    if set(wanted) & {"augment", "evaluate"}:
+        held_out = {name: datasets.read(path, found[name].layout or None) for name, path in sets.items()}
+    if config.evaluate is not None and "evaluate" in wanted:
         rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
-        evaluate_module.labels_of(held_out[name], str(sets[name]), rules)
+        for name, rows in held_out.items():
+            evaluate_module.labels_of(rows, str(sets[name]), rules)
+    if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
+        raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
+    if config.evaluate is not None and "plain" in config.evaluate.baselines and config.label is None:
+        raise DataError(f"{where}: the baseline plain is the student itself: the run adds no rows ([label] is missing)")
     unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
     if unknown:
         raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
-    return seeds, held_out
+    return seeds, held_out, sets
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:
@@ -502,6 +550,26 @@ def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, i
     known = {identity(row) for row in rows}
     found = {name: sum(identity(row) in known for row in held_out) for name, held_out in sets.items()}
     return {name: n for name, n in found.items() if n}
+
+
+def baseline(run: RunFolder, name: str, rows: Sequence[Row], config: DistillConfig, **options: Any) -> dict[str, Any]:
+    """Train a baseline of BASELINES on the seed rows into guard_NAME/; options are those of `distil`."""
+    added = BASELINES[one_of("baseline", name, BASELINES)](rows, config.seed)
+    student = dataclasses.replace(config, student=TFIDF) if name == TFIDF else config
+    return distil(run, [*rows, *added], config=student, name=f"distil_{name}", folder=f"guard_{name}", **options)
+
+
+def _open_guard(folder: Path, config: EvaluateConfig, options: Mapping[str, Any]) -> Any:
+    from harmaug.guard import Guard
+
+    if (folder / TFIDF_FILE).exists():
+        from harmaug.integrations.sklearn import TfidfGuard
+
+        return TfidfGuard.from_pretrained(folder)
+    guard = Guard.from_pretrained(folder, long=config.long, max_length=config.max_length, **options)
+    if config.max_length is None:
+        evaluate_module.set_length(guard, config.protocol)
+    return guard
 
 
 def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options: Any) -> Generator:

@@ -84,11 +84,13 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         if found.get("exact") or found.get("near"):
             notes.append(f"{name}: {found['exact']} rows are among the training rows and {found['near']} near one, so "
                          "its figures flatter")
-        for metric, gain in entry.get("comparison", {}).items():
-            if gain.get("difference") is not None:
-                verdict = "within noise" if gain["within_noise"] else "beyond noise"
-                notes.append(f"{name}: {metric} minus the baseline's {gain['difference']:+.3f} "
-                             f"({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): {verdict}")
+        for other, found in entry.get("baselines", {}).items():
+            lines.append([f"{name}, {other}", *(found.get(key) for _, key in columns)])
+            for metric, gain in found["comparison"].items():
+                if gain.get("difference") is not None:
+                    verdict = "within noise" if gain["within_noise"] else "beyond noise"
+                    notes.append(f"{name}: {metric} minus that of {other} {gain['difference']:+.3f} "
+                                 f"({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): {verdict}")
     return Table(lines, notes)
 
 

@@ -45,6 +45,10 @@ class GuardTeacher:
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
+        if (path / "tfidf.json").exists():
+            from harmaug.integrations.sklearn import TfidfGuard
+
+            return cls(TfidfGuard.from_pretrained(path), path.name)
         guard = Guard.from_pretrained(path if path.exists() else os.fspath(folder), **options)
         return cls(guard, STANDIN if os.fspath(folder) == STANDIN else path.name, licence_of(path))
 

@@ -168,8 +168,8 @@ def _best(tps: Floats, fps: Floats, kind: str, limit: float) -> NDArray[np.intp]
     if kind == "fpr":
         return np.asarray((fps / np.maximum(negatives, 1e-300) <= limit).sum(1) - 1)
     if kind == "recall":
-        return np.argmax(tps / np.maximum(positives, 1e-300) >= limit, axis=1)
-    return np.argmax(2 * tps / np.maximum(tps + fps + positives, 1e-300), axis=1)
+        return np.asarray(np.argmax(tps / np.maximum(positives, 1e-300) >= limit, axis=1))
+    return np.asarray(np.argmax(2 * tps / np.maximum(tps + fps + positives, 1e-300), axis=1))
 
 
 def _between(upper: float, lower: float) -> float:
@@ -237,4 +237,5 @@ def junit(results: Sequence[tuple[Gate, str, str | None]]) -> bytes:
         case = ElementTree.SubElement(suite, "testcase", classname=name, name=gate.text)
         if problem is not None:
             ElementTree.SubElement(case, "failure", message=problem).text = problem
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    xml: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return xml

@@ -249,7 +249,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert 'failures="1"' in Path("j.xml").read_text()
     report = json.loads(run(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "fpr=0", "--by", "length", "--baseline", "other", "--json", "--draws", "20").out)
     assert 18 / 40 < report["fitted"]["threshold"] < 22 / 40 and "flatter" in report["fitted"]["note"] and report["datasets"]["more"]["at_fitted_threshold"]["f1"] == 1
-    assert report["datasets"]["more"]["comparison"]["mcnemar"]["p"] == 1 and report["datasets"]["more"]["slices"]["length"]["0-99"]["n"] == 8
+    assert report["datasets"]["more"]["baselines"]["other"]["comparison"]["mcnemar"]["p"] == 1 and report["datasets"]["more"]["slices"]["length"]["0-99"]["n"] == 8
     scored = run(capsys, "score", "--model", "m", "more.csv").out
     Path("scored.jsonl").write_text(scored)
     again = json.loads(run(capsys, "evaluate", "--scores", "scored.jsonl", "--baseline", "scored.jsonl", "--json", "--draws", "20").out)

@@ -268,7 +268,9 @@ def test_score_files_need_no_model(tmp_path):
 def test_a_baseline_must_have_the_same_rows():
     one, = evaluate.score_sets(Lengths(), {"mine": ROWS})
     other, = evaluate.score_sets(Lengths(), {"mine": ROWS[:4]})
-    report = evaluate.summarise([one], baseline=[one], draws=20)
-    assert report["datasets"]["mine"]["comparison"]["auprc"]["difference"] == 0
-    with pytest.raises(ValueError, match="mine: the baseline's rows are not the same"):
-        evaluate.summarise([one], baseline=[other])
+    report = evaluate.summarise([one], baselines={"itself": [one]}, draws=20)
+    assert report["datasets"]["mine"]["baselines"]["itself"]["comparison"]["auprc"]["difference"] == 0
+    assert "minus that of itself +0.000" in evaluate.format_table(report)
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
+    with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
+        evaluate.summarise([one], baselines={"b": [other]})
