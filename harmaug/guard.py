@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,18 @@ from numpy.typing import NDArray
 from harmaug import _C, adapters, models
 from harmaug.checks import one_of
 from harmaug.data import read_object, write_json
-from harmaug.tokenizer import Encoding, Tokenizer
+from harmaug.tokenizer import Tokenizer
 
 __all__ = ["Guard", "ScoreDetails"]
 
 UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 """Labels of id2label, in any case, that mean unsafe."""
-SAFE_NAMES = ("safe", "harmless", "unharmful", "benign", "non-toxic", "not_toxic")
 LONG = ("windows", "truncate", "error")
-_BLOCK_ROWS = 512           # rows tokenized at once: memory stays bounded, Ctrl-C is answered between blocks
-_CALL_TOKENS = 16384        # tokens of one call of the encoder
 
 Prompt = str | Sequence[Mapping[str, Any]]
 Prompts = Prompt | Iterable[Prompt]
 Responses = str | Iterable[str | None] | None
 Floats = NDArray[np.float32]
-_Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]    # token ids, type ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +78,12 @@ class Guard:
         self.config: dict[str, Any] = encoder.config
         self._settings, self._folder, self._adapter, self._params = dict(settings), folder, adapter, params
         source = adapter or folder
-        n_labels, n_tokens = self.config["num_labels"], self.config["vocab_size"]
-        self.unsafe_index = _unsafe_index(self._settings.get("id2label"), n_labels, source)
         self.long = one_of("long", long, LONG)
-        if tokenizer.vocab_size > n_tokens:
-            raise _C.FormatError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, the model {n_tokens}")
-        self._template = _Template(tokenizer)
-        self.max_length = self._max_length(max_length)
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {max_length}")
+        self.core = _C.GuardCore(encoder, tokenizer._tokenizer, name=source, tokenizer_folder=tokenizer.path,
+                                 labels=self._labels_given(), max_length=max_length or 0)
+        self.unsafe_index, self.max_length = self.core.unsafe_index, self.core.max_length
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold = _threshold(self.thresholds, fitted)
@@ -206,20 +201,20 @@ class Guard:
         ValueError, TypeError
             Naming the row.
         """
-        return self._run(prompts, responses, long)[0]
+        return self._run(prompts, responses, long)[1]
 
     def score(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(unsafe) of each row, shape (n,): the sigmoid of a single logit, else the softmax at `unsafe_index`.
 
         The parameters, here and below, are those of `logits`.
         """
-        return self._probability(self._run(prompts, responses, long)[0])
+        return self._run(prompts, responses, long)[0]
 
     def score_details(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> ScoreDetails:
         """P(unsafe) of each row and what it rests on."""
-        logits, about = self._run(prompts, responses, long)
+        score, _, about = self._run(prompts, responses, long)
         n_windows, window, n_tokens, truncated = about.T
-        return ScoreDetails(score=self._probability(logits), n_windows=n_windows, window=window, n_tokens=n_tokens,
+        return ScoreDetails(score=score, n_windows=n_windows, window=window, n_tokens=n_tokens,
                             truncated=truncated)
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
@@ -249,121 +244,19 @@ class Guard:
                            "max_length": self.max_length, **about}
         self.threshold = _threshold(self.thresholds, Path("thresholds.json"))
 
-    def _probability(self, logits: Floats) -> Floats:
-        wide = logits.astype(np.float64)
-        if wide.shape[1] == 1:
-            return np.asarray(np.exp(-np.logaddexp(0, -wide[:, 0])), dtype=np.float32)
-        wide -= wide.max(axis=1, keepdims=True, initial=-np.inf)
-        unsafe: NDArray[np.float64] = np.exp(wide[:, self.unsafe_index]) / np.exp(wide).sum(axis=1)
-        return unsafe.astype(np.float32)
-
-    def _run(self, prompts: Any, responses: Any, long: str | None) -> tuple[Floats, NDArray[np.int32]]:
-        """Logits of each row, and (windows, deciding window, tokens, dropped tokens) of each row."""
+    def _run(self, prompts: Any, responses: Any, long: str | None) -> tuple[Floats, Floats, NDArray[np.int32]]:
+        """P(unsafe) and logits of each row, and its (windows, deciding window, tokens, dropped tokens)."""
         mode = self.long if long is None else one_of("long", long, LONG)
         rows = _rows(prompts, responses)
-        logits = np.zeros((len(rows), self.config["num_labels"]), dtype=np.float32)
-        about = np.zeros((len(rows), 4), dtype=np.int32)
-        for first in range(0, len(rows), _BLOCK_ROWS):
-            block = slice(first, min(first + _BLOCK_ROWS, len(rows)))
-            self._run_block(rows[block], first, mode, logits[block], about[block])
-            bad = np.flatnonzero(~np.isfinite(logits[block]).all(axis=1))
-            if bad.size:
-                raise ValueError(f"row {first + bad[0]}: {self._adapter or self._folder} gives a score that is no "
-                                 "finite number; its weights are damaged")
-        return logits, about
+        return self.core.score([prompt for prompt, _ in rows], [response for _, response in rows], long=mode)
 
-    def _run_block(self, rows: list[tuple[str, str | None]], first: int, mode: str, logits: Floats,
-                   about: NDArray[np.int32]) -> None:
-        encoded = self._encode(rows, first, self.max_length if mode == "truncate" else None)
-        ids, offsets, types = encoded.ids, encoded.offsets, encoded.type_ids
-        lengths = np.diff(offsets)
-        about[:, 0], about[:, 2], about[:, 3] = 1, lengths + encoded.truncated, encoded.truncated
-        long_rows = np.flatnonzero(lengths > self.max_length)
-        if long_rows.size == 0:
-            self._encoder_logits(ids, offsets, types, logits)
-            return
-        if mode == "error":
-            row = int(long_rows[0])
-            raise ValueError(f"row {first + row} has {lengths[row]} tokens, the guard reads at most {self.max_length}; "
-                             "long='windows' or 'truncate' reads it")
-        pieces = [[(ids[begin:end], types[begin:end])] for begin, end in zip(offsets, offsets[1:])]
-        for i in long_rows.tolist():
-            pieces[i] = list(self._windows(*rows[i]))
-        flat = [piece for own in pieces for piece in own]
-        each = np.empty((len(flat), logits.shape[1]), dtype=np.float32)
-        starts = np.cumsum([0, *(len(p) for p, _ in flat)], dtype=np.int64)
-        self._encoder_logits(np.concatenate([p for p, _ in flat]), starts, np.concatenate([t for _, t in flat]), each)
-        scores = self._probability(each)
-        bounds = np.cumsum([0, *map(len, pieces)])
-        for i in range(len(rows)):
-            deciding = int(np.argmax(scores[bounds[i]:bounds[i + 1]]))
-            logits[i] = each[bounds[i] + deciding]
-            about[i, :2] = len(pieces[i]), deciding
-
-    def _encode(self, rows: list[tuple[str, str | None]], first: int, max_length: int | None) -> Encoding:
-        prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
-        try:
-            return self.tokenizer.encode_batch(prompts, responses, max_length=max_length,
-                                               n_threads=self.encoder.n_threads)
-        except ValueError as error:
-            if len(rows) == 1:
-                raise ValueError(f"row {first}: {error}") from None
-            for i, row in enumerate(rows):      # its message counts from the block's first row
-                self._encode([row], first + i, max_length)
-            raise
-
-    def _encoder_logits(self, ids: NDArray[np.int32], offsets: NDArray[np.int64], types: NDArray[np.uint8],
-                        out: Floats) -> None:
-        """Logits of a ragged batch in calls of bounded size: Ctrl-C is answered between them."""
-        n, first = len(offsets) - 1, 0
-        while first < n:
-            fit = int(np.searchsorted(offsets, offsets[first] + _CALL_TOKENS, side="right")) - 1
-            last = max(first + 1, min(n, fit))
-            part = slice(int(offsets[first]), int(offsets[last]))
-            out[first:last] = self.encoder.logits(ids[part], offsets[first:last + 1] - offsets[first], types[part])
-            first = last
-
-    def _windows(self, prompt: str, response: str | None) -> Iterator[_Piece]:
-        """The windows of a row that does not fit; see `from_pretrained`."""
-        stride = self.max_length // 4
-        template = self._template
-        a = self._plain(prompt)
-        if response is None:
-            for begin, end in _spans(len(a), self.max_length - template.single, stride):
-                yield template.build(a[begin:end], None)
-            return
-        b = self._plain(response)
-        room = self.max_length - template.pair
-        half = room // 2
-        if len(b) > half:       # the response slides beside the prompt, or beside its first half
-            kept = a if len(a) <= room - half else a[:half]
-            for begin, end in _spans(len(b), room - len(kept), stride):
-                yield template.build(kept, b[begin:end])
-        if len(a) > room - half or len(b) <= half:      # the prompt slides likewise
-            kept = b[:half]
-            for i, (begin, end) in enumerate(_spans(len(a), room - len(kept), stride)):
-                if i > 0 or len(b) <= half:             # its first window beside a long response was read above
-                    yield template.build(a[begin:end], kept)
-
-    def _plain(self, text: str) -> NDArray[np.int32]:
-        return self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
-
-    # -- settings --
-
-    def _max_length(self, asked: int | None) -> int:
-        most, least = int(self.config["max_tokens"]), self._template.pair + 4
-        if asked is not None:
-            if not least <= asked <= most:
-                raise ValueError(f"max_length must be from {least} to {most}, the most tokens that the model reads, "
-                                 f"got {asked}")
-            return int(asked)
-        path = self.tokenizer.path / "tokenizer_config.json"
-        said = read_object(path).get("model_max_length") if path.exists() else None
-        if isinstance(said, (int, float)) and not isinstance(said, bool) and said < 1e6:
-            if said < least:
-                raise _C.FormatError(f"{path}: model_max_length {said} leaves no room for text")
-            return min(int(said), most)
-        return min(int(self.config["max_position_embeddings"]), most)
+    def _labels_given(self) -> list[str] | None:
+        """The names that id2label gives, by index; None: it gives none."""
+        given = self._settings.get("id2label")
+        if not isinstance(given, dict):
+            return None
+        names = {str(k): v for k, v in given.items() if isinstance(v, str)}
+        return [names.get(str(i), "") for i in range(self.config["num_labels"])]
 
     # -- saving --
 
@@ -404,59 +297,10 @@ class Guard:
     def _label_names(self) -> list[str]:
         """Names of the labels, so that `unsafe_index` can be told from them alone."""
         n = self.config["num_labels"]
-        given = {str(k): str(v) for k, v in (self._settings.get("id2label") or {}).items()}
-        names = [given.get(str(i), f"LABEL_{i}") for i in range(n)]
+        names = [name or f"LABEL_{i}" for i, name in enumerate(self._labels_given() or [""] * n)]
         if names[self.unsafe_index].lower() not in UNSAFE_NAMES:
             names = ["safe", "unsafe"] if n == 2 else ["unsafe"]
         return names
-
-
-class _Template:
-    """The special tokens around one text and around a pair, learnt from the tokenizer by one probe of each."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        plain = tokenizer.encode_batch(["a", "b"], add_special_tokens=False)
-        x, y = plain[0], plain[1]
-        one, two = tokenizer.encode_batch(["a"]), tokenizer.encode_batch(["a"], ["b"])
-        at, a, b = _find(one[0], x), _find(two[0], x), _find(two[0], y, last=True)
-
-        def part(encoding: Encoding, begin: int, end: int | None) -> _Piece:
-            return encoding[0][begin:end], encoding.type_ids[begin:end]
-
-        self._around_one = part(one, 0, at), part(one, at + len(x), None)
-        self._around_two = part(two, 0, a), part(two, a + len(x), b), part(two, b + len(y), None)
-        self._types = int(one.type_ids[at]), int(two.type_ids[a]), int(two.type_ids[b])
-        self.single = len(one[0]) - len(x)
-        self.pair = len(two[0]) - len(x) - len(y)
-
-    def build(self, a: NDArray[np.int32], b: NDArray[np.int32] | None) -> _Piece:
-        """Ids and type ids of one text, or of a pair."""
-        def typed(ids: NDArray[np.int32], which: int) -> _Piece:
-            return ids, np.full(len(ids), self._types[which], dtype=np.uint8)
-
-        if b is None:
-            before, after = self._around_one
-            parts = [before, typed(a, 0), after]
-        else:
-            before, between, after = self._around_two
-            parts = [before, typed(a, 1), between, typed(b, 2), after]
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([types for _, types in parts])
-
-
-def _find(ids: NDArray[np.int32], part: NDArray[np.int32], *, last: bool = False) -> int:
-    """Where `part` begins within `ids`."""
-    places = [i for i in range(len(ids) - len(part) + 1) if np.array_equal(ids[i:i + len(part)], part)]
-    if not places or len(part) == 0:
-        raise _C.FormatError("the tokenizer's special tokens change the text between them: windows over long texts "
-                             "can't be made")
-    return places[-1 if last else 0]
-
-
-def _spans(n: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of windows over n tokens that overlap by `stride`, as tokenizers cuts them: the last ends at n."""
-    step = window - min(stride, window - 1)
-    for begin in range(0, max(n - window, 0) + step, step):
-        yield begin, min(begin + window, n)
 
 
 # -- rows --
@@ -521,17 +365,3 @@ def _threshold(thresholds: Mapping[str, Any], path: Path) -> float:
 
 def _labels(n: int) -> dict[str, str]:
     return {"0": "unsafe"} if n == 1 else {"0": "safe", "1": "unsafe"} if n == 2 else {}
-
-
-def _unsafe_index(id2label: Any, n: int, folder: Path) -> int:
-    """The label that means unsafe: the only one, the one that is named so, else the second of two."""
-    if n == 1:
-        return 0
-    names = {str(k): str(v).lower() for k, v in id2label.items()} if isinstance(id2label, dict) else {}
-    named = [i for i in range(n) if names.get(str(i)) in UNSAFE_NAMES]
-    if len(named) == 1:
-        return named[0]
-    if not named and n == 2 and names.get("1") not in SAFE_NAMES:
-        return 1
-    raise ValueError(f"{folder}: id2label of config.json must name exactly one of {n} labels "
-                     f"{' or '.join(UNSAFE_NAMES)}, got {list(names.values())}")

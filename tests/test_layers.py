@@ -8,11 +8,13 @@ CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = sorted(p for p in CSRC.rglob("*.[ch]"))
 # folder -> the folders it may include
 BELOW = {
-    "core": {"core"},
+    "include": set(),
+    "core": {"include", "core"},
     "kernels": {"core", "kernels"},
     "io": {"core", "kernels", "io"},
     "tokenizer": {"core", "kernels", "io", "tokenizer"},
     "models": {"core", "kernels", "io", "models"},
+    "guard": {"core", "kernels", "io", "tokenizer", "models", "guard"},
     "generation": {"core", "kernels", "io", "tokenizer", "models", "generation"},
     "training": {"core", "kernels", "io", "tokenizer", "models", "training"},
 }
