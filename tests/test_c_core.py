@@ -17,8 +17,8 @@ CC = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
 def makefile_flags():
-    """The flags of each instruction set, as tests/c/Makefile gives them (a compiler is here, make need not be)."""
-    variables = dict(re.findall(r"^(\w+) := *(.*)$", (C_TESTS / "Makefile").read_text(), re.MULTILINE))
+    """The flags of each instruction set, as csrc/isas.mk gives them (a compiler is here, make need not be)."""
+    variables = dict(re.findall(r"^(\w+) := *(.*)$", (CSRC / "isas.mk").read_text(), re.MULTILINE))
 
     def expand(name):
         return re.sub(r"\$\((\w+)\)", lambda m: expand(m[1]), variables[name])
