@@ -1,13 +1,13 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 from harmaug import _C, adapters, models
 from harmaug.checks import one_of
 from harmaug.data import read_object, write_json
+from harmaug.inputs import Pair, Prompt, Prompts, Responses, rows_of
 from harmaug.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from harmaug.explain import Explanation
 
 __all__ = ["Guard", "ScoreDetails"]
 
 UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 """Labels of id2label, in any case, that mean unsafe."""
 LONG = ("windows", "truncate", "error")
+_BLOCK_ROWS = 512           # rows read ahead: memory stays bounded
 
-Prompt = str | Sequence[Mapping[str, Any]]
-Prompts = Prompt | Iterable[Prompt]
-Responses = str | Iterable[str | None] | None
 Floats = NDArray[np.float32]
+_Block = tuple[Floats, Floats, NDArray[np.int32]]       # P(unsafe), logits, (windows, deciding window, tokens, dropped tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,28 @@ class Guard:
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold = _threshold(self.thresholds, fitted)
 
+    # what scikit-learn asks of a fitted classifier; it never loads it
+    _estimator_type = "classifier"
+
+    @property
+    def classes_(self) -> NDArray[np.int64]:
+        """0 safe, 1 unsafe: the columns of `predict_proba`."""
+        return np.array([0, 1])
+
+    def fit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: `harmaug.Distiller` trains guards. For scikit-learn, ``FrozenEstimator(guard)`` is one that is trained."""
+        raise TypeError("a Guard is trained already; harmaug.Distiller trains one, and sklearn.frozen.FrozenEstimator(guard)"
+                        " goes where scikit-learn would fit")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(estimator_type="classifier", target_tags=TargetTags(required=True), classifier_tags=ClassifierTags(),
+                    input_tags=InputTags(two_d_array=False, string=True), requires_fit=False)
+
     @classmethod
     def from_pretrained(cls, folder_or_name: str | os.PathLike[str], dtype: str = "float32",
                         n_threads: int | None = None, *, download: bool = False, max_length: int | None = None,
@@ -111,9 +136,9 @@ class Guard:
         long : str, default "windows"
             What becomes of a row of more tokens. "windows": windows of max_length tokens that overlap by
             max_length // 4 are read, and the one with the highest P(unsafe) decides. Of a pair, the side that is longer
-            than half the room slides, while the other stays whole; when both are, each slides beside the first half of
-            the other, so that every token is read. "truncate": the end of the longer side is dropped. "error":
-            ValueError.
+            than half the room slides, while the other stays whole; when both are, the response slides beside the end of
+            the prompt and the prompt beside the beginning of the response, so that every token is read. "truncate": the
+            end of the longer side is dropped. "error": ValueError.
 
         Raises
         ------
@@ -184,17 +209,20 @@ class Guard:
 
         Parameters
         ----------
-        prompts : str, conversation, or iterable of these
-            A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the assistant's, is
-            the response, the contents before it, one a line, are the prompt. One str or one conversation is one row.
+        prompts : str, conversation, iterable of these, or table
+            A list, an array, a column of a data frame, a generator (read 512 rows ahead). One str or one conversation
+            is one row. A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the
+            assistant's, is the response; the contents before it, the user's last turn among them, one a line, are the
+            prompt. A data frame is read by its columns prompt and, where there is one, response.
         responses : str or iterable of (str or None), optional
-            As many as prompts.
+            As many as prompts, taken in order (indices of pandas play no part); None, NaN, NA and "" mean none.
         long : str, optional
             None: that of the guard.
 
         Returns
         -------
         ndarray, shape (n, num_labels), float32
+            In the order of the rows.
 
         Raises
         ------
@@ -210,15 +238,35 @@ class Guard:
         """
         return self._run(prompts, responses, long)[0]
 
+    def score_iter(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None,
+                   block_rows: int = _BLOCK_ROWS) -> Iterator[float]:
+        """P(unsafe) of each row, one by one and in order, of an iterable that may have no end.
+
+        Parameters
+        ----------
+        prompts, responses, long
+            As for `logits`.
+        block_rows : int, default 512
+            Rows that are read and scored together, which is all that is held; changes no score.
+
+        Examples
+        --------
+        >>> scores = guard.score_iter(line for line in open("prompts.txt"))     # doctest: +SKIP
+        """
+        if block_rows < 1:
+            raise ValueError(f"block_rows must be >= 1, got {block_rows}")
+        mode = self.long if long is None else one_of("long", long, LONG)
+        blocks = self._blocks(rows_of(prompts, responses), mode, block_rows)
+        return (score for scores, _, _ in blocks for score in scores.tolist())
+
     def score_details(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> ScoreDetails:
         """P(unsafe) of each row and what it rests on."""
         score, _, about = self._run(prompts, responses, long)
         n_windows, window, n_tokens, truncated = about.T
-        return ScoreDetails(score=score, n_windows=n_windows, window=window, n_tokens=n_tokens,
-                            truncated=truncated)
+        return ScoreDetails(score=score, n_windows=n_windows, window=window, n_tokens=n_tokens, truncated=truncated)
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
-        """P(safe) and P(unsafe) of each row, shape (n, 2)."""
+        """P(safe) and P(unsafe) of each row, shape (n, 2), the columns as in `classes_`."""
         unsafe = self.score(prompts, responses, long=long)
         return np.stack([1 - unsafe, unsafe], axis=1)
 
@@ -235,6 +283,36 @@ class Guard:
                               stacklevel=2)
         return (self.score(prompts, responses, long=long) >= np.float32(self.threshold)).astype(np.int64)
 
+    def explain(self, prompt: Prompt, response: str | None = None, *, method: str = "occlusion") -> Explanation:
+        """Say which tokens a row's score hangs on.
+
+        Parameters
+        ----------
+        prompt, response
+            One row, as for `logits`, that fits max_length.
+        method : {"occlusion"}
+            Each token in turn is replaced by the mask token (left out, where the tokenizer has none), and its contribution
+            is by how much the log-odds of P(unsafe) fall. As many rows as tokens are scored, packed into few calls.
+
+        Returns
+        -------
+        Explanation
+            tokens, spans, contributions; a notebook shows it as coloured text on a click. No proof of a cause.
+
+        Raises
+        ------
+        ValueError
+            For a row of more tokens than max_length, or an unknown method.
+
+        Examples
+        --------
+        >>> guard.explain("How do I kill a Python process?")      # doctest: +SKIP
+        <explanation of 8 tokens, P(unsafe) 0.213, text hidden>
+        """
+        from harmaug.explain import explain
+
+        return explain(self, prompt, response, method)
+
     def set_threshold(self, threshold: float, **about: Any) -> None:
         """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
 
@@ -244,11 +322,20 @@ class Guard:
                            "max_length": self.max_length, **about}
         self.threshold = _threshold(self.thresholds, Path("thresholds.json"))
 
-    def _run(self, prompts: Any, responses: Any, long: str | None) -> tuple[Floats, Floats, NDArray[np.int32]]:
-        """P(unsafe) and logits of each row, and its (windows, deciding window, tokens, dropped tokens)."""
+    def _run(self, prompts: Any, responses: Any, long: str | None) -> _Block:
+        """P(unsafe) and logits of each row, and what they rest on."""
         mode = self.long if long is None else one_of("long", long, LONG)
-        rows = _rows(prompts, responses)
-        return self.core.score([prompt for prompt, _ in rows], [response for _, response in rows], long=mode)
+        blocks = list(self._blocks(rows_of(prompts, responses), mode)) or [self.core.score([], [], long=mode)]
+        scores, logits, about = (np.concatenate(parts) for parts in zip(*blocks))
+        return scores, logits, about
+
+    def _blocks(self, rows: Iterator[Pair], mode: str, size: int = _BLOCK_ROWS) -> Iterator[_Block]:
+        """What `_run` returns, block by block; no more than `size` rows are held."""
+        first = 0
+        while block := list(islice(rows, size)):
+            prompts, responses = zip(*block)
+            yield self.core.score(prompts, responses, long=mode, first_row=first)
+            first += len(block)
 
     def _labels_given(self) -> list[str] | None:
         """The names that id2label gives, by index; None: it gives none."""
@@ -301,51 +388,6 @@ class Guard:
         if names[self.unsafe_index].lower() not in UNSAFE_NAMES:
             names = ["safe", "unsafe"] if n == 2 else ["unsafe"]
         return names
-
-
-# -- rows --
-
-def _rows(prompts: Any, responses: Any) -> list[tuple[str, str | None]]:
-    """One (prompt, response) for each row; an empty response is None."""
-    if isinstance(prompts, str) or _is_conversation(prompts):
-        prompts = [prompts]
-    if isinstance(prompts, Mapping):
-        raise TypeError("prompts must be a str, a list of messages, or an iterable of these, got one mapping: "
-                        "write [message]")
-    asked = list(prompts)
-    if responses is None:
-        responses = [None] * len(asked)
-    given = [responses] if isinstance(responses, str) else list(responses)
-    if len(given) != len(asked):
-        raise ValueError(f"{len(asked)} prompts but {len(given)} responses")
-    return [_row(i, prompt, response) for i, (prompt, response) in enumerate(zip(asked, given))]
-
-
-def _row(i: int, prompt: Any, response: Any) -> tuple[str, str | None]:
-    if isinstance(response, float) and math.isnan(response):     # how pandas says None
-        response = None
-    if response is not None and not isinstance(response, str):
-        raise TypeError(f"row {i}: the response must be a str or None, got {type(response).__name__}")
-    if _is_conversation(prompt):
-        if response:
-            raise ValueError(f"row {i}: a conversation carries its own response")
-        return _conversation(i, prompt)
-    if not isinstance(prompt, str):
-        raise TypeError(f"row {i}: the prompt must be a str or a list of messages, got {type(prompt).__name__}")
-    return prompt, response or None
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(m, Mapping) for m in value)
-
-
-def _conversation(i: int, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    for m in messages:
-        if not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
-            raise TypeError(f"row {i}: a message needs a role and a content, both str")
-    contents = [m["content"] for m in messages]
-    response = contents.pop() if messages[-1]["role"] == "assistant" else None
-    return "\n".join(contents), response or None
 
 
 # -- settings --

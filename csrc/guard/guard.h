@@ -18,6 +18,9 @@ typedef struct ha_guard_parts {
  * threshold is 0.5. */
 ha_status ha_guard_compose(const ha_guard_parts *parts, ha_guard **out, ha_error *err);
 
+/* Tokens that one call of the encoder should hold so that it takes about a second. */
+size_t ha_guard_call_tokens(const ha_guard *guard);
+
 /* "windows", "truncate" or "error"; 0: none of them. */
 int ha_long_named(const char *name, ha_long *out);
 

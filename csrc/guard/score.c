@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/parallel.h"
 #include "core/utf8.h"
 #include "guard/guard_impl.h"
 
@@ -15,6 +16,7 @@
 typedef struct scoring {
     const ha_guard *guard;
     const ha_score_options *options;
+    int n_threads;
     size_t num_labels;
     float *scores, *logits;     /* each may be NULL */
     ha_score_row *rows;
@@ -84,9 +86,10 @@ take_window(const scoring *s, block *b, size_t i, const float *logits)
 
 /* -- the encoder's calls -- */
 
-static size_t
-call_tokens(const ha_encoder_config *c)
+size_t
+ha_guard_call_tokens(const ha_guard *guard)
 {
+    const ha_encoder_config *c = ha_encoder_config_of(guard->encoder);
     const double tokens = CALL_FLOPS / (24.0 * (double)c->n_layers * (double)c->hidden_size * (double)c->hidden_size);
     return tokens < CALL_TOKENS_MIN ? CALL_TOKENS_MIN : tokens > CALL_TOKENS_MAX ? CALL_TOKENS_MAX : (size_t)tokens;
 }
@@ -95,7 +98,7 @@ call_tokens(const ha_encoder_config *c)
 static ha_status
 run_pieces(const scoring *s, block *b, const ha_batch *pieces, const size_t *rows)
 {
-    const size_t most = call_tokens(ha_encoder_config_of(s->guard->encoder)), room = pieces->n_rows < most ? pieces->n_rows : most;
+    const size_t most = ha_guard_call_tokens(s->guard), room = pieces->n_rows < most ? pieces->n_rows : most;
     int64_t *offsets = malloc((room + 1) * sizeof(*offsets));
     float *logits = malloc(room * s->num_labels * sizeof(*logits));     /* of at most 4,096 labels */
     ha_status status = offsets != NULL && logits != NULL ? HA_OK : ha_fail(s->err, HA_ERR_NOMEM, "guard: out of memory for %zu rows", room);
@@ -109,7 +112,7 @@ run_pieces(const scoring *s, block *b, const ha_batch *pieces, const size_t *row
         offsets[last - first] = pieces->offsets[last] - begin;
         const ha_batch part = {.n_rows = last - first, .offsets = offsets, .ids = pieces->ids + begin, .type_ids = pieces->type_ids + begin};
         ha_error inner;
-        status = ha_encoder_logits(s->guard->encoder, &part, logits, s->options->n_threads, &inner);
+        status = ha_encoder_logits(s->guard->encoder, &part, logits, s->n_threads, &inner);
         if (status != HA_OK) {
             const size_t from = rows != NULL ? rows[first] : first, to = rows != NULL ? rows[last - 1] : last - 1;
             ha_fail(s->err, status, "of rows %zu to %zu: %.400s", row_number(s, b, from), row_number(s, b, to), inner.message);
@@ -212,7 +215,7 @@ static ha_status
 score_block(const scoring *s, block *b)
 {
     block_tick ticker = {s, b->first};
-    const ha_encode_options options = {.add_special_tokens = 1, .truncation = HA_TRUNCATE_LONGEST_FIRST, .n_threads = s->options->n_threads,
+    const ha_encode_options options = {.add_special_tokens = 1, .truncation = HA_TRUNCATE_LONGEST_FIRST, .n_threads = s->n_threads,
                                        .max_length = s->options->long_rows == HA_LONG_TRUNCATE ? s->guard->max_length : SIZE_MAX,
                                        .tick = s->options->tick != NULL ? encode_tick : NULL, .tick_arg = &ticker};
     ha_encoding whole = {0};
@@ -242,7 +245,8 @@ ha_guard_score(const ha_guard *guard, const ha_text *prompts, const ha_text *res
                float *scores, float *logits, ha_score_row *rows, ha_error *err)
 {
     static const ha_score_options defaults = {0};
-    const scoring s = {guard, options != NULL ? options : &defaults, ha_guard_num_labels(guard), scores, logits, rows, err};
+    const scoring s = {guard, options != NULL ? options : &defaults,
+                       options != NULL && options->n_threads > 0 ? options->n_threads : ha_threads_now(), ha_guard_num_labels(guard), scores, logits, rows, err};
     block *b = n > 0 ? malloc(sizeof(*b)) : NULL;
     ha_status status = n > 0 && b == NULL ? ha_fail(err, HA_ERR_NOMEM, "guard: out of memory") : HA_OK;
     for (size_t first = 0; first < n && status == HA_OK; first += BLOCK_ROWS) {

@@ -174,9 +174,10 @@ add_pair(const ha_template *t, ha_windows *p, size_t row, run a, run b, ha_error
 
 /* -- windows -- */
 
-/* Windows over n tokens that share `stride` of them; *begin is 0 before the first. 0: there are no more. */
+/* Windows over n tokens that share `stride` of them. */
 typedef struct slide {
     size_t n, window, stride, next;
+    int last;           /* this window ends at n */
     run at;
 } slide;
 
@@ -184,11 +185,12 @@ static int
 slide_next(slide *s, const int32_t *ids)
 {
     const size_t step = s->window - (s->stride < s->window ? s->stride : s->window - 1);
-    if (s->next > 0 && s->next - step + s->window >= s->n) {
+    if (s->last) {
         return 0;
     }
+    s->last = s->n - s->next <= s->window;
     s->at.ids = ids + s->next;
-    s->at.n = s->n - s->next < s->window ? s->n - s->next : s->window;
+    s->at.n = s->last ? s->n - s->next : s->window;
     s->next += step;
     return 1;
 }
@@ -199,18 +201,19 @@ pair_windows(const ha_guard *guard, ha_windows *p, size_t row, run a, run b, ha_
     const ha_template *t = &guard->template;
     const size_t room = guard->max_length - t->pair, half = room / 2, stride = guard->max_length / 4;
     ha_status status = HA_OK;
-    if (b.n > half) {       /* the response slides beside the prompt, or beside its first half */
-        const run kept = {a.ids, a.n <= room - half ? a.n : half};
-        slide s = {.n = b.n, .window = room - kept.n, .stride = stride};
+    if (b.n > half) {       /* the response slides beside the prompt, or beside its end, which it answers */
+        const size_t n = a.n <= room - half ? a.n : half;
+        const run kept = {a.ids + (a.n - n), n};
+        slide s = {.n = b.n, .window = room - n, .stride = stride};
         while (status == HA_OK && slide_next(&s, b.ids)) {
             status = add_pair(t, p, row, kept, s.at, err);
         }
     }
-    if (a.n > room - half || b.n <= half) {     /* the prompt slides likewise; its first window beside a long response was read above */
+    if (a.n > room - half || b.n <= half) {     /* the prompt slides beside the response, or beside its beginning; its end was read above */
         const run kept = {b.ids, b.n < half ? b.n : half};
         slide s = {.n = a.n, .window = room - kept.n, .stride = stride};
-        for (size_t i = 0; status == HA_OK && slide_next(&s, a.ids); i++) {
-            status = i > 0 || b.n <= half ? add_pair(t, p, row, s.at, kept, err) : HA_OK;
+        while (status == HA_OK && slide_next(&s, a.ids) && !(s.last && b.n > half)) {
+            status = add_pair(t, p, row, s.at, kept, err);
         }
     }
     return status;

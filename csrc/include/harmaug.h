@@ -65,7 +65,8 @@ double ha_guard_threshold(const ha_guard *guard);       /* a row is flagged when
 /* What becomes of a row of more than max_length tokens. */
 typedef enum ha_long {
     HA_LONG_WINDOWS,        /* windows that overlap by max_length / 4 are read, and the one with the highest P(unsafe) decides. Of a pair, the side that is
-                             * longer than half the room slides, while the other stays whole; when both are, each slides beside the first half of the other */
+                             * longer than half the room slides, while the other stays whole; when both are, the response slides beside the prompt's end and
+                             * the prompt beside the response's beginning */
     HA_LONG_TRUNCATE,       /* the end of the longer side is dropped */
     HA_LONG_ERROR           /* HA_ERR_VALUE */
 } ha_long;

@@ -131,9 +131,10 @@ guard_score(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_text *prompts = NULL, *responses = NULL;
     const char *mode = "windows";
     Py_ssize_t first = 0;
-    ha_score_options options = {.n_threads = ((guard_object *)self)->n_threads};
+    ha_score_options options = {0};
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sn:score", names, &prompts_obj, &responses_obj, &mode, &first)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sn:score", names, &prompts_obj, &responses_obj, &mode, &first) ||
+        (options.n_threads = py_threads(((guard_object *)self)->n_threads)) == 0) {
         return NULL;
     }
     if (!ha_long_named(mode, &options.long_rows)) {
@@ -192,6 +193,13 @@ guard_max_length(PyObject *self, void *unused)
     return PyLong_FromSize_t(ha_guard_max_length(handle(self)));
 }
 
+static PyObject *
+guard_call_tokens(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyLong_FromSize_t(ha_guard_call_tokens(handle(self)));
+}
+
 static PyMethodDef guard_methods[] = {
     {"score", (PyCFunction)(void (*)(void))guard_score, METH_VARARGS | METH_KEYWORDS, score_doc},
     {NULL, NULL, 0, NULL},
@@ -200,6 +208,7 @@ static PyMethodDef guard_methods[] = {
 static PyGetSetDef guard_getters[] = {
     {"unsafe_index", guard_unsafe_index, NULL, PyDoc_STR("The label that means unsafe."), NULL},
     {"max_length", guard_max_length, NULL, PyDoc_STR("Tokens read at once."), NULL},
+    {"call_tokens", guard_call_tokens, NULL, PyDoc_STR("Tokens that a call of the encoder should hold so that it takes about a second."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
