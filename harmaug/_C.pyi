@@ -80,6 +80,23 @@ class Encoder:
         self, ids: ArrayLike, offsets: ArrayLike, type_ids: ArrayLike | None = None, *, n_threads: int | None = None
     ) -> NDArray[np.float32]: ...
 
+# guard.c
+class GuardCore:
+    def __new__(
+        cls, encoder: Encoder, tokenizer: Tokenizer, *, name: str | PathLike[str], tokenizer_folder: str | PathLike[str],
+        labels: Sequence[str] | None = None, max_length: int = 0,
+    ) -> GuardCore: ...
+    @property
+    def unsafe_index(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def call_tokens(self) -> int: ...
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str | None], *, long: str = "windows", first_row: int = 0,
+        temperature: float = 1.0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]: ...
+
 # trainer.c
 class Trainer:
     def __new__(

@@ -252,6 +252,21 @@ fill_relative(ha_encoder *e, const source *from, ha_error *err)
 
 /* -- the whole -- */
 
+ha_status
+ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err)
+{
+    if (strcmp(dtype, "float32") == 0) {
+        *out = HA_WEIGHT_F32;
+    } else if (strcmp(dtype, "bfloat16") == 0) {
+        *out = HA_WEIGHT_BF16;
+    } else if (strcmp(dtype, "int8") == 0) {
+        return ha_fail(err, HA_ERR_VALUE, "dtype int8 is not available yet; float32 and bfloat16 are");
+    } else {
+        return ha_fail(err, HA_ERR_VALUE, "dtype must be float32 or bfloat16, got '%.60s'", dtype);
+    }
+    return HA_OK;
+}
+
 static ha_status
 fill(ha_encoder *e, const source *from, ha_error *err)
 {

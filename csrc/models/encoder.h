@@ -97,6 +97,9 @@ void ha_encoder_params_free(ha_encoder_params *params);
 
 typedef struct ha_encoder ha_encoder;
 
+/* The storage that a dtype's name stands for; HA_ERR_VALUE names those that there are. */
+ha_status ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err);
+
 ha_status ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err);
 ha_status ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err);   /* copies what it needs */
 void ha_encoder_free(ha_encoder *encoder);

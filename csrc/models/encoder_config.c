@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/map_file.h"
 #include "io/json.h"
 #include "models/activation.h"
 #include "models/encoder.h"
@@ -473,9 +472,6 @@ config_parse(const reader *r, ha_encoder_config *out)
         {"modernbert", "ModernBertForSequenceClassification", HA_MODERNBERT, read_modernbert},
     };
     const char *type;
-    if (r->root == NULL || r->root->type != HA_JSON_OBJECT) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: must hold an object", r->path);
-    }
     const ha_status status = ha_json_get_string(r->json, r->root, "model_type", NULL, &type, r->err);
     if (status != HA_OK) {
         return status;
@@ -500,23 +496,13 @@ ha_status
 ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err)
 {
     char path[HA_PATH_MAX];
-    ha_map_file file = {0};
     ha_json *json = NULL;
     ha_status status = ha_path_join(folder, "config.json", path, sizeof(path), err);
-    if (status != HA_OK) {
-        return status;
-    }
     *out = (ha_encoder_config){0};
-    if ((status = ha_map_file_open(path, &file, err)) != HA_OK) {
-        goto done;
+    if (status == HA_OK && (status = ha_json_open(path, 0, &json, err)) == HA_OK) {
+        const reader r = {json, ha_json_root(json), path, err};
+        status = config_parse(&r, out);
     }
-    if ((status = ha_json_parse(path, (const char *)file.data, file.size, &json, err)) != HA_OK) {
-        goto done;
-    }
-    const reader r = {json, ha_json_root(json), path, err};
-    status = config_parse(&r, out);
-done:
     ha_json_free(json);
-    ha_map_file_close(&file);
     return status;
 }
