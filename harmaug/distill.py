@@ -427,7 +427,7 @@ class _Run:
         self.folder = models.resolve(config.student)
         self.tokenizer = Tokenizer.from_pretrained(self.folder)
         self.params = _read_student(self.folder, config)
-        max_length = min(config.max_length, self.params.config["max_position_embeddings"])
+        max_length = min(config.max_length, self.params.config["max_tokens"])
         self.train_set, self.validation = (_Set(train, self.tokenizer, max_length),
                                            _Set(validation, self.tokenizer, max_length))
         self.train_set.weights = weights[list(kept)]
@@ -628,10 +628,10 @@ def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
     if new_head is None:
         new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
     params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
-    params.check_trainable()
     labels = settings.get("id2label")
     first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
     if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe
-        for name in ("classifier.weight", "classifier.bias"):
+        classifier = "classifier.out_proj" if "classifier.out_proj.weight" in params.names else "classifier"
+        for name in (f"{classifier}.weight", f"{classifier}.bias"):
             params.set(name, params.get(name)[::-1])
     return params

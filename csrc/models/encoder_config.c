@@ -201,6 +201,7 @@ read_roberta(const reader *r, ha_encoder_config *c)
     size_t pad;
     ha_status status;
     c->head_act = HA_ACT_TANH;
+    c->drop_head_input = 1;
     if ((status = read_bert_like(r, &keys, c)) != HA_OK ||
         (status = get_size(r, "pad_token_id", 1, 0, MAX_EXTENT, &pad)) != HA_OK) {
         return status;
@@ -219,6 +220,7 @@ read_electra(const reader *r, ha_encoder_config *c)
 {
     static const shape_keys keys = {BERT_KEYS, 30522, 256, 12, 4, 1024, 512, 1e-12};
     c->head_act = HA_ACT_GELU;
+    c->drop_head_input = 1;
     const ha_status status = read_bert_like(r, &keys, c);
     return status == HA_OK ? get_size(r, "embedding_size", 128, 1, MAX_EXTENT, &c->embedding_size) : status;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "io/tensor_file.h"
+#include "python/batch.h"
 #include "training/schedule.h"
 #include "training/trainer.h"
 
@@ -61,23 +62,25 @@ static PyObject *
 Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"params", "ce_weight", "kl_weight", "temperature", "unsafe_index", "beta1", "beta2", "eps",
-                            "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens", "n_threads", "frozen",
-                            "lora_rank", "lora_alpha", "lora_targets", NULL};
+                            "weight_decay", "clip_norm", "dropout", "attention_dropout", "classifier_dropout", "seed",
+                            "micro_tokens", "n_threads", "frozen", "lora_rank", "lora_alpha", "lora_targets", NULL};
     PyObject *params_obj, *frozen_obj = NULL, *targets_obj = NULL, *frozen_keep = NULL, *targets_keep = NULL;
     const char **frozen = NULL, **targets = NULL;
     Trainer *self = NULL, *result = NULL;
     unsigned long long seed = 0;
     Py_ssize_t unsafe_index = -1, micro_tokens = 0, rank = 0;
     ha_trainer_config config = {.loss = {.ce_weight = 0.5, .kl_weight = 0.5, .temperature = 1}, .beta1 = 0.9,
-                                .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1, .dropout = 0.1f,
+                                .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1,
+                                .dropout = {.hidden = 0.1f, .attention = NAN, .classifier = NAN},
                                 .lora_alpha = 16};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddndddddfKniOnfO:Trainer", names, &params_obj,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddndddddfffKniOnfO:Trainer", names, &params_obj,
                                      &config.loss.ce_weight, &config.loss.kl_weight, &config.loss.temperature,
                                      &unsafe_index, &config.beta1, &config.beta2, &config.eps, &config.weight_decay,
-                                     &config.clip_norm, &config.dropout, &seed, &micro_tokens, &config.n_threads,
-                                     &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
+                                     &config.clip_norm, &config.dropout.hidden, &config.dropout.attention,
+                                     &config.dropout.classifier, &seed, &micro_tokens, &config.n_threads, &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
         return NULL;
     }
+    py_dropouts_complete(&config.dropout);
     PyObject *module = PyType_GetModule(type);
     ha_encoder_params *params = module != NULL ? py_encoder_params(module, params_obj) : NULL;
     if (params == NULL) {
@@ -391,8 +394,8 @@ static PyGetSetDef Trainer_getset[] = {
 
 PyDoc_STRVAR(Trainer_doc,
 "Trainer(params, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1, beta1=0.9, beta2=0.999,\n"
-"        eps=1e-8, weight_decay=0.1, clip_norm=1.0, dropout=0.1, seed=0, micro_tokens=0, n_threads=0,\n"
-"        frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
+"        eps=1e-8, weight_decay=0.1, clip_norm=1.0, dropout=0.1, attention_dropout=dropout,\n"
+"        classifier_dropout=dropout, seed=0, micro_tokens=0, n_threads=0, frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
 "--\n\n"
 "AdamW training of EncoderParams, in place.\n\n"
 "Parameters\n"
@@ -408,6 +411,9 @@ PyDoc_STRVAR(Trainer_doc,
 "    Of matrices; biases and LayerNorm have none.\n"
 "clip_norm : float\n"
 "    Largest global gradient norm; 0: no clipping.\n"
+"dropout, attention_dropout, classifier_dropout : float\n"
+"    Probabilities where transformers' model of the family has its dropout layers: on hidden states, on attention's\n"
+"    probabilities, in the head.\n"
 "micro_tokens : int\n"
 "    A step's rows are worked on in groups of about so many tokens, which bounds memory; 0: all at once.\n"
 "frozen : sequence of str\n"

@@ -7,6 +7,7 @@
 #include "core/parallel.h"
 #include "kernels/kernels.h"
 #include "models/encoder_batch.h"
+#include "models/encoder_layout.h"
 #include "training/trainer_impl.h"
 
 #define CHUNK 8192          /* elements of one piece of work: four arrays of it stay in L2 */
@@ -52,7 +53,9 @@ check_config(const ha_trainer_config *config, ha_error *err)
         {"eps", config->eps, 1e-30, 1},
         {"weight_decay", config->weight_decay, 0, 1e6},
         {"clip_norm", config->clip_norm, 0, 1e30},
-        {"dropout", config->dropout, 0, 0.999},
+        {"dropout", config->dropout.hidden, 0, 0.999},
+        {"attention_dropout", config->dropout.attention, 0, 0.999},
+        {"classifier_dropout", config->dropout.classifier, 0, 0.999},
     };
     for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
         if (!(bounds[i].value >= bounds[i].min && bounds[i].value <= bounds[i].max)) {
@@ -106,10 +109,10 @@ make_chunks(ha_trainer *t, double weight_decay)
 {
     const ha_encoder_params *params = t->params;
     const size_t lora_total = t->lora != NULL ? t->lora->total : 0;
-    const size_t hidden = t->word != NULL ? t->word->shape[1] : 1;
+    const size_t hidden = t->word->shape[1];
     const size_t word_step = hidden * (CHUNK / hidden > 0 ? CHUNK / hidden : 1);    /* whole rows */
     const size_t most = params->total / CHUNK + lora_total / CHUNK + 2 * params->count + 4 +
-                        (t->word != NULL ? t->word->size / word_step : 0);
+                        t->word->size / word_step;
     t->chunks = calloc(most, sizeof(*t->chunks));
     t->partials = calloc(most, sizeof(*t->partials));
     if (t->chunks == NULL || t->partials == NULL) {
@@ -123,20 +126,6 @@ make_chunks(ha_trainer *t, double weight_decay)
     }
     add_chunks(t, 1, 1, 0, 0, lora_total, CHUNK, (float)weight_decay);
     return HA_OK;
-}
-
-static const ha_param *
-find_word_embeddings(const ha_encoder_params *params)
-{
-    const char *const tail = "word_embeddings.weight";
-    for (size_t i = 0; i < params->count; i++) {
-        const size_t n = strlen(params->items[i].name);
-        if (n >= strlen(tail) && strcmp(params->items[i].name + n - strlen(tail), tail) == 0 &&
-            params->items[i].ndim == 2) {
-            return &params->items[i];
-        }
-    }
-    return NULL;
 }
 
 static ha_status
@@ -155,7 +144,7 @@ allocate(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
             return HA_ERR_NOMEM;
         }
     }
-    const size_t vocab = t->word != NULL ? t->word->shape[0] : 0;
+    const size_t vocab = t->word->shape[0];
     /* as large as the block, yet memory is taken only where something is written: not for frozen parameters, nor for
      * words never seen */
     t->grads = calloc(params->total, sizeof(float));
@@ -182,11 +171,8 @@ ha_trainer_new(ha_encoder_params *params, const ha_trainer_config *config, ha_tr
     t->config.loss.num_labels = params->config.num_labels;
     t->config.frozen = t->config.lora_targets = NULL;   /* the caller's; used only here */
     t->kernels = ha_kernels_get();
-    t->word = find_word_embeddings(params);
-    status = ha_encoder_check_trainable(&params->config, err);
-    if (status == HA_OK) {
-        status = check_config(&t->config, err);
-    }
+    t->word = &params->items[HA_EMB_WORD];
+    status = check_config(&t->config, err);
     if (status == HA_OK) {
         status = allocate(t, config, err);
     }
@@ -353,9 +339,7 @@ update_and_clear(ha_trainer *t, const update *u)
         }
         clear_chunk(t, c);
     }
-    if (t->word != NULL) {
-        memset(t->touched, 0, t->word->shape[0]);
-    }
+    memset(t->touched, 0, t->word->shape[0]);
 }
 
 static ha_status
@@ -398,7 +382,7 @@ micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size
                              .soft = targets->soft != NULL ? targets->soft + first : NULL,
                              .weight = targets->weight != NULL ? targets->weight + first : NULL};
     float *dlogits = t->logits + n * labels;
-    ha_status status = ha_encoder_train_forward(t->params, &part, t->config.dropout, t->config.seed, place, t->tape,
+    ha_status status = ha_encoder_train_forward(t->params, &part, &t->config.dropout, t->config.seed, place, t->tape,
                                                 t->logits, t->config.n_threads, err);
     if (status != HA_OK) {
         return status;
@@ -410,7 +394,7 @@ micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size
                        "rate may help",
                        (unsigned long long)t->steps + 1, *loss, (unsigned long long)t->steps);
     }
-    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->word != NULL ? t->touched : NULL,
+    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->touched,
                                      t->config.n_threads, err);
 }
 
@@ -471,7 +455,7 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
                       .correction1 = (float)(1 - pow(t->config.beta1, (double)t->steps)),
                       .correction2 = (float)(1 - pow(t->config.beta2, (double)t->steps)),
                       .grad_scale = clip > 0 && ratio < 1 ? (float)ratio : 1.0f};
-    for (size_t r = 0; t->word != NULL && r < t->word->shape[0]; r++) {
+    for (size_t r = 0; r < t->word->shape[0]; r++) {
         t->seen[r] |= t->touched[r];
     }
     update_and_clear(t, &u);

@@ -23,7 +23,7 @@ typedef struct ha_trainer_config {
     double beta1, beta2, eps;       /* torch's defaults: 0.9, 0.999, 1e-8 */
     double weight_decay;            /* of matrices, not of biases and LayerNorm (every 1-D parameter) */
     double clip_norm;               /* largest global gradient norm; 0: no clipping */
-    float dropout;
+    ha_dropouts dropout;
     uint64_t seed;                  /* of dropout masks and of LoRA's A */
     size_t micro_tokens;            /* a step's rows are worked on in groups of about so many tokens; 0: all at once */
     int n_threads;                  /* <= 0: the library default */

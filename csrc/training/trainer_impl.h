@@ -20,7 +20,7 @@ struct ha_trainer {
     ha_encoder_params *params;      /* borrowed */
     ha_trainer_config config;
     const ha_kernels *kernels;
-    const ha_param *word;           /* the word embedding, NULL when the model has none of that name */
+    const ha_param *word;           /* the word embedding */
     uint8_t *trainable;             /* (params->count,) */
     size_t n_trainable;
     float *grads, *m, *v;           /* (params->total,); grads are 0 between steps */
