@@ -7,6 +7,7 @@
 #define BLOCK 64                /* logits under one maximum */
 #define BINS 1024               /* of the mass histogram: 1/16 nat each, the last takes the rest */
 #define BINS_PER_NAT 16
+#define LANES 4                 /* neighbours add to histograms of their own: an addition need not wait for the last one */
 #define GREEDY_BELOW 1e-4
 
 /* A place in the ranking: what ranks at or before it is kept. */
@@ -37,7 +38,8 @@ struct ha_sampler {
     candidate *candidates;          /* (vocab_size,) */
     size_t n_candidates;
     float max;
-    double mass[2][BINS];
+    double sum;                     /* of exp(x - max) over the model's own logits */
+    double mass[LANES][BINS];
     uint32_t *seen;                 /* (vocab_size,) 0: not in the history; else 1 + 2 times its count in the continuation */
     change *changes;                /* (2 vocab_size,): a token may be penalised, then banned */
     size_t n_changes;
@@ -223,7 +225,7 @@ keep_most_probable(ha_sampler *s, const float *logits, size_t k)
     for (size_t b = 0; b < s->n_blocks; b++) {
         for (size_t i = b * BLOCK; s->block_max[b] >= least && i < block_end(s, b); i++) {
             if (logits[i] >= least) {
-                s->candidates[n++] = (candidate){{logits[i], (int32_t)i}, s->p[i]};
+                s->candidates[n++].at = (rank){logits[i], (int32_t)i};
             }
         }
     }
@@ -264,30 +266,57 @@ bins_of(int32_t *out, const float *logits, size_t n, float max, float scale)
     }
 }
 
-/* The end of the nucleus of the whole vocabulary: a histogram of mass over distance from the maximum finds the bin that it ends in, and a
- * selection among that bin's tokens the end itself. */
-static rank
-keep_nucleus(ha_sampler *s, const float *logits, double temperature, double top_p)
+/* Adds the mass of n tokens to the histogram. */
+static void
+add_mass(ha_sampler *s, const int32_t *bins, const float *p, size_t n)
 {
-    const double all = sum_of(s->p, s->vocab_size), target = top_p * all;
-    /* vocab_size tokens below max - c t nats hold less than vocab_size exp(-c) <= (1 - top_p) all; half a nat for rounding */
-    const double c = log((double)s->vocab_size) - log((1 - top_p) * all) + 0.5;
+    for (size_t i = 0; i < n; i++) {
+        s->mass[i % LANES][bins[i]] += (double)p[i];
+    }
+}
+
+/* The bin in which the histogram's mass reaches `target`, and the mass above it. */
+static int32_t
+bin_of_mass(const ha_sampler *s, double target, double *above)
+{
+    *above = 0;
+    for (int32_t bin = 0;; bin++) {
+        double here = 0;
+        for (size_t lane = 0; lane < LANES; lane++) {
+            here += s->mass[lane][bin];
+        }
+        if (bin == BINS - 1 || *above + here >= target) {
+            return bin;
+        }
+        *above += here;
+    }
+}
+
+/* The end of the nucleus of the whole vocabulary: a histogram of mass over distance from the maximum finds the bin that it ends in, and a
+ * selection among that bin's tokens the end itself. `sum` is the mass of all, about. */
+static rank
+keep_nucleus(ha_sampler *s, const float *logits, double temperature, double top_p, double sum)
+{
+    /* vocab_size tokens below max - c t nats hold less than vocab_size exp(-c) <= (1 - top_p) sum; half a nat for rounding */
+    const double c = log((double)s->vocab_size) - log((1 - top_p) * sum) + 0.5;
     const float least = (float)(s->max - (c > 0 ? c : 0) * temperature), scale = (float)(BINS_PER_NAT / temperature);
     int32_t bins[BLOCK];
+    double all = 0, above = 0;
     memset(s->mass, 0, sizeof(s->mass));
     for (size_t b = 0; b < s->n_blocks; b++) {
-        const size_t first = b * BLOCK, n = s->block_max[b] >= least ? block_end(s, b) - first : 0;
-        bins_of(bins, logits + first, n, s->max, scale);
-        for (size_t i = 0; i < n; i++) {
-            s->mass[i % 2][bins[i]] += (double)s->p[first + i];
+        const size_t first = b * BLOCK, n = block_end(s, b) - first;
+        if (s->block_max[b] >= least) {
+            bins_of(bins, logits + first, n, s->max, scale);
+            add_mass(s, bins, s->p + first, n);
+        }
+        else {
+            all += sum_of(s->p + first, n);
         }
     }
-    int32_t bin = 0;
-    double above = 0;
-    while (bin < BINS - 1 && above + (s->mass[0][bin] + s->mass[1][bin]) < target) {
-        above += s->mass[0][bin] + s->mass[1][bin];
-        bin++;
+    for (size_t i = 0; i < LANES * BINS; i++) {
+        all += s->mass[i / BINS][i % BINS];
     }
+    const int32_t bin = bin_of_mass(s, top_p * all, &above);
     int32_t top[1];
     size_t n = 0;
     for (size_t b = 0; b < s->n_blocks; b++) {
@@ -303,32 +332,53 @@ keep_nucleus(ha_sampler *s, const float *logits, double temperature, double top_
             }
         }
     }
-    return n > 0 ? prefix_end(s->candidates, n, 0, target - above) : EVERYTHING;
+    return n > 0 ? prefix_end(s->candidates, n, 0, top_p * all - above) : EVERYTHING;
 }
 
-/* Where the kept head of the ranking ends. s->p holds exp((x - max) / temperature) of the whole vocabulary. */
-static rank
-filter(ha_sampler *s, const ha_sampling *sampling, const float *logits)
+/* s->p becomes exp((x - max) / temperature) in the blocks that hold what ranks up to `end`. Returns its sum there. */
+static double
+exponentials(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits, rank end)
 {
-    rank end = EVERYTHING;
-    if (sampling->top_k > 0 && sampling->top_k < s->vocab_size) {
-        end = keep_most_probable(s, logits, sampling->top_k);
-        if (sampling->top_p < 1) {
-            double all = 0;
-            for (size_t i = 0; i < s->n_candidates; i++) {
-                all += (double)s->candidates[i].p;
-            }
-            end = prefix_end(s->candidates, s->n_candidates, 0, sampling->top_p * all);
+    const float scale = (float)(1 / sampling->temperature);
+    double sum = 0;
+    for (size_t b = 0, last; b < s->n_blocks; b = last) {
+        for (last = b; last < s->n_blocks && s->block_max[last] >= end.x; last++) {
         }
+        if (last > b) {
+            sum += k->exp_sum_f32(s->p + b * BLOCK, logits + b * BLOCK, s->max, scale, block_end(s, last - 1) - b * BLOCK);
+        }
+        last += last < s->n_blocks;
+    }
+    return sum;
+}
+
+/* Where the kept head of the ranking ends; s->p holds exp((x - max) / temperature) up to there. `sum`: of s->p where it holds all of them already, else 0. */
+static rank
+filter(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits, double sum)
+{
+    const int some = sampling->top_k > 0 && sampling->top_k < s->vocab_size;
+    rank end = some ? keep_most_probable(s, logits, sampling->top_k) : EVERYTHING, least = EVERYTHING;
+    if (sampling->min_p > 0) {
+        least = (rank){(float)(s->max + sampling->temperature * log(sampling->min_p)), INT32_MAX};
+    }
+    if (sampling->top_p == 1 && before(least, end)) {
+        end = least;            /* all keep the head of one ranking: the shortest head rules */
+    }
+    if (sum == 0) {
+        sum = exponentials(s, k, sampling, logits, end);
+    }
+    if (sampling->top_p < 1 && some) {
+        double all = 0;
+        for (size_t i = 0; i < s->n_candidates; i++) {
+            s->candidates[i].p = s->p[s->candidates[i].at.id];
+            all += (double)s->candidates[i].p;
+        }
+        end = prefix_end(s->candidates, s->n_candidates, 0, sampling->top_p * all);
     }
     else if (sampling->top_p < 1) {
-        end = keep_nucleus(s, logits, sampling->temperature, sampling->top_p);
+        end = keep_nucleus(s, logits, sampling->temperature, sampling->top_p, sum);
     }
-    if (sampling->min_p > 0) {
-        const rank least = {(float)(s->max + sampling->temperature * log(sampling->min_p)), INT32_MAX};
-        end = before(least, end) ? least : end;     /* all keep the head of one ranking: the shortest head rules */
-    }
-    return end;
+    return before(least, end) ? least : end;
 }
 
 /* Puts zeros into s->p for what ranks after `end`, in the blocks that hold something kept; s->block_sum of all blocks. Returns the kept mass. */
@@ -372,16 +422,10 @@ typical_end(ha_sampler *s, const float *logits, float scale, float centre, doubl
         const size_t first = b * BLOCK, n = s->block_sum[b] > 0 ? block_end(s, b) - first : 0;
         nearness(near, logits + first, n, s->max, scale, centre);
         bins_of(bins, near, n, 0, BINS_PER_NAT);
-        for (size_t i = 0; i < n; i++) {
-            s->mass[i % 2][bins[i]] += (double)s->p[first + i];     /* 0 outside the kept set */
-        }
+        add_mass(s, bins, s->p + first, n);     /* 0 outside the kept set */
     }
-    int32_t bin = 0;
     double above = 0;
-    while (bin < BINS - 1 && above + (s->mass[0][bin] + s->mass[1][bin]) < target) {
-        above += s->mass[0][bin] + s->mass[1][bin];
-        bin++;
-    }
+    const int32_t bin = bin_of_mass(s, target, &above);
     size_t n_candidates = 0;
     for (size_t b = 0; b < s->n_blocks; b++) {
         const size_t first = b * BLOCK, n = s->block_sum[b] > 0 ? block_end(s, b) - first : 0;
@@ -518,9 +562,9 @@ scan(ha_sampler *s, const ha_kernels *k, const float *logits, double *log_sum, h
         s->block_max[b] = k->max_f32(logits + b * BLOCK, block_end(s, b) - b * BLOCK);
     }
     s->max = k->max_f32(s->block_max, s->n_blocks);
-    const double sum = k->exp_sum_f32(s->p, logits, s->max, 1.0f, s->vocab_size);
-    *log_sum = log(sum) + (double)s->max;
-    if (!isfinite(s->max) || !isfinite(sum) || !(sum >= 0.5)) {
+    s->sum = k->exp_sum_f32(s->p, logits, s->max, 1.0f, s->vocab_size);
+    *log_sum = log(s->sum) + (double)s->max;
+    if (!isfinite(s->max) || !isfinite(s->sum) || !(s->sum >= 0.5)) {
         return ha_fail(err, HA_ERR_VALUE, "the model's logits are not finite");
     }
     return HA_OK;
@@ -544,10 +588,7 @@ argmax(const ha_sampler *s, const float *logits)
 static double
 shape(ha_sampler *s, const ha_kernels *k, const ha_sampling *sampling, const float *logits)
 {
-    if (sampling->temperature != 1.0 || s->n_changes > 0) {
-        k->exp_sum_f32(s->p, logits, s->max, (float)(1 / sampling->temperature), s->vocab_size);
-    }
-    const double total = keep(s, logits, filter(s, sampling, logits));
+    const double total = keep(s, logits, filter(s, k, sampling, logits, sampling->temperature == 1.0 && s->n_changes == 0 ? s->sum : 0));
     return sampling->typical_p < 1 ? keep_typical(s, logits, sampling, total) : total;
 }
 
