@@ -170,8 +170,9 @@ class Reader:
 
 class GenerationRun:
     def __new__(
-        cls, lm: CausalLM, tokenizer: Tokenizer | None, *, batch_size: int = 32, max_new_tokens: int = 64, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, stop_ids: ArrayLike = (), n_threads: int = 0
+        cls, lm: CausalLM, tokenizer: Tokenizer | None, *, batch_size: int = 32, max_new_tokens: int = 64, min_new_tokens: int = 0, seed: int = 0,
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, typical_p: float = 1.0, repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0, frequency_penalty: float = 0.0, stop_ids: ArrayLike = (), banned: Sequence[ArrayLike] = (), n_threads: int = 0
     ) -> GenerationRun: ...
     def add(
         self, ids: ArrayLike, *, n: int = 1, first_index: int = 0, stops: tuple[bytes, ...] = (), stop_after_text: bool = False
@@ -186,8 +187,12 @@ class GenerationRun:
     def totals(self) -> dict[str, int]: ...
 
 def sampler_probabilities(
-    logits: ArrayLike, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: ArrayLike, *, prompt: ArrayLike = (), ids: ArrayLike = (), banned: ArrayLike = (), temperature: float = 1.0, top_k: int = 0,
+    top_p: float = 1.0, min_p: float = 0.0, typical_p: float = 1.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0
 ) -> NDArray[np.float32]: ...
 def sampler_draw(
-    logits: ArrayLike, uniform: float, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: ArrayLike, uniform: float, *, prompt: ArrayLike = (), ids: ArrayLike = (), banned: ArrayLike = (), temperature: float = 1.0, top_k: int = 0,
+    top_p: float = 1.0, min_p: float = 0.0, typical_p: float = 1.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0
 ) -> tuple[int, float]: ...

@@ -25,7 +25,7 @@ def test_families_match_transformers(tmp_path, name, seed):
 @pytest.mark.parametrize("name", decoder_models.AS_GGUF)
 def test_gguf_matches_llama_cpp(tmp_path, name):
     """llama.cpp reads GELU from a table of half-precision numbers: gemma, gemma2 and gpt2 have its error."""
-    size = {"n_embd": 64, "n_head": 4} if name == "gpt2" else {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 128}
+    size = {"n_embd": 64, "n_head": 4} if name == "gpt2" else {"hidden_size": 48, "intermediate_size": 96, "vocab_size": 128}
     c = decoder_models.config(name, **size)
 
     def keys(out):
