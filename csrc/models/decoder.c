@@ -346,7 +346,7 @@ ha_softcap(const ha_kernels *k, float *x, float scale, float cap, size_t n)
     for (size_t i = 0; i < n; i++) {
         x[i] = x[i] * scale / cap;
     }
-    k->tanh_f32(x, x, n);
+    k->activate_f32(x, x, HA_ACT_TANH, n, 1);
     for (size_t i = 0; i < n; i++) {
         x[i] *= cap;
     }

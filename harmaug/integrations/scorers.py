@@ -130,10 +130,10 @@ def as_moderate(guard: Any) -> Any:
     >>> as_moderate(Length())(conversations=[[{"role": "user", "content": "hello"}]])
     [0.5]
     """
-    from harmaug.guard import _rows
+    from harmaug.inputs import rows_of
 
     def moderate(conversations: Sequence[Any], **_: Any) -> list[float]:
-        rows = _rows(conversations, None)
+        rows = list(rows_of(conversations))
         return [float(score) for score in guard.score([prompt for prompt, _ in rows], [answer for _, answer in rows])]
 
     return moderate
