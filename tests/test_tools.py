@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_guard import write
 from test_tokenizer import bert
 
-from harmaug import Tokenizer
-from harmaug.tools import tokenize
+from harmaug import Guard, Tokenizer
+from harmaug.tools import bench, tokenize
 
 
 @pytest.fixture
@@ -59,3 +60,25 @@ def test_as_a_module(model: Path) -> None:
     assert done.stdout == "4\n3\n" and done.stderr == ""
     told = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True).stdout
     assert "--counts" in told and "Exit status" in told
+
+
+# -- bench --
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "guard")      # 40 tokens at most: the shapes of 128 are left out
+    assert bench.main(["--model", str(folder), "--seconds", "0.01", "--n-threads", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "1 threads" in told and "1 x 32" in told and "1 x 128" not in told and "peak memory" in told
+    assert bench.main(["--model", str(folder), "--seconds", "0.01", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"] == "float32" and found["threads"] >= 1 and [r["name"] for r in found["shapes"]] == ["1 x 32"]
+    r = found["shapes"][0]
+    assert r["ms_min"] <= r["ms"] and r["texts_per_s"] == pytest.approx(1e3 / r["ms"]) and r["tokens_per_s"] == pytest.approx(32 * r["texts_per_s"])
+    assert bench.main(["--model", str(tmp_path / "none")]) == 2 and "none" in capsys.readouterr().err
+    assert bench.main([]) == 2
+
+
+def test_bench_counts_operations(tmp_path: Path) -> None:
+    guard = Guard.from_pretrained(write(tmp_path / "guard"))
+    h, inner, layers, n = 33, 50, 2, 32     # from the definitions: q, k, v, output, two of the feed-forward net; scores and their sum over values
+    assert bench._flops(guard.config, n) == layers * (2 * n * (4 * h * h + 2 * h * inner) + 2 * 2 * n * n * h)
