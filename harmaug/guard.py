@@ -389,6 +389,8 @@ class Guard:
                    "architectures": [self.config["architecture"]], "dtype": dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
+        if "layer_types" in self.config:
+            config["layer_types"] = self.config["layer_types"]
         self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
         path = target / "tokenizer_config.json"

@@ -205,8 +205,16 @@ def test_layers_are_selected(made):
     folder, _, w = made("deberta-v2", num_hidden_layers=3)
     params = _C.EncoderParams.read(folder, layers=[0, 2])
     np.testing.assert_array_equal(params.get("deberta.encoder.layer.1.output.dense.weight"), w["deberta.encoder.layer.2.output.dense.weight"])
-    with pytest.raises(ValueError, match="layers: those of a ModernBERT can't be selected"):
-        _C.EncoderParams.read(made("modernbert")[0], layers=[0, 1])
+    folder, c, w = made("modernbert")
+    rows = encoder_models.batch(c, [3, 40])
+    kept = {key: w[key if ".layers." not in key else key.replace(".layers.1.", ".layers.3.")] for key in w if ".layers.2." not in key and ".layers.3." not in key}
+    want = encoder_models.logits({**c, "num_hidden_layers": 2, "global_attn_every_n_layers": 1}, kept, *rows)     # layers 0 and 3 see all tokens
+    params = _C.EncoderParams.read(folder, layers=[0, 3])
+    np.testing.assert_allclose(_C.Encoder.from_params(params).logits(*rows), want, rtol=0, atol=2e-5)
+    assert params.config["layer_types"] == ["full_attention", "full_attention"]
+    for layers in ([1, 2], [0, 0]):
+        with pytest.raises(ValueError, match="layer 0 of a ModernBERT has no first norm: it must be the first one kept, and no other"):
+            _C.EncoderParams.read(folder, layers=layers)
 
 
 # -- what is refused --

@@ -125,8 +125,9 @@ void ha_tape_free(ha_tape *tape);
 ha_status ha_encoder_train_forward(const ha_encoder_params *params, const ha_batch *batch, const ha_dropouts *dropout, uint64_t seed, uint64_t step,
                                    ha_tape *tape, float *logits, int n_threads, ha_error *err);
 /* Adds d loss / d params to grads (params->total,) given dlogits (n_rows, num_labels). The same params, batch and tape as the forward call before it.
+ * wanted (params->count,): the gradients of the others need not be added, and mostly are not computed; NULL: all.
  * word_rows (vocab_size,) bytes: set to 1 for each word embedding row that the batch touches, or NULL. */
 ha_status ha_encoder_train_backward(const ha_encoder_params *params, const ha_batch *batch, ha_tape *tape, const float *dlogits,
-                                    float *grads, uint8_t *word_rows, int n_threads, ha_error *err);
+                                    float *grads, const uint8_t *wanted, uint8_t *word_rows, int n_threads, ha_error *err);
 
 #endif

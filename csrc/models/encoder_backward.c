@@ -14,15 +14,29 @@ typedef struct pass {
     const ha_tape *tape;
     const ha_batch *batch;
     float *grads;
+    const uint8_t *wanted;
     int n_threads;
 } pass;
 
-/* The gradient of parameter i, or NULL where the model lacks it. */
+/* Whether a gradient within [begin, end) of the block is wanted, parameter i being the first that reaches there. */
+static int
+is_wanted(const pass *p, size_t i, size_t begin, size_t end)
+{
+    const ha_encoder_params *params = p->tape->params;
+    for (; p->wanted != NULL && i < params->count && params->items[i].offset < end; i++) {
+        if (p->wanted[i] && params->items[i].offset + params->items[i].size > begin) {
+            return 1;
+        }
+    }
+    return p->wanted == NULL;
+}
+
+/* The gradient of parameter i, or NULL where the model lacks it or it is not wanted. */
 static float *
 grad(const pass *p, size_t i)
 {
     const ha_param *item = &p->tape->params->items[i];
-    return item->size > 0 ? p->grads + item->offset : NULL;
+    return item->size > 0 && (p->wanted == NULL || p->wanted[i]) ? p->grads + item->offset : NULL;
 }
 
 /* db (n,) += sum over rows of dy (m, n), leading dimension ld, in float64, rows in order. */
@@ -53,8 +67,10 @@ affine_backward_weight(const pass *p, const ha_affine *l, const float *dy, size_
 {
     const ha_gemm gemm = {.m = l->n, .n = l->k, .k = m, .alpha = 1.0f, .beta = 1.0f, .a = dy, .a_row = 1, .a_col = (ptrdiff_t)ld,
                           .b = x, .b_row = (ptrdiff_t)l->k, .b_col = 1, .c = p->grads + l->weight, .ldc = l->k};
-    p->tape->kernels->gemm_f32(&gemm, p->tape->scratch.base, p->n_threads);
-    if (l->has_bias) {
+    if (is_wanted(p, l->weight_param, l->weight, l->weight + l->n * l->k)) {
+        p->tape->kernels->gemm_f32(&gemm, p->tape->scratch.base, p->n_threads);
+    }
+    if (l->has_bias && is_wanted(p, l->bias_param, l->bias, l->bias + l->n)) {
         bias_backward(p, p->grads + l->bias, dy, ld, m, l->n);
     }
 }
@@ -339,7 +355,9 @@ scatter(const pass *p, const float *g)
             for (int64_t t = batch->offsets[row]; t < batch->offsets[row + 1]; t++) {
                 const float *d = g + (size_t)t * e + first;
                 const size_t number = ha_batch_position(c, batch->ids[t], &seen);
-                p->tape->kernels->axpy_f32(word + (size_t)batch->ids[t] * e + first, 1.0f, d, count);
+                if (word != NULL) {
+                    p->tape->kernels->axpy_f32(word + (size_t)batch->ids[t] * e + first, 1.0f, d, count);
+                }
                 if (position != NULL) {
                     p->tape->kernels->axpy_f32(position + number * e + first, 1.0f, d, count);
                 }
@@ -378,15 +396,33 @@ embed_backward(const pass *p)
         if (c->norm_rel_ebd) {
             norm_backward(p, tape->drelative, ha_weight(params, HA_RELATIVE) + at, HA_RELATIVE_NORM_W, tape->relative_count);
         }
-        tape->kernels->add_f32(grad(p, HA_RELATIVE) + at, grad(p, HA_RELATIVE) + at, tape->drelative, n, p->n_threads);
+        float *table = grad(p, HA_RELATIVE);
+        if (table != NULL) {
+            tape->kernels->add_f32(table + at, table + at, tape->drelative, n, p->n_threads);
+        }
     }
+}
+
+/* The least depth (see ha_param_depth) of which a gradient is wanted. */
+static size_t
+lowest_depth(const pass *p)
+{
+    const ha_encoder_params *params = p->tape->params;
+    size_t lowest = params->config.n_layers + 1;
+    for (size_t i = 0; i < params->count; i++) {
+        const size_t depth = ha_param_depth(&params->config, i);
+        if ((p->wanted == NULL || p->wanted[i]) && params->items[i].size > 0 && depth < lowest) {
+            lowest = depth;
+        }
+    }
+    return lowest;
 }
 
 ha_status
 ha_encoder_train_backward(const ha_encoder_params *params, const ha_batch *batch, ha_tape *tape, const float *dlogits,
-                          float *grads, uint8_t *word_rows, int n_threads, ha_error *err)
+                          float *grads, const uint8_t *wanted, uint8_t *word_rows, int n_threads, ha_error *err)
 {
-    const pass p = {.tape = tape, .batch = batch, .grads = grads, .n_threads = n_threads};
+    const pass p = {.tape = tape, .batch = batch, .grads = grads, .wanted = wanted, .n_threads = n_threads};
     const ha_encoder_config *c = &params->config;
     if (tape->params != params || tape->n_rows != batch->n_rows || tape->n_tokens != (size_t)batch->offsets[batch->n_rows]) {
         return ha_fail(err, HA_ERR_VALUE, "encoder: the backward pass needs the tape of a forward pass over the same parameters and batch");
@@ -399,18 +435,21 @@ ha_encoder_train_backward(const ha_encoder_params *params, const ha_batch *batch
         return status;
     }
     memset(tape->drelative, 0, tape->relative_count * c->hidden_size * sizeof(float));
+    const size_t lowest = lowest_depth(&p);
     head_backward(&p, dlogits);
-    for (size_t i = c->n_layers; i-- > 0;) {
+    for (size_t i = c->n_layers; i-- > 0 && i + 1 >= lowest;) {
         if (i == 0 && c->conv_groups > 0) {
             conv_backward(&p);
         }
         feed_forward_backward(&p, i);
         attention_backward(&p, i);
     }
-    if (c->conv_groups > 0) {
+    if (lowest == 0 && c->conv_groups > 0) {
         tape->kernels->add_f32(tape->g, tape->g, tape->dembedded, tape->n_tokens * c->hidden_size, n_threads);
     }
-    embed_backward(&p);
+    if (lowest == 0) {
+        embed_backward(&p);
+    }
     for (size_t t = 0; word_rows != NULL && t < tape->n_tokens; t++) {
         word_rows[batch->ids[t]] = 1;
     }

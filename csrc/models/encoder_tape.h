@@ -87,13 +87,14 @@ ha_weight(const ha_encoder_params *params, size_t i)
 typedef struct ha_affine {
     size_t n, k, weight, bias;
     int has_bias;
+    size_t weight_param, bias_param;    /* the first of the parameters that hold them */
 } ha_affine;
 
 static inline ha_affine
 ha_affine_of(const ha_encoder_params *params, size_t weight, size_t bias, size_t first, size_t n, size_t k)
 {
     return (ha_affine){.n = n, .k = k, .weight = params->items[weight].offset + first * k, .bias = params->items[bias].offset + first,
-                       .has_bias = params->items[bias].size > 0};
+                       .has_bias = params->items[bias].size > 0, .weight_param = weight, .bias_param = bias};
 }
 
 /* The projection of a layer's relative positions to keys (which 0) or queries (1). */

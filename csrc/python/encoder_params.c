@@ -30,13 +30,25 @@ py_encoder_params(PyObject *module, PyObject *obj)
 PyObject *
 py_encoder_config(const ha_encoder_config *c)
 {
-    return Py_BuildValue("{s:s,s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type, "architecture", c->architecture,
+    PyObject *config = Py_BuildValue("{s:s,s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type, "architecture", c->architecture,
                          "vocab_size", (Py_ssize_t)c->vocab_size, "hidden_size", (Py_ssize_t)c->hidden_size,
                          "num_hidden_layers", (Py_ssize_t)c->n_layers, "num_attention_heads", (Py_ssize_t)c->n_heads,
                          "intermediate_size", (Py_ssize_t)c->intermediate_size,
                          "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings, "max_tokens", (Py_ssize_t)c->max_tokens,
                          "type_vocab_size", (Py_ssize_t)c->type_vocab_size, "num_labels", (Py_ssize_t)c->num_labels,
                          "layer_norm_eps", (double)c->layer_norm_eps);
+    PyObject *types = config != NULL && c->window > 0 ? PyList_New((Py_ssize_t)c->n_layers) : NULL;
+    for (size_t i = 0; types != NULL && i < c->n_layers; i++) {
+        PyObject *name = PyUnicode_FromString(c->windowed[i] ? "sliding_attention" : "full_attention");
+        if (name == NULL || PyList_SetItem(types, (Py_ssize_t)i, name) < 0) {
+            Py_CLEAR(types);
+        }
+    }
+    if (PyErr_Occurred() || (types != NULL && PyDict_SetItemString(config, "layer_types", types) < 0)) {
+        Py_CLEAR(config);
+    }
+    Py_XDECREF(types);
+    return config;
 }
 
 static PyObject *
@@ -432,7 +444,7 @@ params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = ha_encoder_train_forward(params, &rows.batch, &dropout, seed, step, tape, y, n_threads, &err);
     if (status == HA_OK) {
-        status = ha_encoder_train_backward(params, &rows.batch, tape, dy, g, touched, n_threads, &err);
+        status = ha_encoder_train_backward(params, &rows.batch, tape, dy, g, NULL, touched, n_threads, &err);
     }
     Py_END_ALLOW_THREADS
     result = status == HA_OK ? PyTuple_Pack(3, logits, grads, words) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
@@ -493,7 +505,7 @@ static PyMethodDef params_methods[] = {
 
 static PyGetSetDef params_getters[] = {
     {"names", params_names, NULL, PyDoc_STR("Names of the parameters, as in a transformers checkpoint, in the block's order."), NULL},
-    {"config", params_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
+    {"config", params_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, the most tokens of a row and, of a model with windows, the type of each layer, as a new dict."), NULL},
     {"size", params_size, NULL, PyDoc_STR("Number of weights."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

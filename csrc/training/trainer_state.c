@@ -74,12 +74,13 @@ copy_seen(const ha_trainer *t, float *packed, float *block, int unpack)
 }
 
 ha_status
-ha_trainer_save(const ha_trainer *t, const char *path, int moments, ha_error *err)
+ha_trainer_save(ha_trainer *t, const char *path, int moments, ha_error *err)
 {
     const size_t n_seen = moments && words_trained(t) ? count_seen(t) : 0;
     const size_t hidden = t->word->shape[1], vocab = t->word->shape[0];
     ha_status status = HA_ERR_NOMEM;
     tensor_list list = {0};
+    ha_trainer_settle(t);
     float *packed = NULL, *seen = NULL;
     if (!list_new(&list, 3 * t->params->count + 8) ||
         (packed = malloc((2 * n_seen * hidden + 1) * sizeof(float))) == NULL ||
@@ -196,6 +197,7 @@ ha_trainer_load(ha_trainer *t, const char *path, uint64_t steps, int moments, ha
     }
     if (status == HA_OK) {
         t->steps = steps;
+        t->n_owed = 0;
     }
     ha_tensor_file_close(file);
     return status;
@@ -218,13 +220,14 @@ is_wrapped_bias(const ha_trainer *t, const ha_param *param)
 }
 
 ha_status
-ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_error *err)
+ha_trainer_save_adapter(ha_trainer *t, const char *path, int dtype, ha_error *err)
 {
     if (t->lora == NULL) {
         return ha_fail(err, HA_ERR_VALUE, "save_adapter: this trainer has no LoRA");
     }
     tensor_list list = {0};
     ha_status status = HA_ERR_NOMEM;
+    ha_trainer_settle(t);
     const char *const prefix = "base_model.model.";
     if (!list_new(&list, 2 * t->lora->count + t->params->count + 1)) {
         goto done;
