@@ -464,10 +464,10 @@ class _Run:
         self.order = _Order(self.train_set.hard, config.balanced, config.seed)
         kind = self.params.config["model_type"]
         self.lora_targets = config.lora_targets if config.lora_targets is not None else LORA_TARGETS[kind]
+        settings: dict[str, Any] = {**_dropouts(self.folder, kind, config),
+                                    **{name: getattr(config, name) for name in _TRAINER}}
         self.trainer = _C.Trainer(self.params, frozen=config.freeze,
-                                  lora_targets=self.lora_targets if config.lora_rank else (),
-                                  **_dropouts(self.folder, kind, config),
-                                  **{name: getattr(config, name) for name in _TRAINER})
+                                  lora_targets=self.lora_targets if config.lora_rank else (), **settings)
         self.work = out / "checkpoint"
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state = self._resume()
