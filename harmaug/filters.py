@@ -5,8 +5,8 @@ away the harmful instructions that are wanted.
 """
 from __future__ import annotations
 
+import math
 import re
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,36 +106,70 @@ def jaccard(a: str, b: str) -> float:
 
 
 class NearIndex:
-    """Finds the indexed text whose character 5-grams are nearest to a text's: exactly, by an inverted index.
+    """Finds the indexed text whose character 5-grams are nearest to a text's, exactly.
 
-    Texts are near from a Jaccard similarity of `threshold`, in (0, 1], on.
+    Texts are near from a Jaccard similarity of `threshold`, in (0, 1], on. Two such texts share one of their rarest
+    grams: those that are left when as many as must be shared, less one, are set aside (prefix filtering, Chaudhuri et
+    al. 2006). Only these are indexed and looked up. What is rare is counted anew whenever the index has doubled.
     """
 
     def __init__(self, threshold: float = 0.6) -> None:
         self.threshold = threshold
         within(self, threshold="in (0, 1]")
-        self._ids: list[str] = []
-        self._lengths = array("I")
-        self._postings: dict[int, array[int]] = {}      # gram -> rows that hold it
+        self._names: list[str] = []
+        self._grams: list[NDArray[np.int64]] = []       # of each text, by their numbers
+        self._numbers: dict[int, int] = {}              # gram -> its number, in the order in which they were first seen
+        self._counts = np.zeros(0, dtype=np.int64)      # by number: texts that held it at the last count; later ones 0
+        self._marks = np.zeros(0, dtype=np.bool_)       # by number: all False between two calls
+        self._postings: dict[int, list[int]] = {}       # number -> texts that it is one of the rarest of
+        self._count_next = 256
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._names)
 
     def add(self, text: str, identity: str) -> None:
         """Index a text under the name that `find` returns."""
-        grams = shingles(text).tolist()
-        for gram in grams:
-            self._postings.setdefault(gram, array("I")).append(len(self._ids))
-        self._ids.append(identity)
-        self._lengths.append(len(grams))
+        numbers = self._numbers
+        self._names.append(identity)
+        self._grams.append(np.array([numbers.setdefault(gram, len(numbers)) for gram in shingles(text).tolist()]))
+        if len(self._names) < self._count_next:
+            self._post(len(self._names) - 1)
+            return
+        self._count_next *= 2
+        self._counts = np.bincount(np.concatenate(self._grams), minlength=len(numbers))
+        self._postings = {}
+        for i in range(len(self._names)):
+            self._post(i)
 
     def find(self, text: str) -> tuple[str, float] | None:
         """Return (identity, similarity) of the nearest text at or over the threshold, the earlier on a tie, or None."""
         grams = shingles(text).tolist()
-        found = [np.frombuffer(self._postings[gram], dtype=np.uint32) for gram in grams if gram in self._postings]
-        if not found:
+        known = np.array([self._numbers[gram] for gram in grams if gram in self._numbers], dtype=np.int64)
+        near: set[int] = set()
+        for number in self._rarest(known, len(grams)):
+            near.update(self._postings.get(number, ()))
+        if not near:
             return None
-        shared = np.bincount(np.concatenate(found))
-        similarity = shared / (np.frombuffer(self._lengths, dtype=np.uint32)[:len(shared)] + (len(grams) - shared))
+        places = sorted(near)
+        others = [self._grams[i] for i in places]
+        lengths = np.fromiter(map(len, others), dtype=np.int64, count=len(others))
+        if len(self._marks) < len(self._numbers):
+            self._marks = np.zeros(2 * len(self._numbers), dtype=np.bool_)
+        self._marks[known] = True
+        shared = np.add.reduceat(self._marks[np.concatenate(others)], np.cumsum(lengths) - lengths, dtype=np.int64)
+        self._marks[known] = False
+        similarity = shared / (len(grams) + lengths - shared)
         best = int(np.argmax(similarity))
-        return (self._ids[best], float(similarity[best])) if similarity[best] >= self.threshold else None
+        return (self._names[places[best]], float(similarity[best])) if similarity[best] >= self.threshold else None
+
+    def _post(self, i: int) -> None:
+        for number in self._rarest(self._grams[i], len(self._grams[i])):
+            self._postings.setdefault(number, []).append(i)
+
+    def _rarest(self, numbers: NDArray[np.int64], n_grams: int) -> list[int]:
+        """Of a text of n_grams, those of its grams in the index that a near text holds one of."""
+        shared = math.ceil(self.threshold * n_grams - 1e-9)     # by a text that is near
+        counts = np.zeros(len(numbers), dtype=np.int64)
+        counted = numbers < len(self._counts)
+        counts[counted] = self._counts[numbers[counted]]
+        return numbers[np.lexsort((numbers, counts))[:n_grams - shared + 1]].tolist()   # type: ignore[no-any-return]

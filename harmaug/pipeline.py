@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
-from harmaug import card, datasets, safety, teacher
+from harmaug import card, datasets, diversity, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
 from harmaug.augment import AugmentConfig, Augmenter
@@ -27,6 +27,7 @@ from harmaug.categories import CategoryTable, default_table, load_table
 from harmaug.chat import ChatTemplate
 from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
+from harmaug.eda import eda_rows
 from harmaug.endpoint import EndpointConfig
 from harmaug.generator import Generator
 from harmaug.guard_families import LabelReading
@@ -43,7 +44,7 @@ TFIDF, TFIDF_FILE = "tfidf", "tfidf.json"
 
 AddRows = Callable[[Sequence[Row], int], Iterable[Row]]
 """What a baseline adds to the seed rows: takes the rows and a seed."""
-BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: ()}
+BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: (), "eda": eda_rows}
 """Baselines of ``[evaluate] baselines``, by name: trained on the seed rows and what the function adds to them, with the
 student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
 
@@ -78,6 +79,9 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
             rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
             total = config.samples + config.benign
             _follow(rows, stage, lambda: augmenter.account_, total, "augment", journal, quiet)
+        stage.entry["diversity"] = diversity.summary([row.prompt for row in _rows_of(run / INSTRUCTIONS)],
+                                                     [row.prompt for row in seed_rows],
+                                                     [row.prompt for row in evaluation_rows], seed=config.seed)
     return _account(stage)
 
 
