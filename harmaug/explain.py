@@ -102,7 +102,7 @@ def explain(guard: Guard, prompt: Prompt, response: str | None = None, method: s
     tokens = [text[begin:end] for text, (begin, end) in zip(texts, shown[0].tolist())]
     whole = float(logits[0])
     return Explanation(tokens=tokens, spans=shown[0], in_response=shown[1],
-                       contributions=(whole - logits[1:]).astype(np.float32), score=float(1 / (1 + np.exp(-whole))),
+                       contributions=(whole - logits[1:]).astype(np.float32), score=float(guard.score(first, second)[0]),
                        logit=whole, replaced_by=mask, prompt=first, response=second)
 
 
