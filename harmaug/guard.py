@@ -29,6 +29,7 @@ LONG = ("windows", "truncate", "error")
 _BLOCK_ROWS = 512           # rows read ahead: memory stays bounded
 
 Floats = NDArray[np.float32]
+Wide = NDArray[np.float64]
 _Block = tuple[Floats, Floats, NDArray[np.int32]]       # P(unsafe), logits, (windows, deciding window, tokens, dropped tokens)
 
 
@@ -70,6 +71,8 @@ class Guard:
         What becomes of a longer row: "windows", "truncate" or "error".
     threshold : float
         A row is flagged when its score is at least this. From thresholds.json, else 0.5.
+    temperature : float
+        Divides the log-odds that scores are made of. From thresholds.json, else 1.
     unsafe_index : int
         The logit that means unsafe.
     """
@@ -89,7 +92,7 @@ class Guard:
         self.unsafe_index, self.max_length = self.core.unsafe_index, self.core.max_length
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
-        self.threshold = _threshold(self.thresholds, fitted)
+        self.threshold, self.temperature = _threshold(self.thresholds, fitted)
 
     # what scikit-learn asks of a fitted classifier; it never loads it
     _estimator_type = "classifier"
@@ -234,7 +237,7 @@ class Guard:
     def score(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(unsafe) of each row, shape (n,): the sigmoid of a single logit, else the softmax at `unsafe_index`.
 
-        The parameters, here and below, are those of `logits`.
+        With a fitted temperature, the sigmoid of `log_odds` divided by it. The parameters, here and below, are those of `logits`.
         """
         return self._run(prompts, responses, long)[0]
 
@@ -264,6 +267,10 @@ class Guard:
         score, _, about = self._run(prompts, responses, long)
         n_windows, window, n_tokens, truncated = about.T
         return ScoreDetails(score=score, n_windows=n_windows, window=window, n_tokens=n_tokens, truncated=truncated)
+
+    def log_odds(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Wide:
+        """log(P / (1 - P)) of each row as the model gives it, before any temperature; float64, shape (n,)."""
+        return self._log_odds(self._run(prompts, responses, long)[1])
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(safe) and P(unsafe) of each row, shape (n, 2), the columns as in `classes_`."""
@@ -313,14 +320,23 @@ class Guard:
 
         return explain(self, prompt, response, method)
 
-    def set_threshold(self, threshold: float, **about: Any) -> None:
+    def set_threshold(self, threshold: float, *, temperature: float | None = None, **about: Any) -> None:
         """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
 
-        The mode it was fitted in stands beside it, and what `about` says, for example ``metric="f1"``.
+        It is one of scores at `temperature` (that of the guard when None). The mode it was fitted in stands beside it,
+        and what `about` says, for example ``target="f1"``.
         """
-        self.thresholds = {"schema_version": 1, "threshold": float(threshold), "long": self.long,
-                           "max_length": self.max_length, **about}
-        self.threshold = _threshold(self.thresholds, Path("thresholds.json"))
+        fitted = {"schema_version": 1, "threshold": float(threshold),
+                  "temperature": float(self.temperature if temperature is None else temperature), "long": self.long,
+                  "max_length": self.max_length, **about}
+        self.threshold, self.temperature = _threshold(fitted, Path("thresholds.json"))
+        self.thresholds = fitted
+
+    def _log_odds(self, logits: Floats) -> Wide:
+        wide = logits.astype(np.float64)
+        others = np.delete(wide, self.unsafe_index, axis=1)
+        unsafe = wide[:, self.unsafe_index]
+        return unsafe - np.logaddexp.reduce(others, axis=1) if others.shape[1] else unsafe
 
     def _run(self, prompts: Any, responses: Any, long: str | None) -> _Block:
         """P(unsafe) and logits of each row, and what they rest on."""
@@ -334,7 +350,7 @@ class Guard:
         first = 0
         while block := list(islice(rows, size)):
             prompts, responses = zip(*block)
-            yield self.core.score(prompts, responses, long=mode, first_row=first)
+            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature)
             first += len(block)
 
     def _labels_given(self) -> list[str] | None:
@@ -373,6 +389,8 @@ class Guard:
                    "architectures": [self.config["architecture"]], "dtype": dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
+        if "layer_types" in self.config:
+            config["layer_types"] = self.config["layer_types"]
         self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
         path = target / "tokenizer_config.json"
@@ -398,11 +416,15 @@ def _thread_count(n_threads: int | None) -> int:
     return n_threads or 0
 
 
-def _threshold(thresholds: Mapping[str, Any], path: Path) -> float:
-    value = thresholds.get("threshold", 0.5)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{path}: threshold must be in [0, 1], got {value!r}")
-    return float(value)
+def _threshold(thresholds: Mapping[str, Any], path: Path) -> tuple[float, float]:
+    """Threshold and temperature."""
+    found = []
+    for name, otherwise, low, high in (("threshold", 0.5, 0, 1), ("temperature", 1.0, 1e-3, 1e3)):
+        value = thresholds.get(name, otherwise)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{path}: {name} must be in [{low:g}, {high:g}], got {value!r}")
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _labels(n: int) -> dict[str, str]:

@@ -145,6 +145,22 @@ ha_long_named(const char *name, ha_long *out)
     return 0;
 }
 
+/* A number of thresholds.json in [low, high]; *out stays where it is absent. */
+static ha_status
+read_number(const ha_json *json, const char *path, const char *name, double low, double high, double *out, ha_error *err)
+{
+    const ha_json_node *node = ha_json_get(json, ha_json_root(json), name);
+    if (node == NULL) {
+        return HA_OK;
+    }
+    if (!(node->type == HA_JSON_NUMBER && node->number >= low && node->number <= high)) {
+        return ha_fail(err, HA_ERR_VALUE, "%.300s: %s must be in [%g, %g], got %.60s", path, name, low, high,
+                       node->type == HA_JSON_NUMBER ? node->string : "something else");
+    }
+    *out = node->number;
+    return HA_OK;
+}
+
 ha_status
 ha_guard_read_thresholds(ha_guard *guard, const char *folder, ha_error *err)
 {
@@ -155,13 +171,11 @@ ha_guard_read_thresholds(ha_guard *guard, const char *folder, ha_error *err)
     if (status != HA_OK || (status = ha_json_open(path, 1, &json, err)) != HA_OK || json == NULL) {
         return status;
     }
-    const ha_json_node *root = ha_json_root(json), *threshold = ha_json_get(json, root, "threshold");
-    if (threshold != NULL && !(threshold->type == HA_JSON_NUMBER && threshold->number >= 0 && threshold->number <= 1)) {
-        status = ha_fail(err, HA_ERR_VALUE, "%.300s: threshold must be in [0, 1], got %.60s", path,
-                         threshold->type == HA_JSON_NUMBER ? threshold->string : "something else");
+    const ha_json_node *root = ha_json_root(json);
+    if ((status = read_number(json, path, "threshold", 0, 1, &guard->threshold, err)) != HA_OK ||
+        (status = read_number(json, path, "temperature", 1e-3, 1e3, &guard->temperature, err)) != HA_OK) {
         goto done;
     }
-    guard->threshold = threshold != NULL ? threshold->number : guard->threshold;
     if ((status = ha_json_get_string(json, root, "long", NULL, &mode, err)) != HA_OK ||
         (status = ha_json_get_size(json, root, "max_length", 0, 1, SIZE_MAX, &guard->fitted_length, err)) != HA_OK) {
         goto done;
@@ -212,6 +226,7 @@ ha_guard_compose(const ha_guard_parts *parts, ha_guard **out, ha_error *err)
     guard->encoder = parts->encoder;
     guard->tokenizer = parts->tokenizer;
     guard->threshold = 0.5;
+    guard->temperature = 1;
     if ((status = ha_guard_unsafe_label(parts->labels, config->num_labels, parts->name, &guard->unsafe_index, err)) != HA_OK ||
         (status = ha_template_learn(parts->tokenizer, &guard->template, err)) != HA_OK ||
         (status = choose_max_length(guard, parts, err)) != HA_OK) {

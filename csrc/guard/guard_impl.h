@@ -35,7 +35,7 @@ struct ha_guard {
     ha_tokenizer *own_tokenizer;
     char *name;
     size_t unsafe_index, max_length;
-    double threshold;
+    double threshold, temperature;
     int has_fitted_long, has_fitted_length;     /* what thresholds.json says of how its threshold was fitted */
     ha_long fitted_long;
     size_t fitted_length;

@@ -18,6 +18,7 @@ typedef struct scoring {
     const ha_score_options *options;
     int n_threads;
     size_t num_labels;
+    double temperature;
     float *scores, *logits;     /* each may be NULL */
     ha_score_row *rows;
     ha_error *err;
@@ -46,11 +47,25 @@ check_tick(const scoring *s, size_t rows_done)
 
 /* -- from logits to a score -- */
 
-static float
-probability(const float *logits, size_t n, size_t unsafe_index)
+/* log(P / (1 - P)) by the softmax, or the sigmoid of a single logit. */
+static double
+log_odds(const float *logits, size_t n, size_t unsafe_index)
 {
-    if (n == 1) {
-        return (float)(1.0 / (1.0 + exp(-(double)logits[0])));
+    double highest = -INFINITY, sum = 0;
+    for (size_t j = 0; j < n; j++) {
+        highest = j != unsafe_index && logits[j] > highest ? logits[j] : highest;
+    }
+    for (size_t j = 0; j < n; j++) {
+        sum += j != unsafe_index ? exp(logits[j] - highest) : 0;
+    }
+    return n == 1 ? (double)logits[0] : logits[unsafe_index] - (highest + log(sum));
+}
+
+static float
+probability(const float *logits, size_t n, size_t unsafe_index, double temperature)
+{
+    if (n == 1 || temperature != 1) {
+        return (float)(1.0 / (1.0 + exp(-log_odds(logits, n, unsafe_index) / temperature)));
     }
     double highest = logits[0], sum = 0;
     for (size_t j = 1; j < n; j++) {
@@ -72,7 +87,7 @@ take_window(const scoring *s, block *b, size_t i, const float *logits)
                            s->guard->name);
         }
     }
-    const float score = probability(logits, s->num_labels, s->guard->unsafe_index);
+    const float score = probability(logits, s->num_labels, s->guard->unsafe_index, s->temperature);
     if (b->n_windows[i] == 0 || score > b->best[i]) {
         b->best[i] = score;
         b->window[i] = b->n_windows[i];
@@ -245,8 +260,9 @@ ha_guard_score(const ha_guard *guard, const ha_text *prompts, const ha_text *res
                float *scores, float *logits, ha_score_row *rows, ha_error *err)
 {
     static const ha_score_options defaults = {0};
-    const scoring s = {guard, options != NULL ? options : &defaults,
-                       options != NULL && options->n_threads > 0 ? options->n_threads : ha_threads_now(), ha_guard_num_labels(guard), scores, logits, rows, err};
+    const ha_score_options *o = options != NULL ? options : &defaults;
+    const scoring s = {guard, o, o->n_threads > 0 ? o->n_threads : ha_threads_now(), ha_guard_num_labels(guard),
+                       o->temperature > 0 ? o->temperature : guard->temperature, scores, logits, rows, err};
     block *b = n > 0 ? malloc(sizeof(*b)) : NULL;
     ha_status status = n > 0 && b == NULL ? ha_fail(err, HA_ERR_NOMEM, "guard: out of memory") : HA_OK;
     for (size_t first = 0; first < n && status == HA_OK; first += BLOCK_ROWS) {

@@ -77,6 +77,7 @@ int ha_guard_threshold_fits(const ha_guard *guard, ha_long long_rows, ha_error *
 /* Zeroed: the defaults. */
 typedef struct ha_score_options {
     ha_long long_rows;
+    double temperature;     /* of the softmax: log-odds are divided by it; 0: the guard's own, which thresholds.json gives, else 1 */
     size_t first_row;       /* what messages call the first row, for who scores a file in parts */
     int n_threads;          /* 0: the least of OMP_NUM_THREADS, the cores of this process and its cgroup's quota */
     int (*tick)(void *arg, size_t rows_done);   /* NULL, or called on the calling thread now and then; nonzero stops: HA_ERR_VALUE */

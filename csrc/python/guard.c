@@ -109,7 +109,7 @@ guard_dealloc(PyObject *self)
 }
 
 PyDoc_STRVAR(score_doc,
-"score(prompts, responses, *, long='windows', first_row=0)\n"
+"score(prompts, responses, *, long='windows', first_row=0, temperature=1.0)\n"
 "--\n\n"
 "What ha_guard_score() of include/harmaug.h gives. The GIL is released; Ctrl-C is answered.\n\n"
 "Parameters\n"
@@ -126,14 +126,15 @@ PyDoc_STRVAR(score_doc,
 static PyObject *
 guard_score(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"prompts", "responses", "long", "first_row", NULL};
+    static char *names[] = {"prompts", "responses", "long", "first_row", "temperature", NULL};
     PyObject *prompts_obj, *responses_obj, *prompts_tuple = NULL, *responses_tuple = NULL, *arrays[3] = {NULL}, *result = NULL;
     ha_text *prompts = NULL, *responses = NULL;
     const char *mode = "windows";
     Py_ssize_t first = 0;
     ha_score_options options = {0};
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sn:score", names, &prompts_obj, &responses_obj, &mode, &first) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$snd:score", names, &prompts_obj, &responses_obj, &mode, &first,
+                                     &options.temperature) ||
         (options.n_threads = py_threads(((guard_object *)self)->n_threads)) == 0) {
         return NULL;
     }
