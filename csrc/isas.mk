@@ -14,4 +14,6 @@ KNOWN_ISAS := neon
 endif
 ISAS := $(foreach isa,$(KNOWN_ISAS),$(if $(and $(wildcard $(SRC)/kernels/kernels_$(isa).c),$(call accepts,$(ISA_$(isa)))),$(isa)))
 HAVE := $(foreach isa,$(ISAS),-DHA_HAVE_$(shell echo $(isa) | tr a-z A-Z)=1)
-OPENMP ?= $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+ifeq ($(origin OPENMP),undefined)
+OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+endif

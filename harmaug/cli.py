@@ -279,7 +279,7 @@ def _score(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from harmaug.server import serve
 
-    serve(_guard(args), host=args.host, port=args.port, name=Path(args.model).name, threshold=args.threshold,
+    serve(_guard(args), host=args.host, port=args.port, name=Path(args.model).name or "harmaug", threshold=args.threshold,
           max_body=args.max_body, max_queue=args.max_queue, timeout=args.timeout)
     return 0
 

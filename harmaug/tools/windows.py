@@ -21,12 +21,12 @@ WINDOWS = (1, 2, 4, 8)
 
 
 def long_texts(guard: Guard, texts: Sequence[str], n_windows: int, count: int, seed: int = 0) -> list[str]:
-    """Return `count` texts of `n_windows` windows each, or one more, put together of whole texts drawn without replacement."""
+    """Return `count` texts of about `n_windows` windows each, put together of whole texts drawn without replacement."""
     lengths = guard.tokenizer.count_tokens(texts, add_special_tokens=False)
     special = int(guard.tokenizer.count_tokens([""])[0])
     window = guard.max_length - special
     step = window - min(guard.max_length // 4, window - 1)
-    wanted = window + (n_windows - 1) * step - step // 2      # the middle of what takes so many windows
+    wanted = window + (n_windows - 1) * step - 3 * step // 4      # of what takes so many windows; the last text goes beyond it
     rng = np.random.default_rng([seed, n_windows])
     made = []
     for _ in range(count):

@@ -161,7 +161,7 @@ test_fork(void)
         atomic_int calls[8] = {0};
         const int n = ha_threads_for(1u << 30, 1, 2);
         ha_parallel_run(n, body, calls);
-        _exit(n == 1 && ha_threads_max() == 1 ? 0 : 1);
+        _exit(n == 1 && ha_threads_max() == 1 && ha_threads_now() == 1 && ha_forked_serial() ? 0 : 1);
     }
     int status = -1;
     CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "the child of a fork is serial: status %d", status);

@@ -1,4 +1,4 @@
-/* What the fuzz targets share: a tokenizer is used, and what it answers is held against its header. */
+/* What the fuzz targets share: files, and a tokenizer is used, and what it answers is held against its header. */
 #ifndef HARMAUG_FUZZ_H
 #define HARMAUG_FUZZ_H
 
@@ -16,7 +16,14 @@
         }                                                                               \
     } while (0)
 
-static size_t
+static inline void
+fuzz_write(const char *path, const uint8_t *data, size_t size)
+{
+    FILE *out = fopen(path, "wb");
+    CHECK(out != NULL && fwrite(data, 1, size, out) == size && fclose(out) == 0);
+}
+
+static inline size_t
 code_points(ha_text text)
 {
     size_t n = 0;
@@ -27,7 +34,7 @@ code_points(ha_text text)
 }
 
 /* Encodes, checks the rows, decodes each, and encodes again as the second of a batch: the rows must be the same. */
-static void
+static inline void
 use(const ha_tokenizer *tok, ha_text text, ha_text pair, const ha_encode_options *options)
 {
     ha_encoding e = {0}, again = {0};

@@ -13,13 +13,6 @@ static const char *const patterns[] = {"gpt2", "cl100k", "o200k", "llama3", "qwe
 static char folder[256], file[300];
 
 static void
-write_file(const char *path, const uint8_t *data, size_t size)
-{
-    FILE *out = fopen(path, "wb");
-    CHECK(out != NULL && fwrite(data, 1, size, out) == size && fclose(out) == 0);
-}
-
-static void
 clean(void)
 {
     unlink(file);
@@ -48,7 +41,7 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
     const size_t n = fread(data, 1, sizeof(data), in);
     fclose(in);
     snprintf(beside, sizeof(beside), "%s/" HA_FUZZ_BESIDE, folder);
-    write_file(beside, data, n);
+    fuzz_write(beside, data, n);
 #endif
     return 0;
 }
@@ -58,7 +51,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     ha_tokenizer *tok = NULL;
     ha_error err;
-    write_file(file, data, size);
+    fuzz_write(file, data, size);
     const ha_open_options how = {.reference = HA_FUZZ_OWN && size % 2 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS,
                                  .pattern = HA_FUZZ_PATTERNS ? patterns[size % 6] : NULL};
     if (ha_tokenizer_open(HA_FUZZ_OPEN_FOLDER ? folder : file, &how, &tok, &err) != HA_OK) {

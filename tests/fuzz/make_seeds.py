@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import encoder_models
 from sentencepiece_cases import train
+from test_guard import write as write_guard
 from test_tokenizer import WORDS, bert, byte_level, byte_vocab, write_gguf
 from tokenizer_cases import TEXTS, random_text, random_tokenizer
 
@@ -68,3 +70,13 @@ put("beside/merges.txt", merges_txt.encode())
 r = random_tokenizer(0)[1]
 for i, text in enumerate([*TEXTS, *(random_text(r) for _ in range(200))]):
     put(f"text/{i}", bytes([i, (37 * i) % 256, 3 + i % 20, i % 6, (29 * i) % 256]) + text.encode())
+
+guard = write_guard(root / "guard")
+(guard / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 20}))
+(guard / "thresholds.json").write_text(json.dumps({"schema_version": 1, "threshold": 0.25, "long": "windows", "max_length": 20}))
+for name in ("config", "thresholds", "tokenizer_config"):
+    put(f"guard_{name}/own", (guard / f"{name}.json").read_bytes())
+    words = set(re.findall(r'"[A-Za-z_]{3,40}"', (guard / f"{name}.json").read_text()))
+    dictionary(f"guard_{name}", words | {"null", "true", "false", "{}", "[]", "id2label", '"unsafe"', "1e308", "-1", "model_max_length"})
+for name in encoder_models.FAMILIES:
+    put(f"guard_config/{name}", json.dumps(encoder_models.config(name)).encode())
