@@ -60,7 +60,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
 
     from harmaug import models, pipeline, safety, teacher
     from harmaug.augment import AugmentConfig
-    from harmaug.data import read_rows
+    from harmaug.data import read_rows, write_rows
     from harmaug.distill import split_validation
     from harmaug.guard import Guard
     from harmaug.respond import RespondConfig
@@ -108,7 +108,8 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         sizes = {name: weights_mb(place) for name, place in {"teacher": standin, **places}.items()}
         if (standin / "adapter_config.json").exists():
             sizes["teacher"] += weights_mb(folders["minilm"])
-        report = _measure(systems, sizes, held_out, chosen)
+        report, scored = _measure(systems, sizes, held_out, chosen)
+        write_rows(run / pipeline.SCORES, (row for part in scored for row in part.lines()))
         return _finish(run, report, time.monotonic() - begun, tell)
 
 
@@ -170,7 +171,7 @@ def bert_flops(config: Mapping[str, Any], tokens: int = TOKENS) -> float:
 
 
 def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: Sequence[Any],
-             validation: Sequence[Any]) -> dict[str, Any]:
+             validation: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
     import numpy as np
 
     from harmaug import evaluate
@@ -191,7 +192,8 @@ def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: S
             "gflops": bert_flops(guard.config) / 1e9, "mb": sizes[name], "ms": milliseconds(guard, prompts)}
     difference = evaluate.paired_difference(labels, scores["student with"], scores["student without"])
     comparison = {"metric": "auprc", "of": "student with minus student without", **difference}
-    return {"schema_version": evaluate.SCHEMA_VERSION, "systems": results, "comparison": comparison}
+    sets = [evaluate.ScoredSet(name=name, labels=labels, scores=found.astype(np.float64)) for name, found in scores.items()]
+    return {"schema_version": evaluate.SCHEMA_VERSION, "systems": results, "comparison": comparison}, sets
 
 
 def milliseconds(guard: Any, prompts: Sequence[str], n: int = 40) -> float:

@@ -1,34 +1,60 @@
 """One self-contained HTML page about a run: measures, yield, settings. Row text is hidden until it is clicked on."""
 from __future__ import annotations
 
+import csv
+import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from harmaug.data import Row, atomic_file, read_object
 
+if TYPE_CHECKING:
+    from harmaug.plots import Chart
+
 _NOTICE = ("The rows of this run were invented by a language model and many are harmful. They are for training and "
            "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
            "only safeguard.")
+_BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
+_LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
-def write_report(path: str | os.PathLike[str], title: str, *, tables: Sequence[tuple[str, Sequence[Sequence[Any]]]],
-                 notes: Sequence[str] = (), rows: Sequence[Mapping[str, Any]] = (),
-                 info: Mapping[str, Any] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: sentences, charts, tables, texts behind a click, and row texts behind a click and a warning."""
+
+    heading: str
+    notes: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Sequence[Sequence[Any]]] = ()
+    files: Sequence[tuple[str, str]] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section], *, notes: Sequence[str] = (),
+                 rows: Sequence[Mapping[str, Any]] = (), info: Mapping[str, Any] | None = None) -> None:
     """Write the page, whole or not at all.
 
-    Each of `tables` is (heading, lines), and the first line its head; `notes` are sentences under the title; `rows` are
-    shown on a click; `info` is shown as JSON at the end.
+    `notes` are sentences under the title; `rows` are shown on a click; `info` is shown as JSON at the end.
     """
     shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
-    page = _templates().page(title, tables, notes, _lines(rows), shown)
+    parts = [{"heading": part.heading, "notes": part.notes, "charts": [chart.shapes() for chart in part.charts],
+              "tables": part.tables, "files": part.files, "rows": _lines(part.rows)} for part in sections]
+    page = _templates().page(title, notes, parts, _lines(rows), shown)
     with atomic_file(path) as file:
         file.write(page.encode("utf-8", "replace"))
+
+
+def chart_svg(chart: Chart) -> str:
+    """Return a chart as SVG."""
+    return str(_templates().svg(chart.shapes()))
 
 
 @lru_cache(maxsize=1)
@@ -55,10 +81,10 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     info = read_info(run)
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
-        tables = [*_measures(metrics), *accounts(info["stages"])]
-    except (AttributeError, TypeError, ValueError):
-        raise RunError(f"{run}: run.json or metrics.json is damaged: not what a run writes") from None
-    write_report(run / "report.html", f"harmaug run {run.name}", tables=tables, notes=metrics.get("notes", ()),
+        sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_label_noise(run)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise RunError(f"{run}: run.json, metrics.json or scores.jsonl is damaged: not what a run writes") from None
+    write_report(run / "report.html", f"harmaug run {run.name}", sections, notes=metrics.get("notes", ()),
                  rows=_sample(run), info=info)
     return run / "report.html"
 
@@ -79,7 +105,8 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         lines.append([name, *(entry.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
-        notes += [f"{name}: {cohort['n_unlabelled']} rows without a label left out"] * bool(cohort.get("n_unlabelled"))
+        if cohort.get("n_unlabelled"):
+            notes.append(f"{name}: {cohort['n_unlabelled']} rows whose label is null left out")
         found = cohort.get("contamination") or {}
         if found.get("exact") or found.get("near"):
             notes.append(f"{name}: {found['exact']} rows are among the training rows and {found['near']} near one, so "
@@ -94,11 +121,83 @@ def measures_table(report: Mapping[str, Any]) -> Table:
     return Table(lines, notes)
 
 
-def _measures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[list[Any]]]]:
-    for name, lines in metrics.get("tables", {}).items():
-        yield f"Measures: {name}", lines
-    if "datasets" in metrics:
-        yield "Measures", measures_table(metrics).lines
+def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
+    tables = [(f"Measures: {name}", Table(lines)) for name, lines in metrics.get("tables", {}).items()]
+    tables += [("Measures", measures_table(metrics))] if "datasets" in metrics else []
+    for heading, table in tables:
+        files = [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
+        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=files)
+
+
+def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
+    """Charts, thresholds and slices of each set in scores.jsonl."""
+    from harmaug import plots
+    from harmaug.evaluate import read_scores
+    from harmaug.thresholds import fit_threshold
+
+    path = run / "scores.jsonl"
+    for part in read_scores(path) if path.exists() and path.stat().st_size else ():
+        y, s = part.labels, part.scores
+        entry = {**metrics.get("datasets", {}), **metrics.get("over_refusal", {}), **metrics.get("systems", {})}.get(part.name, {})
+        within, both = s.min() >= 0 and s.max() <= 1, y.min() != y.max()
+        draws = 200 if len(y) <= _BANDS_TO else 0
+        marks = {name: found["threshold"] for name, found in (("in use", entry), ("fitted", entry.get("at_fitted_threshold")))
+                 if found}
+        charts = [plots.distribution.chart(y, s), plots.threshold_curves.chart(y, s, marks=marks),
+                  plots.calibration.chart(y, s)] if within else []
+        charts += [plots.pr_curve.chart(y, s, draws=draws), plots.roc_curve.chart(y, s, draws=draws)] if both else []
+        lines: list[list[Any]] = [["target", "threshold", "95 % interval", "recall", "precision", "FPR", "F1"]]
+        notes = ["What thresholds would do on these rows. Fit yours on validation rows: harmaug evaluate --fit-threshold."]
+        for target in ("f1", "fpr=0.01", "fpr=0.05", "recall=0.9", "recall=0.95") if both else ():
+            try:
+                fitted = fit_threshold(y, s, target, draws=draws)
+            except ValueError as error:
+                notes.append(str(error))
+                continue
+            at = _metrics(y, s, fitted.threshold)
+            lines.append([target, fitted.threshold, fitted.interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
+        tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
+        names = ("n", "base_rate", "f1", "auprc", "recall", "fpr")
+        for column, found in entry.get("slices", {}).items():
+            if len(found) > 1:
+                tables.append([[f"by {column}", *names], *([value, *(m[name] for name in names)] for value, m in found.items())])
+        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables)
+
+
+def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
+    from harmaug.evaluate import metrics
+
+    return metrics(labels, scores, threshold)
+
+
+def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:
+    """What the stages were asked for, dropped and kept, and what it cost."""
+    from harmaug.plots import funnel
+
+    charts: list[Chart] = []
+    cost: list[list[Any]] = [["stage", "seconds", "rows kept", "seconds per 1,000 kept", "tokens"]]
+    for name, stage in stages.items():
+        account = stage.get("account") or {}
+        kept, seconds = account.get("kept", account.get("done")), stage.get("seconds")
+        counts = {what: n for what, n in account.items() if type(n) is int and n and what not in ("done", "tokens", "kept")}
+        if "asked" in account and "kept" in account:
+            charts.append(funnel.chart({**counts, "kept": account["kept"]}, f"{name}: asked, dropped, kept"))
+        cost.append([name, seconds, kept, 1000 * seconds / kept if kept and seconds else None, account.get("tokens")])
+    tables = [cost, *(lines for _, lines in accounts(stages))]
+    yield Section(heading="Yield and cost", charts=charts, tables=tables)
+
+
+def _label_noise(run: Path, limit: int = 24) -> Iterator[Section]:
+    """Rows whose own label contradicts the teacher's score, the most confident first."""
+    from harmaug.data import read_rows
+
+    path = run / "labelled.jsonl"
+    rows = read_rows(path) if path.exists() and path.stat().st_size else []
+    judged = [(abs(row.unsafe_score - row.label), row) for row in rows if row.label is not None and row.unsafe_score is not None]
+    doubtful = sorted((pair for pair in judged if pair[0] > 0.5), key=lambda pair: -pair[0])
+    if judged:
+        note = f"The teacher contradicts {len(doubtful)} of {len(judged)} labels that rows brought along; the most confident first."
+        yield Section(heading="Labels in doubt", notes=[note], rows=_columns(row for _, row in doubtful[:limit]))
 
 
 def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
@@ -111,7 +210,7 @@ def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
         lines.append([name, "seconds", stage.get("seconds")])
         for category, n in account.get("categories", {}).items():
             categories.setdefault(category, []).append(f"{name} {n}")
-    tables = [("Yield and cost", lines)]
+    tables = [("Yield", lines)]
     if categories:
         found = [[name, ", ".join(counts)] for name, counts in sorted(categories.items())]
         tables.append(("Rows by category", [["category", "rows"], *found]))
@@ -148,6 +247,20 @@ class Table:
         text = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in cells]
         return "\n".join(text + self.notes)
 
+    def to_csv(self) -> str:
+        """Return the cells as CSV, numbers in full; an interval takes one cell."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([["" if cell is None else cell if isinstance(cell, float) else _plain(cell)
+                                                         for cell in line] for line in self.lines])
+        return out.getvalue()
+
+    def to_latex(self) -> str:
+        """Return a tabular environment with the rules of booktabs."""
+        head, *body = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
+        columns = "l" + "r" * (len(self.lines[0]) - 1)
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                          r"\end{tabular}", ""])
+
     def _repr_html_(self) -> str:
         return str(_templates().table(self.lines)) + str(_templates().paragraphs(self.notes))
 
@@ -181,6 +294,10 @@ def _columns(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Return rows of the same columns as the lines of a table, or none."""
     return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+
+
+def _latex(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
 
 
 def _plain(value: Any) -> str:

@@ -196,7 +196,9 @@ def test_a_report_says_where_its_rows_come_from(tmp_path):
     assert report["over_refusal"]["safe"]["fpr"] == 0.5 and report["over_refusal"]["safe"]["auprc_interval"] is None
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
     text = evaluate.format_table(report)
-    assert "mine: 1 rows without a label left out" in text and "over-refusal: safe" in text and "1 rows are among the training rows" in text
+    assert "mine: 1 rows whose label is null left out" in text and "over-refusal: safe" in text and "1 rows are among the training rows" in text
+    two = evaluate.evaluate_guard(Lengths(), {"a": ROWS, "b": ROWS[1:4]}, draws=0)
+    assert two["mean"]["f1"] == (two["datasets"]["a"]["f1"] + two["datasets"]["b"]["f1"]) / 2 and "\nmean" in evaluate.format_table(two)
     with pytest.raises(ValueError, match="over_refusal: there is no set nothing"):
         evaluate.evaluate_guard(Lengths(), {"mine": file}, over_refusal=("nothing",))
 

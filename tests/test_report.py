@@ -5,8 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+
 from harmaug.data import Row
-from harmaug.report import HiddenRows, Table, write_report
+from harmaug.plots import Chart, Series
+from harmaug.report import HiddenRows, Section, Table, write_report
 
 HOSTILE = "</details><script>alert(1)</script>\u202e"
 
@@ -37,7 +40,7 @@ def test_a_table_is_text_and_html() -> None:
     table = Table([["set", "AUPRC", "interval"], ["a <b>", 0.81234, (0.7, 0.9)], ["longer", None, "x"]], ["one note"])
     assert repr(table).splitlines() == ["set     AUPRC        interval", "a <b>   0.812  0.700 .. 0.900", "longer      -               x", "one note"]
     page = Page(table._repr_html_())
-    assert page.tags == ["table", *(["tr"] + ["th"] * 3), *(["tr"] + ["td"] * 3) * 2, "p"]
+    assert page.tags == ["div", "table", *(["tr"] + ["th"] * 3), *(["tr"] + ["td"] * 3) * 2, "p"]
     assert "a <b>" in page.seen and "0.812" in page.seen
 
 
@@ -53,7 +56,10 @@ def test_hidden_rows_tell_no_text_but_on_a_click() -> None:
 
 def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_report(path, HOSTILE, tables=[(HOSTILE, [["a", HOSTILE], [HOSTILE, 1.0]])], notes=[HOSTILE], rows=[{"prompt": "row " + HOSTILE}], info={"k": HOSTILE})
+    chart = Chart(title=HOSTILE, x_label=HOSTILE, series=[Series(name=HOSTILE, x=np.arange(2), y=np.arange(2))], marks={HOSTILE: 0.5})
+    section = Section(heading=HOSTILE, notes=[HOSTILE], charts=[chart, Chart(title="b", bars=[(HOSTILE, 3)])], tables=[[["a", HOSTILE], [HOSTILE, 1.0]]], files=[(HOSTILE, HOSTILE)],
+                      rows=[{"prompt": "row " + HOSTILE}])
+    write_report(path, HOSTILE, [section], notes=[HOSTILE], rows=[{"prompt": "row " + HOSTILE}], info={"k": HOSTILE})
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags

@@ -1,0 +1,234 @@
+"""The plots of a report: each is a function that returns a matplotlib figure, and a chart that draws itself as SVG.
+
+``pr_curve(labels, scores)`` needs the extra ``plot``; ``pr_curve.chart(labels, scores)`` needs nothing, shows itself in a
+notebook, and is what the HTML report holds. Lines differ in dashes as well as in colour.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from harmaug import evaluate
+
+__all__ = ["Chart", "Plot", "Series", "calibration", "distribution", "funnel", "pr_curve", "roc_curve", "threshold_curves"]
+
+Floats = NDArray[np.float64]
+
+COLOURS = ("#0b5fa5", "#b3470b", "#1a7f4b", "#7b3294")
+DASHES = ("", "7 3", "2 3", "8 3 2 3")
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 300, 52, 12, 12, 44
+_GRID = np.linspace(0, 1, 101)
+_BAR = 26       # height of a bar of a bar chart, with its gap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart: its points, and the band around it."""
+
+    name: str
+    x: Floats
+    y: Floats
+    low: Floats | None = None
+    high: Floats | None = None
+    dots: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines over two axes, or bars with names; both axes begin at 0.
+
+    Attributes
+    ----------
+    title, x_label, y_label : str
+    series : sequence of Series
+    bars : sequence of (str, float)
+        Instead of series.
+    diagonal : bool
+        Draw what chance, or perfect calibration, gives.
+    marks : mapping
+        Name to a place on the x axis.
+    top : float
+        Where the y axis ends.
+    """
+
+    title: str
+    x_label: str = ""
+    y_label: str = ""
+    series: Sequence[Series] = ()
+    bars: Sequence[tuple[str, float]] = ()
+    diagonal: bool = False
+    marks: Mapping[str, float] = field(default_factory=dict)
+    top: float = 1.0
+
+    def shapes(self) -> dict[str, Any]:
+        """Return what the SVG template draws, in its pixels."""
+        if self.bars:
+            most, height = max((value for _, value in self.bars), default=0) or 1, len(self.bars) * _BAR + 8
+            bars = [{"name": name, "value": f"{value:,.0f}", "y": 4 + i * _BAR, "width": round(190 * value / most, 1)}
+                    for i, (name, value) in enumerate(self.bars)]
+            return {"title": self.title, "width": _WIDTH, "height": height, "bars": bars}
+        wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+        def points(x: Floats, y: Floats) -> str:
+            xs = _LEFT + np.clip(x, 0, 1) * wide
+            ys = _TOP + high - np.clip(y / self.top, 0, 1) * high
+            return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys))
+
+        lines = []
+        for i, one in enumerate(self.series):
+            band = None
+            if one.low is not None and one.high is not None:
+                band = f"{points(one.x, one.high)} {points(one.x[::-1], one.low[::-1])}"
+            path = points(one.x, one.y)
+            lines.append({"name": one.name, "path": path, "band": band, "colour": COLOURS[i % len(COLOURS)],
+                          "dash": DASHES[i % len(DASHES)], "dots": [p.split(",") for p in path.split()] if one.dots else (),
+                          "legend": 14 * i})
+        ticks = [{"x": round(_LEFT + t * wide, 1), "y": round(_TOP + high - t * high, 1), "text": f"{t:g}",
+                  "value": f"{t * self.top:.2g}"} for t in (0, 0.25, 0.5, 0.75, 1)]
+        marks = [{"x": round(_LEFT + place * wide, 1), "text": name, "right": place > 0.6, "y": _TOP + 12 + 13 * i}
+                 for i, (name, place) in enumerate(self.marks.items())]
+        return {"title": self.title, "width": _WIDTH, "height": _HEIGHT + 14 * len(lines), "lines": lines, "ticks": ticks,
+                "marks": marks, "x_label": self.x_label, "y_label": self.y_label, "left": _LEFT, "top": _TOP,
+                "right": _LEFT + wide, "bottom": _TOP + high, "legend": _HEIGHT + 4,
+                "diagonal": points(np.array([0.0, 1.0]), np.array([0.0, self.top])) if self.diagonal else None}
+
+    def figure(self) -> Any:
+        """Return a matplotlib Figure."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError("a figure needs matplotlib: pip install 'harmaug[plot]'") from None
+        figure = Figure(figsize=(5.2, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(self.title)
+        if self.bars:
+            shown = axes.barh([name for name, _ in self.bars], [value for _, value in self.bars], color="#9db8cf",
+                              edgecolor="black")
+            axes.bar_label(shown, padding=3)
+            axes.invert_yaxis()
+            return figure
+        for i, one in enumerate(self.series):
+            dash = DASHES[i % len(DASHES)]
+            style: Any = (0, tuple(map(float, dash.split()))) if dash else "solid"
+            colour = COLOURS[i % len(COLOURS)]
+            axes.plot(one.x, one.y, label=one.name, color=colour, linestyle=style, marker="o" if one.dots else None)
+            if one.low is not None and one.high is not None:
+                axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
+        if self.diagonal:
+            axes.plot([0, 1], [0, self.top], color="grey", linewidth=0.8)
+        for name, place in self.marks.items():
+            axes.axvline(place, color="black", linewidth=0.8)
+            axes.annotate(name, (place, self.top), rotation=90, va="top", ha="right", fontsize="small")
+        axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=(0, 1), ylim=(0, self.top))
+        axes.legend(fontsize="small")
+        return figure
+
+    def _repr_html_(self) -> str:
+        from harmaug.report import chart_svg
+
+        return chart_svg(self)
+
+
+class Plot:
+    """A plot: called, it returns a matplotlib figure; `chart` returns what draws itself without matplotlib."""
+
+    def __init__(self, build: Callable[..., Chart]) -> None:
+        self.chart, self.__doc__, self.__name__ = build, build.__doc__, build.__name__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.chart(*args, **options).figure()
+
+
+@Plot
+def pr_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: int = 0) -> Chart:
+    """Precision over recall with a pointwise 95 % bootstrap band; both classes are needed."""
+    def curve(tps: Floats, fps: Floats) -> Floats:
+        best = np.maximum.accumulate((tps / np.maximum(tps + fps, 1e-300))[::-1])[::-1]
+        return np.asarray(best[np.searchsorted(tps / tps[-1], _GRID)])
+
+    y, series = _curves(labels, scores, curve, draws, seed)
+    return Chart(title="Precision and recall", x_label="recall", y_label="precision (at this recall or more)",
+                 series=[series, Series(name="base rate", x=_GRID, y=np.full(len(_GRID), y.mean()))])
+
+
+@Plot
+def roc_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: int = 0) -> Chart:
+    """Recall over the false-positive rate with a pointwise 95 % bootstrap band; both classes are needed."""
+    def curve(tps: Floats, fps: Floats) -> Floats:
+        tps, fps = np.append(0.0, tps), np.append(0.0, fps)
+        return np.asarray(tps[np.searchsorted(fps / fps[-1], _GRID, side="right") - 1] / tps[-1])
+
+    _, series = _curves(labels, scores, curve, draws, seed)
+    return Chart(title="ROC", x_label="false-positive rate", y_label="recall", series=[series], diagonal=True)
+
+
+@Plot
+def distribution(labels: ArrayLike, scores: ArrayLike) -> Chart:
+    """How the scores of safe and of unsafe rows are spread: shares of each class in 20 bins; scores in [0, 1]."""
+    y, s = evaluate._checked(labels, scores)
+    edges = np.linspace(0, 1, 21)
+    series = []
+    for label, name in ((0, "safe"), (1, "unsafe")):
+        n = int((y == label).sum())
+        if n:
+            shares = np.histogram(s[y == label], edges)[0] / n
+            series.append(Series(name=f"{name} ({n} rows)", x=np.repeat(edges, 2)[1:-1], y=np.repeat(shares, 2)))
+    return Chart(title="Scores by label", x_label="P(unsafe)", y_label="share of the class", series=series,
+                 top=next(top for top in (0.1, 0.2, 0.4, 0.6, 0.8, 1) if top >= max(float(one.y.max()) for one in series)))
+
+
+@Plot
+def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
+    """Share of unsafe rows over the mean score, in the bins of the ECE, with 95 % Wilson intervals; scores in [0, 1]."""
+    y, s = evaluate._checked(labels, scores)
+    bins = evaluate._bin(s)
+    n = np.bincount(bins, minlength=evaluate.ECE_BINS)
+    kept = n > 0
+    n = n[kept]
+    share, mean = (np.bincount(bins, weights=values, minlength=evaluate.ECE_BINS)[kept] / n for values in (y, s))
+    z = 1.959964
+    centre, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return Chart(title="Calibration", x_label="mean P(unsafe) of the bin", y_label="share of unsafe rows",
+                 series=[Series(name="bins that hold rows", x=mean, y=share, low=low, high=high, dots=True)], diagonal=True)
+
+
+@Plot
+def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None) -> Chart:
+    """Precision, recall, F1 and false-positive rate over the threshold; `marks` are thresholds in use, by name."""
+    y, s = evaluate._checked(labels, scores)
+    flagged = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID] for label in (1, 0)], dtype=np.float64)
+    tp, fp = flagged
+    positives, negatives = max(int(y.sum()), 1), max(int((y == 0).sum()), 1)
+    lines = {"recall": tp / positives, "precision": np.divide(tp, tp + fp, out=np.full(len(tp), np.nan), where=tp + fp > 0),
+             "F1": 2 * tp / np.maximum(tp + fp + positives, 1), "FPR": fp / negatives}
+    series = [Series(name=name, x=_GRID[~np.isnan(y_)], y=y_[~np.isnan(y_)]) for name, y_ in lines.items()]
+    return Chart(title="Thresholds", x_label="threshold", y_label="", series=series, marks=marks or {})
+
+
+@Plot
+def funnel(counts: Mapping[str, float], title: str = "Yield") -> Chart:
+    """Named counts as bars, in their order."""
+    return Chart(title=title, bars=list(counts.items()))
+
+
+def _curves(labels: ArrayLike, scores: ArrayLike, curve: Callable[[Floats, Floats], Floats], draws: int,
+            seed: int) -> tuple[evaluate.Labels, Series]:
+    y, s = evaluate._checked(labels, scores)
+    if y.min() == y.max():
+        raise ValueError(f"a curve needs both classes: all {len(y)} rows are {'unsafe' if y[0] else 'safe'}")
+    order = np.argsort(-s, kind="stable")
+    ends = evaluate._ends_of_ties(s[order])
+    found = []
+    for counts in evaluate.resamples(len(y), draws, seed):
+        for weights in counts[:, order]:
+            tps, fps = np.cumsum(weights * y[order])[ends], np.cumsum(weights * (1 - y[order]))[ends]
+            if tps[-1] and fps[-1]:
+                found.append(curve(tps, fps))
+    low, high = np.quantile(found, [0.025, 0.975], axis=0) if found else (None, None)
+    tps, fps, _ = evaluate._curve(y, s)
+    return y, Series(name="guard, 95 % band" if found else "guard", x=_GRID, y=curve(tps, fps), low=low, high=high)

@@ -1,0 +1,96 @@
+"""Charts against the figures that they draw, as SVG and as matplotlib figures; the report of a run whole."""
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from harmaug import data, evaluate, plots
+from harmaug.data import Row
+from harmaug.report import Table, measures_table, report_run
+from harmaug.runs import RunFolder
+
+
+def sample(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.4).astype(np.int8)
+    return y, np.clip(0.3 * y + 0.7 * rng.random(n), 0, 1)
+
+
+def test_curves_are_those_of_scikit_learn():
+    y, s = sample()
+    chart = plots.pr_curve.chart(y, s, draws=40)
+    line = chart.series[0]
+    precision, recall, _ = sk.precision_recall_curve(y, s)
+    assert all(p == max(precision[:-1][recall[:-1] >= r - 1e-12]) for r, p in zip(line.x, line.y))
+    assert (line.low <= line.high).all() and np.mean((line.low <= line.y) & (line.y <= line.high)) > 0.9
+    line = plots.roc_curve.chart(y, s, draws=0).series[0]
+    fpr, tpr, _ = sk.roc_curve(y, s, drop_intermediate=False)
+    assert all(t == max(tpr[fpr <= x + 1e-12]) for x, t in zip(line.x, line.y)) and line.low is None
+    with pytest.raises(ValueError, match="needs both classes: all 2 rows are unsafe"):
+        plots.pr_curve.chart([1, 1], [0.1, 0.2])
+
+
+def test_other_charts():
+    y, s = sample()
+    safe, unsafe = plots.distribution.chart(y, s).series
+    assert safe.y[::2].sum() == pytest.approx(1) and unsafe.name == f"unsafe ({y.sum()} rows)"
+    lines = {one.name: one for one in plots.threshold_curves.chart(y, s, marks={"in use": 0.5}).series}
+    at = evaluate.metrics(y, s, 0.5)
+    assert [lines[name].y[50] for name in ("recall", "precision", "F1", "FPR")] == [at[name] for name in ("recall", "precision", "f1", "fpr")]
+    bins = plots.calibration.chart(y, s).series[0]
+    assert (bins.low <= bins.y + 1e-12).all() and (bins.y <= bins.high + 1e-12).all() and len(bins.x) <= 15
+    assert plots.distribution.chart([1, 1], [0.5, 0.5]).top == 1
+
+
+@pytest.mark.parametrize("name, data", [("pr_curve", sample()), ("roc_curve", sample()), ("distribution", sample()), ("calibration", sample()),
+                                        ("threshold_curves", sample()), ("funnel", ({"asked": 5, "kept": 3},))])
+def test_every_plot_is_a_figure_and_svg(name, data, tmp_path):
+    plot = getattr(plots, name)
+    figure = plot(*data)
+    figure.savefig(tmp_path / "x.png")
+    assert type(figure).__name__ == "Figure" and len(figure.axes) == 1 and (tmp_path / "x.png").stat().st_size > 1000
+    svg = plot.chart(*data)._repr_html_()
+    root = ElementTree.fromstring(re.sub(r"([\w-]+)=([^\s\"'>/]+)", r'\1="\2"', svg))
+    assert root.tag == "svg" and root.get("aria-label")
+    dashes = [line.get("stroke-dasharray") for line in root.iter("path") if line.get("stroke-width")]
+    assert len(set(dashes)) == len(dashes)      # told apart without colour
+    assert "nan" not in svg
+
+
+def test_the_page_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    with RunFolder(run):
+        pass
+    y, s = sample()
+    part = evaluate.ScoredSet(name="mine", labels=y, scores=s, groups={"category": ["a", "b", "c"] * 100},
+                              cohort={"file": None, "sha256": None, "n_unlabelled": 0})
+    safe = evaluate.ScoredSet(name="safe", labels=np.zeros(3, np.int8), scores=np.array([0.1, 0.2, 0.9]), cohort=part.cohort)
+    report = evaluate.summarise([part, safe], draws=20, fitted=0.4)
+    data.write_json(run / "metrics.json", report)
+    data.write_rows(run / "scores.jsonl", (line for p in (part, safe) for line in p.lines()))
+    data.write_rows(run / "labelled.jsonl", [Row(prompt=f"secret {i}", label=i % 2, unsafe_score=0.25) for i in range(10)])
+    info = json.loads((run / "run.json").read_text())
+    info["stages"] = {"augment": {"seconds": 5.0, "account": {"asked": 20, "refusal": 8, "kept": 12, "done": 20, "tokens": 300}}}
+    data.write_json(run / "run.json", info)
+    page = report_run(run).read_text()
+    outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
+    assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
+    assert "over-refusal: safe" in page and "\\begin{tabular}" in page and "mine,300," in page
+    for broken in ('{"datasets": 3}', '{"datasets": {"a": {}}}'):
+        (run / "metrics.json").write_text(broken)
+        with pytest.raises(ValueError, match="is damaged"):
+            report_run(run)
+
+
+def test_tables_as_csv_and_latex():
+    table = Table([["set", "F1 & more"], ["a_b", 0.123456789], ["c,d", None], ["e", (0.1, 0.25)]])
+    assert table.to_csv() == 'set,F1 & more\na_b,0.123456789\n"c,d",\ne,0.100 .. 0.250\n'
+    assert table.to_latex().splitlines() == ["\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
+                                             "e & 0.100 .. 0.250 \\\\", "\\bottomrule", "\\end{tabular}"]
+    y, s = sample()
+    report = evaluate.summarise([evaluate.ScoredSet(name="a", labels=y, scores=s)], draws=0)
+    assert measures_table(report).lines[1][0] == "a"
