@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from harmaug.data import DataError, decode_json
 from harmaug.inputs import Pair, content_of, row_of
@@ -117,16 +118,22 @@ class Batcher:
 
     def _score(self, rows: list[Pair]) -> list[_Result]:
         """Runs in the thread. A row that the guard refuses gets {"error": why}, beside the others' scores."""
+        prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
+        about: dict[str, list[int]] = {}
         try:
-            details = self.guard.score_details([prompt for prompt, _ in rows], [response for _, response in rows])
+            if hasattr(self.guard, "score_details"):
+                details = self.guard.score_details(prompts, responses)
+                scores = details.score
+                about = {name: getattr(details, name).tolist() for name in ("n_windows", "window", "n_tokens", "truncated")}
+            else:       # the TF-IDF baseline
+                scores = self.guard.score(prompts, responses)
         except ValueError as error:
             if len(rows) > 1:
                 return [self._score([row])[0] for row in rows]
             return [{"error": str(error).removeprefix("row 0").lstrip(": ")}]
-        columns = (details.score, details.n_windows, details.window, details.n_tokens, details.truncated)
-        names = ("score", "n_windows", "window", "n_tokens", "truncated")
         # a float32's shortest decimal, as `harmaug score` writes it
-        return [dict(zip(names, (float(str(score)), *rest))) for score, *rest in zip(columns[0], *(c.tolist() for c in columns[1:]))]
+        return [{"score": float(str(score)), **{name: values[i] for name, values in about.items()}}
+                for i, score in enumerate(np.asarray(scores, dtype=np.float32))]
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -144,6 +151,7 @@ def create_app(guard: Guard, *, name: str = "harmaug", threshold: float | None =
     Parameters
     ----------
     guard : Guard
+        Or anything with ``score`` and ``threshold``, such as the TF-IDF baseline: results then say nothing of windows.
     name : str
         What responses call the model.
     threshold : float, optional

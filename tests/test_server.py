@@ -288,6 +288,18 @@ def test_without_the_extra(monkeypatch, guard):
         server.create_app(guard)
 
 
+def test_whatever_scores_can_be_served(guard):
+    class Plain:
+        threshold = 0.25
+
+        def score(self, prompts, responses):
+            return [len(prompt) / 10 for prompt in prompts]
+
+    with TestClient(server.create_app(Plain())) as client:
+        assert client.post("/score", json={"rows": [{"prompt": "a"}, {"prompt": "abc"}]}).json() == {"rows": [{"score": 0.1, "flagged": False}, {"score": 0.3, "flagged": True}]}
+        assert client.post("/v1/moderations", json={"input": "abc"}).json()["results"][0]["flagged"] is True
+
+
 def test_scores_are_bits_of_the_guard(client, guard):
     got = client.post("/score", json={"rows": [{"prompt": p} for p in PROMPTS]}).json()["rows"]
     np.testing.assert_array_equal(np.array([r["score"] for r in got], dtype=np.float32), guard.score(PROMPTS))

@@ -21,20 +21,27 @@ WINDOWS = (1, 2, 4, 8)
 
 
 def long_texts(guard: Guard, texts: Sequence[str], n_windows: int, count: int, seed: int = 0) -> list[str]:
-    """Return `count` texts of about `n_windows` windows each, put together of whole texts drawn without replacement."""
-    lengths = guard.tokenizer.count_tokens(texts, add_special_tokens=False)
-    special = int(guard.tokenizer.count_tokens([""])[0])
-    window = guard.max_length - special
+    """Return `count` texts of `n_windows` windows each, put together of whole texts drawn without replacement.
+
+    What stands between them, a new line, is no token to most tokenizers; to others the last texts may need a window more.
+    """
+    lengths = guard.tokenizer.count_tokens(texts, add_special_tokens=False).tolist()
+    window = guard.max_length - int(guard.tokenizer.count_tokens([""])[0])
     step = window - min(guard.max_length // 4, window - 1)
-    wanted = window + (n_windows - 1) * step - 3 * step // 4      # of what takes so many windows; the last text goes beyond it
+    most = window + (n_windows - 1) * step
     rng = np.random.default_rng([seed, n_windows])
     made = []
     for _ in range(count):
-        order = rng.permutation(len(texts))
-        enough = int(np.searchsorted(np.cumsum(lengths[order]), wanted)) + 1
-        if enough > len(texts):
-            raise ValueError(f"{len(texts)} texts of {int(lengths.sum())} tokens do not make one of {n_windows} windows")
-        made.append("\n".join(texts[i] for i in order[:enough]))
+        chosen, total = list[str](), 0
+        for i in rng.permutation(len(texts)).tolist():
+            if total + lengths[i] <= most:
+                chosen.append(texts[i])
+                total += lengths[i]
+            if total > most - step // 2:
+                break
+        else:
+            raise ValueError(f"{len(texts)} texts of {sum(lengths)} tokens do not make one of {n_windows} windows")
+        made.append("\n".join(chosen))
     return made
 
 
