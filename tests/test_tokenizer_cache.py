@@ -56,7 +56,7 @@ def test_the_same_tokenizer(large, tmp_path, name):
     plain = everything(_C.Tokenizer(large[name]))
     first = _C.Tokenizer(large[name], cache=tmp_path)
     file = cached_file(tmp_path)
-    assert file.name == hashlib.sha256(large[name].read_bytes()).hexdigest() + ".tables1" and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.name == hashlib.sha256(large[name].read_bytes()).hexdigest() + ".tables2" and stat.S_IMODE(file.stat().st_mode) == 0o600
     stamp = file.stat().st_mtime_ns
     again = _C.Tokenizer(large[name], cache=tmp_path)
     assert first.cache_note == again.cache_note == "" and file.stat().st_mtime_ns == stamp
@@ -119,8 +119,10 @@ def checksummed(data):
     return data[:8] + checksum(checksum(0, data[16:HEADER]), data[HEADER:]).to_bytes(8, "little") + data[HEADER:0] + data[16:]
 
 
-SIZES = [12, 4, 1, 8, 16, 24, 8, 8, 8, 8, 8, 1, 8]     # of the elements of each section
-HEADER = 16 + 8 + len(SIZES) * 8 + 4 * 16 + 4 * 8 + 3 * 8 + 8 + 256 * 4
+SIZES = [12, 4, 1, 8, 16, 64, 8, 8, 8, 8, 8, 1, 8]     # of the elements of each section
+FIELDS = 16 + 8 + len(SIZES) * 8 + 4 * 16 + 4 * 8 + 4 * 8 + 8 + 256 * 4
+HEADER = -(-FIELDS // 64) * 64
+
 
 def test_checksum_as_written(large, tmp_path):
     _C.Tokenizer(large["wordpiece"], cache=tmp_path)
@@ -135,9 +137,9 @@ def test_hostile_tables(large, tmp_path, name):
     file = cached_file(tmp_path)
     good = file.read_bytes()
     counts = np.frombuffer(good[24:24 + 8 * len(SIZES)], np.uint64).astype(int).tolist()
-    starts = HEADER + np.cumsum([0] + [-(-n * s // 8) * 8 for n, s in zip(counts, SIZES, strict=True)])
+    starts = HEADER + np.cumsum([0] + [-(-n * s // 64) * 64 for n, s in zip(counts, SIZES, strict=True)])
     rng = np.random.default_rng(11)
-    places = [(at, 8) for at in range(16, HEADER - 1024, 8)] + [(HEADER - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]
+    places = [(at, 8) for at in range(16, FIELDS - 1024, 8)] + [(FIELDS - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]
     for start, n, size in zip(starts, counts, SIZES, strict=False):
         places += [(int(start) + int(i) * min(size, 4), min(size, 4)) for i in rng.integers(0, max(n * size // min(size, 4), 1), 6) if n > 0]
     used = tried = 0
@@ -156,7 +158,7 @@ def test_where_it_lies(large, tmp_path, monkeypatch):
     """HARMAUG_CACHE, folders of mode 0700; empty: nowhere; a folder that can't be made: none."""
     monkeypatch.setenv("HARMAUG_CACHE", str(tmp_path / "cache"))
     ids = Tokenizer.from_pretrained(large["bpe"]).encode("The dog.")
-    (file,) = (tmp_path / "cache").rglob("*.tables1")
+    (file,) = (tmp_path / "cache").rglob("*.tables2")
     assert file.parent == tmp_path / "cache/tokenizers" / _C.build_info()["cpu_isa"]
     assert all(stat.S_IMODE(part.stat().st_mode) == 0o700 for part in list(file.parents)[:3])
     assert Tokenizer.from_pretrained(large["bpe"]).encode("The dog.") == ids
@@ -164,13 +166,13 @@ def test_where_it_lies(large, tmp_path, monkeypatch):
     for place in ("", "/proc/no/such/place"):
         monkeypatch.setenv("HARMAUG_CACHE", place)
         assert Tokenizer.from_pretrained(large["bpe"]).encode("The dog.") == ids
-    assert not list((tmp_path / "cache").rglob("*.tables1"))
+    assert not list((tmp_path / "cache").rglob("*.tables2"))
 
 
 def test_no_temporary_files_stay(large, tmp_path):
     for name in MODELS:
         _C.Tokenizer(large[name], cache=tmp_path)
-    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".tables1"] * 3
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".tables2"] * 3
     assert len(os.listdir(tmp_path)) == 3
 
 

@@ -2,8 +2,8 @@
 #include <string.h>
 
 #include "core/hash.h"
-#include "core/pages.h"
 #include "core/utf8.h"
+#include "tokenizer/model.h"
 #include "tokenizer/word_cache.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
@@ -13,7 +13,6 @@ ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
     ha_trie_free(&model->chars);
-    ha_pages_free(model->words, model->n_word_slots * sizeof(*model->words));
     ha_trie_free(&model->long_words);
 }
 
@@ -426,71 +425,12 @@ unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped
     return *cursor;
 }
 
-/* ---- whole words ---- */
-
-/* Keyed: a file can't choose words that collide. */
-static size_t
-word_slot(const ha_bpe *model, ha_word_key key)
-{
-    return (size_t)(ha_word_hash((ha_word_key){key.low ^ model->seed, key.high}) >> 20) & (model->n_word_slots - 1);
-}
-
-ha_status
-ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err)
-{
-    size_t n_short = 0, slots = 64;
-    for (size_t i = 0; i < n; i++) {
-        if (words[i].length <= HA_CACHED_BYTES) {
-            const ha_trie_key swap = words[i];
-            words[i] = words[n_short];
-            words[n_short++] = swap;
-        }
-    }
-    while (slots < n_short * 2) {
-        slots *= 2;
-    }
-    model->words = ha_pages_alloc(slots * sizeof(*model->words));
-    if (model->words == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n);
-    }
-    model->n_word_slots = slots;
-    for (size_t i = 0; i < n_short; i++) {
-        const ha_word_key key = ha_word_key_of((const uint8_t *)words[i].text, words[i].length);
-        size_t at = word_slot(model, key);
-        while (model->words[at].key.high != 0) {
-            at = (at + 1) & (slots - 1);
-        }
-        model->words[at] = (ha_bpe_word){key, words[i].value};
-    }
-    return ha_trie_build(words + n_short, n - n_short, &model->long_words, err);
-}
-
-/* The token of a whole word, or -1. */
-static int32_t
-find_word(const ha_bpe *model, const uint8_t *text, size_t length)
-{
-    int32_t id = -1;
-    if (length > HA_CACHED_BYTES) {
-        return ha_trie_longest(&model->long_words, text, length, &id) == length ? id : -1;
-    }
-    if (model->n_word_slots == 0) {
-        return -1;
-    }
-    const ha_word_key key = ha_word_key_of(text, length);
-    for (size_t at = word_slot(model, key); model->words[at].key.high != 0; at = (at + 1) & (model->n_word_slots - 1)) {
-        if (model->words[at].key.low == key.low && model->words[at].key.high == key.high) {
-            return model->words[at].id;
-        }
-    }
-    return -1;
-}
-
 /* The word itself; room is there. */
 static void
 encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out)
 {
-    const int32_t whole = model->ignore_merges ? find_word(model, text + begin, end - begin) : -1;
-    if (whole >= 0) {
+    int32_t whole = -1;
+    if (end - begin > HA_CACHED_BYTES && ha_trie_longest(&model->long_words, text + begin, end - begin, &whole) == end - begin) {
         out->at[out->n++] = (ha_token){whole, (uint32_t)begin, (uint32_t)end, 0};
         return;
     }
@@ -512,28 +452,14 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
 }
 
 ha_status
-ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_bpe_scratch *scratch,
-              ha_tokens *out, ha_error *err)
+ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
 {
-    const size_t length = end - begin, first = out->n;
-    ha_status status = out->capacity - out->n >= length + HA_CACHED_TOKENS ? HA_OK : ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
-    ha_word_entry *slot = NULL;
-    ha_word_key key = {0, 0};
-    if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && (model->all_bytes || model->characters)) {
-        key = ha_word_key_of(text + begin, length);
-        slot = ha_cache_slot(cache, key);
-        if (ha_cache_get(slot, key, begin, out)) {
-            return HA_OK;
-        }
-    }
+    ha_status status = ha_tokens_reserve(out, end - begin, err);
     if (status == HA_OK) {
-        status = make_room(scratch, length + 1, err);
+        status = make_room(scratch, end - begin + 1, err);
     }
     if (status == HA_OK) {
         encode_word(model, text, begin, end, scratch, out);
-        if (slot != NULL) {
-            ha_cache_put(slot, key, out->at + first, out->n - first);
-        }
     }
     return status;
 }
