@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
-from tokenizer_cases import GPT2, LLAMA3, QWEN2, TEXTS, difference
+from tokenizer_cases import GPT2, LLAMA3, QWEN2, TEXTS, difference, stops_midway
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from harmaug import _C, FormatError, Tokenizer
@@ -277,6 +277,16 @@ def test_interrupt(tok: Tokenizer) -> None:
     assert time.monotonic() - began < 30
     timer.join()
     assert tok.encode("the dog") == tok.encode_batch(["the dog"]).ids.tolist()
+
+
+@pytest.mark.parametrize("spans", [False, True])
+def test_a_long_text_is_interrupted(tok: Tokenizer, tmp_path: Path, spans: bool) -> None:
+    stops_midway(tok, "the dog, thing! " * 10_000, spans)
+    byte_level().save(str(tmp_path / "bytes.json"))
+    stops_midway(Tokenizer.from_pretrained(tmp_path / "bytes.json"), "the dog, thing! " * 10_000, spans)
+    word = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))       # the whole text is one word
+    word.save(str(tmp_path / "word.json"))
+    stops_midway(Tokenizer.from_pretrained(tmp_path / "word.json"), "ab" * 100_000, spans)
 
 
 def test_save_pretrained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -7,6 +7,7 @@ import stat
 import numpy as np
 import pytest
 import tokenizers
+from sentencepiece_cases import train
 from tokenizer_cases import TEXTS, extract
 
 from harmaug import _C, Tokenizer
@@ -62,6 +63,51 @@ def test_the_same_tokenizer(large, tmp_path, name):
     assert first.cache_note == again.cache_note == "" and file.stat().st_mtime_ns == stamp
     assert everything(first) == everything(again) == plain
     assert again.token_to_id("<extra>") == first.token_to_id("<extra>") == first.vocab_size - 1
+
+
+def test_scores_above_zero(tmp_path):
+    """What prunes the search for the best tokens of a word is found anew when the scores come from the cache."""
+    vocab = [["<unk>", 0.0], ["▁", 3.0], *[[c, 4.0] for c in "abcdef"], ["▁abc", 1.0], ["▁ab", 1.5], ["cd", 9.0], ["▁abcdef", 2.0]]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({
+        "version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}, "normalizer": {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}}) + " " * (1 << 20), encoding="utf-8")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    texts = ["abcdef", "abc abcd", "fedcba abcdefa", "ab  abcdefabcdef"]
+    expected = [e.ids for e in tokenizers.Tokenizer.from_file(str(path)).encode_batch(texts)]
+    for _ in range(2):
+        ids, offsets = _C.Tokenizer(path, cache=cache).encode_batch(texts, None)[:2]
+        assert [part.tolist() for part in np.split(ids, offsets[1:-1])] == expected
+
+
+@pytest.mark.parametrize(("name", "model", "options"), [
+    ("T5Tokenizer", "unigram", {"extra_ids": 7}), ("XLMRobertaTokenizer", "unigram", {}), ("LlamaTokenizer", "bpe", {"add_eos_token": True})])
+def test_sentencepiece_models(tmp_path, name, model, options):
+    """Kept by the model and by what says how it is converted; sentencepiece's own ids are not."""
+    special = {"pad_id": 3} if name == "T5Tokenizer" else {}
+    data = train(model_type=model, byte_fallback=model == "bpe", **special) + b"\xc2\x3e\x80\x80\x40" + bytes(1 << 20)     # field 1000, which nobody knows
+    (tmp_path / "spm.model").write_bytes(data)
+    config, added = {"tokenizer_class": name, **options}, {"<new>": None}
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def opened(**kwargs):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        tok = _C.Tokenizer(tmp_path / "spm.model", **kwargs)
+        assert tok.cache_note == ""
+        return everything(tok)
+
+    plain = opened()
+    assert opened(cache=cache) == opened(cache=cache) == plain and len(list(cache.iterdir())) == 1
+    config["added_tokens_decoder"] = {str(len(plain[2])): {"content": next(iter(added)), "lstrip": True}}
+    more = opened()
+    assert opened(cache=cache) == opened(cache=cache) == more != plain and len(list(cache.iterdir())) == 2
+    assert opened(cache=cache, reference="sentencepiece") == opened(reference="sentencepiece") and len(list(cache.iterdir())) == 2
+    for file in cache.iterdir():
+        file.write_bytes(b"x" * 5000)
+    tok = _C.Tokenizer(tmp_path / "spm.model", cache=cache)
+    assert "not used" in tok.cache_note and everything(tok) == more
 
 
 def test_small_sources_and_unwritable_folders(large, tmp_path):

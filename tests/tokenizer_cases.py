@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -65,6 +66,20 @@ def difference(
         if not same or (decode and any(ours.decode(want.ids, skip) != theirs.decode(want.ids, skip_special_tokens=skip) for skip in (True, False))):
             bad.append(i)
     return bad
+
+
+def stops_midway(tok: Tokenizer, text: str, spans: bool = False) -> None:
+    """What Ctrl-C does to a single long text: it stops before its end."""
+    seen: list[int] = []
+
+    def stop(done: int) -> None:
+        seen.append(done)
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        tok._tokenizer.encode_batch((text,), None, spans=spans, progress=stop, n_threads=1)
+    assert seen == [0]
+    assert tok.encode(text[:100]) == tok.encode_batch([text[:100]]).ids.tolist()
 
 
 def sampled(items: Sequence[T], share: int = 8) -> list[T]:

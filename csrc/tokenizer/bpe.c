@@ -279,9 +279,12 @@ offer(const ha_bpe *model, const ha_bpe_symbol *s, ha_bpe_entry *heap, size_t *n
 }
 
 /* Many symbols: a linked list and a heap of candidate pairs; each merge adds at most two, so 3n entries suffice. */
-static size_t
-merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
+static ha_status
+merge_large(const ha_bpe *model, ha_bpe_scratch *scratch, size_t *n_symbols, ha_error *err)
 {
+    ha_bpe_symbol *s = scratch->symbols;
+    ha_bpe_entry *heap = scratch->heap;
+    const size_t n = *n_symbols;
     size_t n_heap = 0;
     for (size_t i = 0; i < n; i++) {
         s[i].prev = (int32_t)i - 1;
@@ -291,6 +294,10 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
         offer(model, s, heap, &n_heap, (int32_t)i, (int32_t)i + 1);
     }
     while (n_heap > 0) {
+        const ha_status status = ha_pulse_beat(scratch->pulse, 1, err);
+        if (status != HA_OK) {
+            return status;
+        }
         const ha_bpe_entry top = ha_bpe_heap_pop(heap, &n_heap);
         ha_bpe_symbol *left = &s[top.at];
         if (left->length == 0 || left->next < 0) {
@@ -317,7 +324,8 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
             s[kept++] = s[i];
         }
     }
-    return kept;
+    *n_symbols = kept;
+    return HA_OK;
 }
 
 static ha_status
@@ -426,18 +434,25 @@ unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped
 }
 
 /* The word itself; room is there. */
-static void
-encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out)
+static ha_status
+encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
 {
     int32_t whole = -1;
     if (end - begin > HA_CACHED_BYTES && ha_trie_longest(&model->long_words, text + begin, end - begin, &whole) == end - begin) {
         out->at[out->n++] = (ha_token){whole, (uint32_t)begin, (uint32_t)end, 0};
-        return;
+        return HA_OK;
     }
     ha_bpe_symbol *s = scratch->symbols;
     size_t n = model->characters ? first_characters(model, text, begin, end, s) : first_symbols(model, text, begin, end, s);
     const int mapped_lengths = !model->all_bytes && !model->characters;
-    n = n <= SMALL ? merge_small(model, s, n) : merge_large(model, s, n, scratch->heap);
+    if (n <= SMALL) {
+        n = merge_small(model, s, n);
+    } else {
+        const ha_status status = merge_large(model, scratch, &n, err);
+        if (status != HA_OK) {
+            return status;
+        }
+    }
     size_t at = begin, cursor = begin, mapped = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         size_t from = at, to = at + s[i].length;
@@ -449,6 +464,7 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
         }
         out->at[out->n++] = (ha_token){s[i].id, (uint32_t)from, (uint32_t)(to < end ? to : end), 0};
     }
+    return HA_OK;
 }
 
 ha_status
@@ -458,8 +474,5 @@ ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end
     if (status == HA_OK) {
         status = make_room(scratch, end - begin + 1, err);
     }
-    if (status == HA_OK) {
-        encode_word(model, text, begin, end, scratch, out);
-    }
-    return status;
+    return status == HA_OK ? encode_word(model, text, begin, end, scratch, out, err) : status;
 }

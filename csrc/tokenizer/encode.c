@@ -662,7 +662,8 @@ encode_runs(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs,
         worker *w = worker_take(tok);
         const int asks = ha_thread_index() == 0;
         if (w != NULL) {
-            w->pulse = (ha_pulse){&stop, asks ? options->tick : NULL, options->tick_arg, 0};
+            w->pulse = (ha_pulse){&stop, asks ? options->tick : NULL, options->tick_arg, 0, 0};
+            w->bpe.pulse = w->unigram.pulse = w->sentencepiece.pulse = &w->pulse;
         }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
@@ -694,7 +695,7 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
     ha_status status = runs != NULL && blocks != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu texts", n);
     if (status == HA_OK) {
         plan(texts, pairs, n, runs);
-        status = encode_runs(tok, texts, pairs, options, runs, n_runs, blocks, n_threads) ? ha_pulse_stopped(err) : HA_OK;
+        status = encode_runs(tok, texts, pairs, options, runs, n_runs, blocks, n_threads) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
     }
     for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
         if (blocks[k].status != HA_OK) {

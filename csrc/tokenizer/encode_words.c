@@ -3,25 +3,7 @@
 #include "tokenizer/pipeline.h"
 #include "tokenizer/word_table.h"
 
-enum { BATCH = 64, BEAT = 1 << 16 };        /* BEAT: bytes between two looks at whether to stop */
-
-int
-ha_pulse_stops(ha_pulse *pulse)
-{
-    if (pulse == NULL) {
-        return 0;
-    }
-    if (pulse->tick != NULL && !*pulse->stop && pulse->tick(pulse->tick_arg, pulse->texts_done)) {
-        *pulse->stop = 1;
-    }
-    return *pulse->stop;
-}
-
-ha_status
-ha_pulse_stopped(ha_error *err)
-{
-    return ha_fail(err, HA_ERR_VALUE, "interrupted");
-}
+enum { BATCH = 64 };
 
 /* A word that neither the table nor the cache has: appends to r->tokens. */
 static ha_status
@@ -165,7 +147,7 @@ ha_status
 ha_encode_pieces(const ha_word_run *r, const ha_pieces *pieces, const ha_pre_step *cut, ha_error *err)
 {
     ha_piece batch[BATCH];
-    size_t n = 0, since = 0;
+    size_t n = 0;
     ha_status status = HA_OK;
     for (size_t p = 0; p < pieces->n && status == HA_OK; p++) {
         const ha_piece piece = pieces->at[p];
@@ -188,11 +170,7 @@ ha_encode_pieces(const ha_word_run *r, const ha_pieces *pieces, const ha_pre_ste
                 status = encode_batch(r, batch, n, err);
                 n = 0;
             }
-            since += at - before;
-            if (since >= BEAT && status == HA_OK) {
-                since = 0;
-                status = ha_pulse_stops(r->pulse) ? ha_pulse_stopped(err) : HA_OK;
-            }
+            status = status == HA_OK ? ha_pulse_beat(r->pulse, at - before, err) : status;
         } while (at < piece.end && status == HA_OK);
     }
     return status == HA_OK ? encode_batch(r, batch, n, err) : status;

@@ -4,6 +4,7 @@
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
+#include "tokenizer/pulse.h"
 #include "tokenizer/trie.h"
 
 /* Tokens by text and by id. */
@@ -113,6 +114,7 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
     size_t cap_symbols;
     ha_bpe_entry *heap;
     size_t cap_heap;
+    ha_pulse *pulse;                /* NULL: never stopped */
 } ha_bpe_scratch;
 
 /* A heap of n entries, the lowest rank on top, of equal ones the leftmost. The caller has the room. */
@@ -170,6 +172,7 @@ typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread *
     ha_unigram_node *nodes;
     size_t capacity;
     ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS, HA_WORD_CACHE_WAYS), the word last seen first; NULL: none */
+    ha_pulse *pulse;            /* NULL: never stopped */
 } ha_unigram_scratch;
 
 void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
@@ -177,6 +180,8 @@ void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
 void ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch);
 /* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
 ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
+/* Sets model->bound, from the scores of the first n_ids ids; once, when scores and unk_score are there. */
+void ha_unigram_find_bounds(ha_unigram *model, const ha_vocab *vocab, size_t n_ids);
 void ha_unigram_free(ha_unigram *model);
 /* The tokens of one word of 1 to HA_SHORT_WORD bytes behind a sign of its own, which is not part of `word`; their places are not set. Room for n + 1 of them is
  * reserved. 0: some of it is unknown, and ha_unigram_encode must do it. */

@@ -2,8 +2,6 @@
 #ifndef HARMAUG_TOKENIZER_PIPELINE_H
 #define HARMAUG_TOKENIZER_PIPELINE_H
 
-#include <stdatomic.h>
-
 #include "tokenizer/model.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
@@ -177,17 +175,6 @@ ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_erro
 
 /* Fills tok->raw and tok->raw_at. */
 ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
-
-/* Whether to stop in the middle of a text: asked now and then by what may take long. */
-typedef struct ha_pulse {
-    atomic_int *stop;               /* of all threads */
-    int (*tick)(void *arg, size_t texts_done);      /* NULL: not this thread's to ask */
-    void *tick_arg;
-    size_t texts_done;
-} ha_pulse;
-
-int ha_pulse_stops(ha_pulse *pulse);            /* NULL: never */
-ha_status ha_pulse_stopped(ha_error *err);      /* what is returned then: HA_ERR_VALUE */
 
 /* What turns the pieces of a text into tokens. */
 typedef struct ha_word_run {

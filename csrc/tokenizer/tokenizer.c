@@ -117,6 +117,9 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
     if (status == HA_OK && has_words && tok->tables == NULL) {
         status = build_words(tok, err);
     }
+    if (status == HA_OK && tok->model_kind == HA_MODEL_UNIGRAM) {
+        ha_unigram_find_bounds(&tok->unigram, &tok->vocab, tok->n_model_ids);
+    }
     ha_unigram_plan(tok);
     return status == HA_OK && tok->tables == NULL ? ha_tokenizer_build_raw(tok, err) : status;
 }

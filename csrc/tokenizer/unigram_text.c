@@ -37,14 +37,15 @@ plan_tails(ha_tokenizer *tok)
 {
     ha_word_plan *plan = &tok->words;
     const ha_unigram *model = &tok->unigram;
+    const uint8_t *text = (const uint8_t *)tok->vocab.text;
+    uint8_t pairs[1 << 14] = {0};
     size_t length;
-    for (size_t id = 0; id < tok->n_model_ids; id++) {
-        const uint8_t *text = (const uint8_t *)ha_vocab_text(&tok->vocab, (int32_t)id, &length);
-        for (size_t i = 1; i < length; i++) {
-            if (text[i - 1] < 128 && text[i] < 128) {
-                plan->joins[text[i - 1]][text[i] >> 6] |= (uint64_t)1 << (text[i] & 63);
-            }
-        }
+    for (size_t i = 1; i < tok->vocab.n_text; i++) {        /* texts end in NUL bytes, which no word holds */
+        const unsigned pair = (unsigned)text[i - 1] << 7 | text[i];
+        pairs[(text[i - 1] | text[i]) < 128 ? pair : 0] = 1;
+    }
+    for (unsigned pair = 0; pair < 1 << 14; pair++) {
+        plan->joins[pair >> 7][pair >> 6 & 1] |= (uint64_t)pairs[pair] << (pair & 63);
     }
     for (unsigned c = 0; c < 128; c++) {
         const uint8_t byte = (uint8_t)c;
@@ -53,10 +54,10 @@ plan_tails(ha_tokenizer *tok)
         plan->tail[c] = is_tail ? id : -1;
     }
     for (size_t i = 0; i < tok->added.n; i++) {
-        const char *text = ha_added_token_written(&tok->added, &tok->added.at[i], &length);
+        const char *written = ha_added_token_written(&tok->added, &tok->added.at[i], &length);
         for (size_t k = 0; k < length && tok->added.at[i].normalized; k++) {
-            if ((uint8_t)text[k] < 128) {
-                plan->tail[(uint8_t)text[k]] = -1;      /* it may belong to that added token */
+            if ((uint8_t)written[k] < 128) {
+                plan->tail[(uint8_t)written[k]] = -1;      /* it may belong to that added token */
             }
         }
     }
@@ -353,6 +354,7 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             r->out->at[r->out->n++] = (ha_token){.id = plan->tail[p[i]]};
         }
         p += length;
+        status = status == HA_OK ? ha_pulse_beat(r->scratch->pulse, length, r->err) : status;
     }
     return status == HA_OK && r->last == 2 && !r->given_up ? encode_word(r, p, 0) : status;
 }
