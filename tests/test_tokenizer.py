@@ -100,10 +100,10 @@ def test_padded(tok: Tokenizer) -> None:
                            ({"dtype": "int8"}, "dtype must be 'int32' or 'int64'")):
         with pytest.raises(ValueError, match=match):
             e.padded(**options)
-    with pytest.raises(ValueError, match="columns must be at least 4, the length of row 0, got 3"):
-        _C.pad_rows(e.ids, e.offsets, e.type_ids, 3)
+    with pytest.raises(ValueError, match="length must be at least 4, the longest row, got 3"):
+        _C.pad_rows(e.ids, e.offsets, e.type_ids, length=3)
     with pytest.raises(ValueError, match="offsets must rise"):
-        _C.pad_rows(e.ids, [0, 99], e.type_ids, 100)
+        _C.pad_rows(e.ids, [0, 99], e.type_ids, length=100)
 
 
 def test_padded_types_and_pad_id(tok: Tokenizer) -> None:
