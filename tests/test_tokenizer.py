@@ -279,6 +279,14 @@ def test_interrupt(tok: Tokenizer) -> None:
     assert tok.encode("the dog") == tok.encode_batch(["the dog"]).ids.tolist()
 
 
+def test_nothing_is_left_of_a_text(tmp_path: Path) -> None:
+    theirs = byte_level()
+    theirs.normalizer = normalizers.BertNormalizer(lowercase=False)
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert difference(Tokenizer.from_pretrained(tmp_path), theirs, ["\x01", "", "\x01a", "\x02 \x03"]) == []
+
+
 @pytest.mark.parametrize("spans", [False, True])
 def test_a_long_text_is_interrupted(tok: Tokenizer, tmp_path: Path, spans: bool) -> None:
     stops_midway(tok, "the dog, thing! " * 10_000, spans)

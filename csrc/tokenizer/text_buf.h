@@ -25,11 +25,13 @@ void ha_text_buf_free(ha_text_buf *buf);
 /* Room for `extra` more bytes. */
 ha_status ha_text_buf_reserve(ha_text_buf *buf, size_t extra, ha_error *err);
 
-/* Sets the HA_TEXT_PAD bytes behind the text to zero. Some room was reserved once. */
+/* Sets the HA_TEXT_PAD bytes behind the text to zero. */
 static inline void
 ha_text_buf_close(ha_text_buf *buf)
 {
-    memset(buf->text + buf->length, 0, HA_TEXT_PAD);
+    if (buf->text != NULL) {
+        memset(buf->text + buf->length, 0, HA_TEXT_PAD);
+    }
 }
 
 /* Appends code point c, all of whose bytes came from `from`. Needs 4 reserved bytes. */
