@@ -10,8 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/sha256.h"
 #include "core/pages.h"
+#include "core/sha256.h"
 #include "core/utf8.h"
 #include "tokenizer/word_table.h"
 
