@@ -197,6 +197,7 @@ def test_python_threads(tok: Tokenizer) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*forked after its parent:RuntimeWarning")
 def test_child_of_fork(tok: Tokenizer) -> None:
     texts = ["the dog " * 400] * 64
     want = tok.encode_batch(texts, n_threads=2).ids.sum()
