@@ -148,7 +148,8 @@ class Tokenizer:
     def token_bytes(self, id: int, /) -> bytes: ...
 
 def pad_rows(
-    ids: ArrayLike, offsets: ArrayLike, type_ids: ArrayLike, columns: int, *, pad_id: int = 0, left: bool = False, wide: bool = False, n_threads: int = 0
+    ids: ArrayLike, offsets: ArrayLike, type_ids: ArrayLike, *, length: int | None = None, multiple: int | None = None, pad_id: int = 0, left: bool = False,
+    wide: bool = False, n_threads: int = 0,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 
 # causal_lm.c

@@ -142,17 +142,9 @@ class Encoding:
         for name, value, known in (("side", side, ("right", "left")), ("dtype", dtype, ("int32", "int64"))):
             if value not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
-        longest = int(self.lengths.max(initial=0))
-        columns = longest if length is None else length
-        if columns < longest:
-            raise ValueError(f"length must be at least {longest}, the longest row, got {length}")
-        if pad_to_multiple_of is not None:
-            if pad_to_multiple_of < 1:
-                raise ValueError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
-            columns = -(-columns // pad_to_multiple_of) * pad_to_multiple_of
-        arrays = _C.pad_rows(self.ids, self.offsets, self.type_ids, columns, pad_id=self.pad_id, left=side == "left", wide=dtype == "int64",
-                             n_threads=n_threads or 0)
-        return dict(zip(("input_ids", "attention_mask", "token_type_ids"), arrays, strict=True))
+        ids, mask, types = _C.pad_rows(self.ids, self.offsets, self.type_ids, length=length, multiple=pad_to_multiple_of, pad_id=self.pad_id,
+                                       left=side == "left", wide=dtype == "int64", n_threads=n_threads or 0)
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 class Tokenizer:

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
-from tokenizer_cases import GPT2, LLAMA3, QWEN2, TEXTS, difference
+from tokenizer_cases import GPT2, LLAMA3, QWEN2, TEXTS, difference, stops_midway
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from harmaug import _C, FormatError, Tokenizer
@@ -100,10 +100,10 @@ def test_padded(tok: Tokenizer) -> None:
                            ({"dtype": "int8"}, "dtype must be 'int32' or 'int64'")):
         with pytest.raises(ValueError, match=match):
             e.padded(**options)
-    with pytest.raises(ValueError, match="columns must be at least 4, the length of row 0, got 3"):
-        _C.pad_rows(e.ids, e.offsets, e.type_ids, 3)
+    with pytest.raises(ValueError, match="length must be at least 4, the longest row, got 3"):
+        _C.pad_rows(e.ids, e.offsets, e.type_ids, length=3)
     with pytest.raises(ValueError, match="offsets must rise"):
-        _C.pad_rows(e.ids, [0, 99], e.type_ids, 100)
+        _C.pad_rows(e.ids, [0, 99], e.type_ids, length=100)
 
 
 def test_padded_types_and_pad_id(tok: Tokenizer) -> None:
@@ -277,6 +277,24 @@ def test_interrupt(tok: Tokenizer) -> None:
     assert time.monotonic() - began < 30
     timer.join()
     assert tok.encode("the dog") == tok.encode_batch(["the dog"]).ids.tolist()
+
+
+def test_nothing_is_left_of_a_text(tmp_path: Path) -> None:
+    theirs = byte_level()
+    theirs.normalizer = normalizers.BertNormalizer(lowercase=False)
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert difference(Tokenizer.from_pretrained(tmp_path), theirs, ["\x01", "", "\x01a", "\x02 \x03"]) == []
+
+
+@pytest.mark.parametrize("spans", [False, True])
+def test_a_long_text_is_interrupted(tok: Tokenizer, tmp_path: Path, spans: bool) -> None:
+    stops_midway(tok, "the dog, thing! " * 10_000, spans)
+    byte_level().save(str(tmp_path / "bytes.json"))
+    stops_midway(Tokenizer.from_pretrained(tmp_path / "bytes.json"), "the dog, thing! " * 10_000, spans)
+    word = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))       # the whole text is one word
+    word.save(str(tmp_path / "word.json"))
+    stops_midway(Tokenizer.from_pretrained(tmp_path / "word.json"), "ab" * 100_000, spans)
 
 
 def test_save_pretrained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -7,6 +7,7 @@ import stat
 import numpy as np
 import pytest
 import tokenizers
+from sentencepiece_cases import train
 from tokenizer_cases import TEXTS, extract
 
 from harmaug import _C, Tokenizer
@@ -56,12 +57,57 @@ def test_the_same_tokenizer(large, tmp_path, name):
     plain = everything(_C.Tokenizer(large[name]))
     first = _C.Tokenizer(large[name], cache=tmp_path)
     file = cached_file(tmp_path)
-    assert file.name == hashlib.sha256(large[name].read_bytes()).hexdigest() + ".tables1" and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.name == hashlib.sha256(large[name].read_bytes()).hexdigest() + ".tables2" and stat.S_IMODE(file.stat().st_mode) == 0o600
     stamp = file.stat().st_mtime_ns
     again = _C.Tokenizer(large[name], cache=tmp_path)
     assert first.cache_note == again.cache_note == "" and file.stat().st_mtime_ns == stamp
     assert everything(first) == everything(again) == plain
     assert again.token_to_id("<extra>") == first.token_to_id("<extra>") == first.vocab_size - 1
+
+
+def test_scores_above_zero(tmp_path):
+    """What prunes the search for the best tokens of a word is found anew when the scores come from the cache."""
+    vocab = [["<unk>", 0.0], ["▁", 3.0], *[[c, 4.0] for c in "abcdef"], ["▁abc", 1.0], ["▁ab", 1.5], ["cd", 9.0], ["▁abcdef", 2.0]]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({
+        "version": "1.0", "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}, "normalizer": {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}}) + " " * (1 << 20), encoding="utf-8")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    texts = ["abcdef", "abc abcd", "fedcba abcdefa", "ab  abcdefabcdef"]
+    expected = [e.ids for e in tokenizers.Tokenizer.from_file(str(path)).encode_batch(texts)]
+    for _ in range(2):
+        ids, offsets = _C.Tokenizer(path, cache=cache).encode_batch(texts, None)[:2]
+        assert [part.tolist() for part in np.split(ids, offsets[1:-1])] == expected
+
+
+@pytest.mark.parametrize(("name", "model", "options"), [
+    ("T5Tokenizer", "unigram", {"extra_ids": 7}), ("XLMRobertaTokenizer", "unigram", {}), ("LlamaTokenizer", "bpe", {"add_eos_token": True})])
+def test_sentencepiece_models(tmp_path, name, model, options):
+    """Kept by the model and by what says how it is converted; sentencepiece's own ids are not."""
+    special = {"pad_id": 3} if name == "T5Tokenizer" else {}
+    data = train(model_type=model, byte_fallback=model == "bpe", **special) + b"\xc2\x3e\x80\x80\x40" + bytes(1 << 20)     # field 1000, which nobody knows
+    (tmp_path / "spm.model").write_bytes(data)
+    config, added = {"tokenizer_class": name, **options}, {"<new>": None}
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def opened(**kwargs):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        tok = _C.Tokenizer(tmp_path / "spm.model", **kwargs)
+        assert tok.cache_note == ""
+        return everything(tok)
+
+    plain = opened()
+    assert opened(cache=cache) == opened(cache=cache) == plain and len(list(cache.iterdir())) == 1
+    config["added_tokens_decoder"] = {str(len(plain[2])): {"content": next(iter(added)), "lstrip": True}}
+    more = opened()
+    assert opened(cache=cache) == opened(cache=cache) == more != plain and len(list(cache.iterdir())) == 2
+    assert opened(cache=cache, reference="sentencepiece") == opened(reference="sentencepiece") and len(list(cache.iterdir())) == 2
+    for file in cache.iterdir():
+        file.write_bytes(b"x" * 5000)
+    tok = _C.Tokenizer(tmp_path / "spm.model", cache=cache)
+    assert "not used" in tok.cache_note and everything(tok) == more
 
 
 def test_small_sources_and_unwritable_folders(large, tmp_path):
@@ -119,8 +165,10 @@ def checksummed(data):
     return data[:8] + checksum(checksum(0, data[16:HEADER]), data[HEADER:]).to_bytes(8, "little") + data[HEADER:0] + data[16:]
 
 
-SIZES = [12, 4, 1, 8, 16, 24, 8, 8, 8, 8, 8, 1, 8]     # of the elements of each section
-HEADER = 16 + 8 + len(SIZES) * 8 + 4 * 16 + 4 * 8 + 3 * 8 + 8 + 256 * 4
+SIZES = [12, 4, 1, 8, 16, 64, 8, 8, 8, 8, 8, 1, 8]     # of the elements of each section
+FIELDS = 16 + 8 + len(SIZES) * 8 + 4 * 16 + 4 * 8 + 4 * 8 + 8 + 256 * 4
+HEADER = -(-FIELDS // 64) * 64
+
 
 def test_checksum_as_written(large, tmp_path):
     _C.Tokenizer(large["wordpiece"], cache=tmp_path)
@@ -135,9 +183,9 @@ def test_hostile_tables(large, tmp_path, name):
     file = cached_file(tmp_path)
     good = file.read_bytes()
     counts = np.frombuffer(good[24:24 + 8 * len(SIZES)], np.uint64).astype(int).tolist()
-    starts = HEADER + np.cumsum([0] + [-(-n * s // 8) * 8 for n, s in zip(counts, SIZES, strict=True)])
+    starts = HEADER + np.cumsum([0] + [-(-n * s // 64) * 64 for n, s in zip(counts, SIZES, strict=True)])
     rng = np.random.default_rng(11)
-    places = [(at, 8) for at in range(16, HEADER - 1024, 8)] + [(HEADER - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]
+    places = [(at, 8) for at in range(16, FIELDS - 1024, 8)] + [(FIELDS - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]
     for start, n, size in zip(starts, counts, SIZES, strict=False):
         places += [(int(start) + int(i) * min(size, 4), min(size, 4)) for i in rng.integers(0, max(n * size // min(size, 4), 1), 6) if n > 0]
     used = tried = 0
@@ -156,7 +204,7 @@ def test_where_it_lies(large, tmp_path, monkeypatch):
     """HARMAUG_CACHE, folders of mode 0700; empty: nowhere; a folder that can't be made: none."""
     monkeypatch.setenv("HARMAUG_CACHE", str(tmp_path / "cache"))
     ids = Tokenizer.from_pretrained(large["bpe"]).encode("The dog.")
-    (file,) = (tmp_path / "cache").rglob("*.tables1")
+    (file,) = (tmp_path / "cache").rglob("*.tables2")
     assert file.parent == tmp_path / "cache/tokenizers" / _C.build_info()["cpu_isa"]
     assert all(stat.S_IMODE(part.stat().st_mode) == 0o700 for part in list(file.parents)[:3])
     assert Tokenizer.from_pretrained(large["bpe"]).encode("The dog.") == ids
@@ -164,13 +212,13 @@ def test_where_it_lies(large, tmp_path, monkeypatch):
     for place in ("", "/proc/no/such/place"):
         monkeypatch.setenv("HARMAUG_CACHE", place)
         assert Tokenizer.from_pretrained(large["bpe"]).encode("The dog.") == ids
-    assert not list((tmp_path / "cache").rglob("*.tables1"))
+    assert not list((tmp_path / "cache").rglob("*.tables2"))
 
 
 def test_no_temporary_files_stay(large, tmp_path):
     for name in MODELS:
         _C.Tokenizer(large[name], cache=tmp_path)
-    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".tables1"] * 3
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".tables2"] * 3
     assert len(os.listdir(tmp_path)) == 3
 
 

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from sentencepiece_cases import check_characters, own_difference, random_ids_differ, rows, train, write_gguf
-from tokenizer_cases import TEXTS, difference, random_text, random_unicode
+from tokenizer_cases import TEXTS, difference, random_text, random_unicode, stops_midway
 from tokenizers import decoders, models
 
 from harmaug import _C, FormatError, Tokenizer
@@ -179,6 +179,13 @@ def test_own_ids_of_recorded_models(name: str, tmp_path: Path) -> None:
     ours = Tokenizer.from_pretrained(tmp_path, reference="sentencepiece")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model_of(name))
     assert own_difference(ours, theirs, texts()) == [] and random_ids_differ(ours, theirs, 2) == 0
+
+
+@pytest.mark.parametrize("spans", [False, True])
+@pytest.mark.parametrize(("name", "reference"), [("deberta", "tokenizers"), ("deberta", "sentencepiece"), ("llama", "tokenizers"), ("llama", "sentencepiece")])
+def test_a_long_text_is_interrupted(name: str, reference: str, spans: bool, tmp_path: Path) -> None:
+    write_case(name, tmp_path)
+    stops_midway(Tokenizer.from_pretrained(tmp_path, reference=reference), "the garden of the birds, and more of them " * 8000, spans)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

@@ -5,6 +5,9 @@
 static PyArrayObject *
 integers(PyObject *obj, int type, const char *name)
 {
+    if (PyArray_Check(obj) && PyArray_TYPE((PyArrayObject *)obj) == type && PyArray_NDIM((PyArrayObject *)obj) == 1) {
+        return (PyArrayObject *)PyArray_FROM_OTF(obj, type, NPY_ARRAY_IN_ARRAY);
+    }
     PyArrayObject *wide = (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_INT64, NPY_ARRAY_IN_ARRAY), *out = NULL;
     if (wide == NULL) {
         return NULL;

@@ -156,27 +156,49 @@ done:
     return result;
 }
 
+/* Columns for these rows: `length` (None: the longest row), rounded up to a multiple; -1 with an exception. */
+static Py_ssize_t
+columns_for(ha_batch b, PyObject *length, PyObject *multiple)
+{
+    Py_ssize_t columns, longest = 0, unit;
+    for (size_t i = 0; i < b.n_rows; i++) {
+        const Py_ssize_t n = (Py_ssize_t)(b.offsets[i + 1] - b.offsets[i]);
+        longest = n > longest ? n : longest;
+    }
+    columns = length != Py_None ? PyNumber_AsSsize_t(length, PyExc_ValueError) : longest;
+    unit = multiple != Py_None ? PyNumber_AsSsize_t(multiple, PyExc_ValueError) : 1;
+    if (PyErr_Occurred()) {
+        return -1;
+    }
+    if (columns < longest) {
+        PyErr_Format(PyExc_ValueError, "length must be at least %zd, the longest row, got %zd", longest, columns);
+        return -1;
+    }
+    if (unit < 1 || columns > PY_SSIZE_T_MAX - unit) {
+        PyErr_Format(PyExc_ValueError, "pad_to_multiple_of must be at least 1, got %zd", unit);
+        return -1;
+    }
+    return (columns + unit - 1) / unit * unit;
+}
+
 static PyObject *
 pad_rows(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ids", "offsets", "type_ids", "columns", "pad_id", "left", "wide", "n_threads", NULL};
-    PyObject *ids, *offsets, *type_ids, *arrays[3] = {NULL}, *result = NULL;
-    Py_ssize_t columns;
+    static char *names[] = {"ids", "offsets", "type_ids", "length", "multiple", "pad_id", "left", "wide", "n_threads", NULL};
+    PyObject *ids, *offsets, *type_ids, *length = Py_None, *multiple = Py_None, *arrays[3] = {NULL}, *result = NULL;
     ha_pad_options options = {0};
     py_batch batch;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOn|$ippi:pad_rows", names, &ids, &offsets, &type_ids, &columns, &options.pad_id, &options.left,
-                                     &options.wide, &options.n_threads) || (options.n_threads = py_threads(options.n_threads)) == 0) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$OOippi:pad_rows", names, &ids, &offsets, &type_ids, &length, &multiple, &options.pad_id,
+                                     &options.left, &options.wide, &options.n_threads) || (options.n_threads = py_threads(options.n_threads)) == 0) {
         return NULL;
     }
     if (!py_batch_open(ids, offsets, type_ids, &batch) || batch.types == NULL) {
         goto done;
     }
     const ha_batch b = batch.batch;
-    for (size_t i = 0; i < b.n_rows; i++) {
-        if (columns < b.offsets[i + 1] - b.offsets[i]) {
-            PyErr_Format(PyExc_ValueError, "columns must be at least %lld, the length of row %zu, got %zd", (long long)(b.offsets[i + 1] - b.offsets[i]), i, columns);
-            goto done;
-        }
+    const Py_ssize_t columns = columns_for(b, length, multiple);
+    if (columns < 0) {
+        goto done;
     }
     npy_intp dims[2] = {(npy_intp)b.n_rows, columns};
     for (int i = 0; i < 3; i++) {
@@ -478,8 +500,8 @@ static PyMethodDef tokenizer_methods[] = {
 
 static PyMethodDef tokenizer_functions[] = {
     {"pad_rows", METHOD(pad_rows), METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("pad_rows(ids, offsets, type_ids, columns, *, pad_id=0, left=False, wide=False, n_threads=0)\n--\n\n"
-               "(ids, attention mask, type ids) of ragged rows, each int32 or, wide, int64 (rows, columns).")},
+     PyDoc_STR("pad_rows(ids, offsets, type_ids, *, length=None, multiple=None, pad_id=0, left=False, wide=False, n_threads=0)\n--\n\n"
+               "(ids, attention mask, type ids) of ragged rows, each int32 or, wide, int64 (rows, columns); columns are `length`, or the longest row, rounded up.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -67,6 +67,12 @@ build_trie(ha_added_tokens *added, int normalized, const ha_text_buf *normal, co
             n++;
         }
     }
+    int lone = -1, n_first = 0;
+    for (int byte = 0; byte < 256; byte++) {
+        lone = first[byte] ? byte : lone;
+        n_first += first[byte];
+    }
+    added->lone_first[normalized] = (int16_t)(n_first == 1 ? lone : -1);
     const ha_status status = ha_trie_build(keys, n, normalized ? &added->normalized : &added->raw, err);
     free(keys);
     return status;
@@ -147,6 +153,21 @@ is_word(const uint8_t *text, size_t at)
     return (ha_uc_flags(ha_utf8_decode(text + at, &size)) & HA_UC_WORD) != 0;
 }
 
+/* Where the next byte stands with which some token begins, or `end`. */
+static inline size_t
+next_first(const ha_added_tokens *added, int normalized, const uint8_t *text, size_t i, size_t end)
+{
+    if (added->lone_first[normalized] >= 0) {
+        const uint8_t *found = i < end ? memchr(text + i, added->lone_first[normalized], end - i) : NULL;
+        return found != NULL ? (size_t)(found - text) : end;
+    }
+    const uint8_t *first = normalized ? added->first_normalized : added->first_raw;
+    while (i < end && !first[text[i]]) {
+        i++;
+    }
+    return i;
+}
+
 ha_status
 ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_special, const uint8_t *text, size_t begin, size_t end,
                       ha_pieces *out, ha_error *err)
@@ -159,7 +180,7 @@ ha_added_tokens_split(const ha_added_tokens *added, int normalized, int skip_spe
         int32_t index = -1;
         const size_t length = first[text[i]] ? ha_trie_longest(trie, text + i, end - i, &index) : 0;
         if (length == 0) {
-            i++;
+            i = next_first(added, normalized, text, i + 1, end);
             continue;
         }
         const ha_added_token *t = &added->at[index];

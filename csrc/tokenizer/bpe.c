@@ -2,8 +2,8 @@
 #include <string.h>
 
 #include "core/hash.h"
-#include "core/pages.h"
 #include "core/utf8.h"
+#include "tokenizer/model.h"
 #include "tokenizer/word_cache.h"
 
 enum { SMALL = 24 };        /* up to this many symbols the lowest rank is found by looking at all, above by a heap */
@@ -13,7 +13,6 @@ ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
     ha_trie_free(&model->chars);
-    ha_pages_free(model->words, model->n_word_slots * sizeof(*model->words));
     ha_trie_free(&model->long_words);
 }
 
@@ -280,9 +279,12 @@ offer(const ha_bpe *model, const ha_bpe_symbol *s, ha_bpe_entry *heap, size_t *n
 }
 
 /* Many symbols: a linked list and a heap of candidate pairs; each merge adds at most two, so 3n entries suffice. */
-static size_t
-merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
+static ha_status
+merge_large(const ha_bpe *model, ha_bpe_scratch *scratch, size_t *n_symbols, ha_error *err)
 {
+    ha_bpe_symbol *s = scratch->symbols;
+    ha_bpe_entry *heap = scratch->heap;
+    const size_t n = *n_symbols;
     size_t n_heap = 0;
     for (size_t i = 0; i < n; i++) {
         s[i].prev = (int32_t)i - 1;
@@ -292,6 +294,10 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
         offer(model, s, heap, &n_heap, (int32_t)i, (int32_t)i + 1);
     }
     while (n_heap > 0) {
+        const ha_status status = ha_pulse_beat(scratch->pulse, 1, err);
+        if (status != HA_OK) {
+            return status;
+        }
         const ha_bpe_entry top = ha_bpe_heap_pop(heap, &n_heap);
         ha_bpe_symbol *left = &s[top.at];
         if (left->length == 0 || left->next < 0) {
@@ -318,7 +324,8 @@ merge_large(const ha_bpe *model, ha_bpe_symbol *s, size_t n, ha_bpe_entry *heap)
             s[kept++] = s[i];
         }
     }
-    return kept;
+    *n_symbols = kept;
+    return HA_OK;
 }
 
 static ha_status
@@ -426,78 +433,26 @@ unmap(const uint8_t *text, size_t end, size_t at, size_t *cursor, size_t *mapped
     return *cursor;
 }
 
-/* ---- whole words ---- */
-
-/* Keyed: a file can't choose words that collide. */
-static size_t
-word_slot(const ha_bpe *model, ha_word_key key)
-{
-    return (size_t)(ha_word_hash((ha_word_key){key.low ^ model->seed, key.high}) >> 20) & (model->n_word_slots - 1);
-}
-
-ha_status
-ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err)
-{
-    size_t n_short = 0, slots = 64;
-    for (size_t i = 0; i < n; i++) {
-        if (words[i].length <= HA_CACHED_BYTES) {
-            const ha_trie_key swap = words[i];
-            words[i] = words[n_short];
-            words[n_short++] = swap;
-        }
-    }
-    while (slots < n_short * 2) {
-        slots *= 2;
-    }
-    model->words = ha_pages_alloc(slots * sizeof(*model->words));
-    if (model->words == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n);
-    }
-    model->n_word_slots = slots;
-    for (size_t i = 0; i < n_short; i++) {
-        const ha_word_key key = ha_word_key_of((const uint8_t *)words[i].text, words[i].length);
-        size_t at = word_slot(model, key);
-        while (model->words[at].key.high != 0) {
-            at = (at + 1) & (slots - 1);
-        }
-        model->words[at] = (ha_bpe_word){key, words[i].value};
-    }
-    return ha_trie_build(words + n_short, n - n_short, &model->long_words, err);
-}
-
-/* The token of a whole word, or -1. */
-static int32_t
-find_word(const ha_bpe *model, const uint8_t *text, size_t length)
-{
-    int32_t id = -1;
-    if (length > HA_CACHED_BYTES) {
-        return ha_trie_longest(&model->long_words, text, length, &id) == length ? id : -1;
-    }
-    if (model->n_word_slots == 0) {
-        return -1;
-    }
-    const ha_word_key key = ha_word_key_of(text, length);
-    for (size_t at = word_slot(model, key); model->words[at].key.high != 0; at = (at + 1) & (model->n_word_slots - 1)) {
-        if (model->words[at].key.low == key.low && model->words[at].key.high == key.high) {
-            return model->words[at].id;
-        }
-    }
-    return -1;
-}
-
 /* The word itself; room is there. */
-static void
-encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out)
+static ha_status
+encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
 {
-    const int32_t whole = model->ignore_merges ? find_word(model, text + begin, end - begin) : -1;
-    if (whole >= 0) {
+    int32_t whole = -1;
+    if (end - begin > HA_CACHED_BYTES && ha_trie_longest(&model->long_words, text + begin, end - begin, &whole) == end - begin) {
         out->at[out->n++] = (ha_token){whole, (uint32_t)begin, (uint32_t)end, 0};
-        return;
+        return HA_OK;
     }
     ha_bpe_symbol *s = scratch->symbols;
     size_t n = model->characters ? first_characters(model, text, begin, end, s) : first_symbols(model, text, begin, end, s);
     const int mapped_lengths = !model->all_bytes && !model->characters;
-    n = n <= SMALL ? merge_small(model, s, n) : merge_large(model, s, n, scratch->heap);
+    if (n <= SMALL) {
+        n = merge_small(model, s, n);
+    } else {
+        const ha_status status = merge_large(model, scratch, &n, err);
+        if (status != HA_OK) {
+            return status;
+        }
+    }
     size_t at = begin, cursor = begin, mapped = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         size_t from = at, to = at + s[i].length;
@@ -509,31 +464,15 @@ encode_word(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, 
         }
         out->at[out->n++] = (ha_token){s[i].id, (uint32_t)from, (uint32_t)(to < end ? to : end), 0};
     }
+    return HA_OK;
 }
 
 ha_status
-ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_bpe_scratch *scratch,
-              ha_tokens *out, ha_error *err)
+ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err)
 {
-    const size_t length = end - begin, first = out->n;
-    ha_status status = out->capacity - out->n >= length + HA_CACHED_TOKENS ? HA_OK : ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
-    ha_word_entry *slot = NULL;
-    ha_word_key key = {0, 0};
-    if (status == HA_OK && cache != NULL && length - 1 < HA_CACHED_BYTES && (model->all_bytes || model->characters)) {
-        key = ha_word_key_of(text + begin, length);
-        slot = ha_cache_slot(cache, key);
-        if (ha_cache_get(slot, key, begin, out)) {
-            return HA_OK;
-        }
-    }
+    ha_status status = ha_tokens_reserve(out, end - begin, err);
     if (status == HA_OK) {
-        status = make_room(scratch, length + 1, err);
+        status = make_room(scratch, end - begin + 1, err);
     }
-    if (status == HA_OK) {
-        encode_word(model, text, begin, end, scratch, out);
-        if (slot != NULL) {
-            ha_cache_put(slot, key, out->at + first, out->n - first);
-        }
-    }
-    return status;
+    return status == HA_OK ? encode_word(model, text, begin, end, scratch, out, err) : status;
 }

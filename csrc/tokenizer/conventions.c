@@ -4,26 +4,61 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/map_file.h"
+#include "core/sha256.h"
 #include "core/strmap.h"
-#include "tokenizer/hf_config.h"
 
 /* ---- the files ---- */
 
-static const ha_json_node *
-member(const ha_json *json, const char *key)
+const ha_json_node *
+ha_conventions_member(const ha_json *json, const char *key)
 {
     return json != NULL ? ha_json_get(json, ha_json_root(json), key) : NULL;
+}
+
+/* `name` in the folder of the file `path`: *out stays NULL and the digest what it is when it is not there. HA_ERR_FORMAT when it is no object. */
+static ha_status
+open_beside(const char *path, const char *name, ha_json **out, uint8_t digest[32], ha_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    const size_t n = slash != NULL ? (size_t)(slash - path) + 1 : 0;
+    char *beside = malloc(n + strlen(name) + 1);
+    *out = NULL;
+    if (beside == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
+    }
+    memcpy(beside, path, n);
+    strcpy(beside + n, name);
+    ha_status status = HA_OK;
+    FILE *probe = fopen(beside, "rb");
+    if (probe != NULL) {
+        ha_map_file file;
+        fclose(probe);
+        status = ha_map_file_open(beside, &file, err);
+        if (status == HA_OK) {
+            ha_sha256(file.data, file.size, digest);
+            status = ha_json_parse(beside, (const char *)file.data, file.size, out, err);
+            ha_map_file_close(&file);
+        }
+        if (status == HA_OK && ha_json_root(*out)->type != HA_JSON_OBJECT) {
+            status = ha_fail(err, HA_ERR_FORMAT, "%.400s: must hold an object", beside);
+            ha_json_free(*out);
+            *out = NULL;
+        }
+    }
+    free(beside);
+    return status;
 }
 
 ha_status
 ha_conventions_open(const char *path, ha_conventions *out, ha_error *err)
 {
     memset(out, 0, sizeof(*out));
-    TRY(ha_hf_open(path, "tokenizer_config.json", &out->config, err));
-    TRY(ha_hf_open(path, "config.json", &out->model, err));
-    if (member(out->config, "added_tokens_decoder") == NULL) {
-        TRY(ha_hf_open(path, "special_tokens_map.json", &out->map, err));
-        TRY(ha_hf_open(path, "added_tokens.json", &out->added, err));
+    TRY(open_beside(path, "tokenizer_config.json", &out->config, out->digests[0], err));
+    TRY(open_beside(path, "config.json", &out->model, out->digests[1], err));
+    if (ha_conventions_member(out->config, "added_tokens_decoder") == NULL) {
+        TRY(open_beside(path, "special_tokens_map.json", &out->map, out->digests[2], err));
+        TRY(open_beside(path, "added_tokens.json", &out->added, out->digests[3], err));
     }
     return HA_OK;
 }
@@ -79,17 +114,14 @@ ha_conventions_bool(const ha_conventions *c, const char *key, int fallback, int 
 
 /* ---- tokens ---- */
 
-/* A token as a file has it: a string, or an object with "content". */
-typedef struct written { const ha_json *json; const ha_json_node *node; const char *text; size_t length; } written;
-
 static ha_status
-read_written(const ha_json *json, const ha_json_node *node, const char *key, written *out, ha_error *err)
+read_written(const ha_json *json, const ha_json_node *node, const char *key, ha_written *out, ha_error *err)
 {
     const ha_json_node *content = node != NULL && node->type == HA_JSON_OBJECT ? ha_json_get(json, node, "content") : node;
     if (content == NULL || content->type != HA_JSON_STRING) {
         return ha_fail(err, HA_ERR_FORMAT, "tokenizer_config.json or special_tokens_map.json: \"%s\" is neither a string nor an object with \"content\"", key);
     }
-    *out = (written){json, node, content->string, content->length};
+    *out = (ha_written){json, node, content->string, content->length};
     return HA_OK;
 }
 
@@ -97,20 +129,20 @@ read_written(const ha_json *json, const ha_json_node *node, const char *key, wri
 static const ha_json_node *
 say(const ha_conventions *c, const char *key, const ha_json **json)
 {
-    const ha_json_node *node = member(c->map, key);
+    const ha_json_node *node = ha_conventions_member(c->map, key);
     *json = node != NULL ? c->map : c->config;
-    return node != NULL ? node : member(c->config, key);
+    return node != NULL ? node : ha_conventions_member(c->config, key);
 }
 
 /* out->text NULL: there is none (null in the file). */
 static ha_status
-read_special(const ha_conventions *c, const ha_special *special, written *out, ha_error *err)
+read_special(const ha_conventions *c, const ha_special *special, ha_written *out, ha_error *err)
 {
     const ha_json *json;
     const ha_json_node *node = say(c, special->key, &json);
-    *out = (written){NULL, NULL, special->fallback, special->fallback != NULL ? strlen(special->fallback) : 0};
+    *out = (ha_written){NULL, NULL, special->fallback, special->fallback != NULL ? strlen(special->fallback) : 0};
     if (node != NULL && node->type == HA_JSON_NULL) {
-        *out = (written){0};
+        *out = (ha_written){0};
         return HA_OK;
     }
     return node != NULL ? read_written(json, node, special->key, out, err) : HA_OK;
@@ -124,36 +156,40 @@ typedef struct adder {
 } adder;
 
 static ha_status
-put(ha_strmap *map, written w, int *is_new, ha_error *err)
+put(ha_strmap *map, ha_written w, int *is_new, ha_error *err)
 {
     const ha_strmap_put_result result = map->slots != NULL || ha_strmap_init(map, 16) ? ha_strmap_put(map, w.text, w.length, 0) : HA_STRMAP_NOMEM;
     *is_new = result == HA_STRMAP_ADDED;
     return result != HA_STRMAP_NOMEM ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for added tokens");
 }
 
+ha_status
+ha_written_options(ha_written w, int normalized, ha_added_token *out, ha_error *err)
+{
+    const int special = out->special;
+    if (w.node == NULL || w.node->type != HA_JSON_OBJECT) {
+        return HA_OK;
+    }
+    TRY(ha_json_get_bool(w.json, w.node, "special", 0, &out->special, err));
+    out->special |= special;
+    TRY(ha_json_get_bool(w.json, w.node, "single_word", 0, &out->single_word, err));
+    TRY(ha_json_get_bool(w.json, w.node, "lstrip", 0, &out->lstrip, err));
+    TRY(ha_json_get_bool(w.json, w.node, "rstrip", 0, &out->rstrip, err));
+    return ha_json_get_bool(w.json, w.node, "normalized", normalized >= 0 ? normalized : !out->special, &out->normalized, err);
+}
+
 /* Adds a token with the options that its object has; one that the vocabulary lacks gets the next id. A token that was added before stays as it is. */
 static ha_status
-add_token(adder *a, written w, int lstrip, int32_t *out_id)
+add_token(adder *a, ha_written w, int lstrip, int32_t *out_id)
 {
     ha_vocab *vocab = &a->tok->vocab;
     ha_error *err = a->err;
     ha_added_token t = {.lstrip = lstrip, .length = w.length};
-    const int is_object = w.node != NULL && w.node->type == HA_JSON_OBJECT;
     uint32_t unused;
     int is_new;
     t.special = ha_strmap_get(&a->special, w.text, w.length, &unused);
-    if (is_object) {
-        if (!t.special) {
-            TRY(ha_json_get_bool(w.json, w.node, "special", 0, &t.special, err));
-        }
-        TRY(ha_json_get_bool(w.json, w.node, "single_word", 0, &t.single_word, err));
-        TRY(ha_json_get_bool(w.json, w.node, "lstrip", 0, &t.lstrip, err));
-        TRY(ha_json_get_bool(w.json, w.node, "rstrip", 0, &t.rstrip, err));
-    }
     t.normalized = !t.special;
-    if (is_object) {
-        TRY(ha_json_get_bool(w.json, w.node, "normalized", t.normalized, &t.normalized, err));
-    }
+    TRY(ha_written_options(w, -1, &t, err));
     t.id = ha_vocab_id(vocab, w.text, w.length);
     if (t.id < 0) {
         t.id = (int32_t)vocab->n_ids;
@@ -164,30 +200,27 @@ add_token(adder *a, written w, int lstrip, int32_t *out_id)
     return is_new && w.length > 0 ? ha_added_tokens_add(&a->tok->added, w.text, t, err) : HA_OK;
 }
 
-typedef struct listed { uint64_t id; written w; } listed;
-
 static int
 by_id(const void *a, const void *b)
 {
-    const listed *x = a, *y = b;
+    const ha_listed *x = a, *y = b;
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* "added_tokens_decoder" maps ids to tokens, added_tokens.json texts to ids: *out (malloc'ed) in order of id. */
-static ha_status
-read_listed(const ha_conventions *c, listed **out, size_t *n, ha_error *err)
+ha_status
+ha_conventions_listed(const ha_conventions *c, ha_listed **out, size_t *n, ha_error *err)
 {
     const ha_json *json = c->added != NULL ? c->added : c->config;
-    const ha_json_node *table = c->added != NULL ? ha_json_root(c->added) : member(c->config, "added_tokens_decoder");
+    const ha_json_node *table = c->added != NULL ? ha_json_root(c->added) : ha_conventions_member(c->config, "added_tokens_decoder");
     *n = 0;
     *out = malloc(((table != NULL ? table->length : 0) + 1) * sizeof(**out));
     if (*out == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for added tokens");
     }
     for (const ha_json_node *item = ha_json_first(json, table); item != NULL; item = ha_json_next(json, item)) {
-        listed *l = &(*out)[(*n)++];
+        ha_listed *l = &(*out)[(*n)++];
         if (c->added != NULL) {
-            l->w = (written){json, NULL, item->key, item->key_length};
+            l->w = (ha_written){json, NULL, item->key, item->key_length};
             if (!ha_json_u64(item, &l->id) || item->key_length == 0) {
                 return ha_fail(err, HA_ERR_FORMAT, "added_tokens.json: must map tokens to ids, '%.80s' is none", item->key);
             }
@@ -204,18 +237,22 @@ read_listed(const ha_conventions *c, listed **out, size_t *n, ha_error *err)
     return HA_OK;
 }
 
+ha_status
+ha_listed_check(const ha_listed *listed, const ha_vocab *vocab, ha_error *err)
+{
+    const int32_t known = ha_vocab_id(vocab, listed->w.text, listed->w.length);
+    return listed->id == (known >= 0 ? (uint64_t)known : vocab->n_ids) ? HA_OK
+           : ha_fail(err, HA_ERR_FORMAT, "added token '%.80s' is said to have id %llu, which is not its place in the vocabulary", listed->w.text,
+                     (unsigned long long)listed->id);
+}
+
 static ha_status
-add_listed(adder *a, const listed *list, size_t n)
+add_listed(adder *a, const ha_listed *list, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        const written w = list[i].w;
-        const int32_t known = ha_vocab_id(&a->tok->vocab, w.text, w.length);
         int32_t id;
-        if (known >= 0 ? (uint64_t)known != list[i].id : list[i].id != a->tok->vocab.n_ids) {
-            return ha_fail(a->err, HA_ERR_FORMAT, "added token '%.80s' is said to have id %llu, which is not its place in the vocabulary",
-                           w.text, (unsigned long long)list[i].id);
-        }
-        TRY(add_token(a, w, 0, &id));
+        TRY(ha_listed_check(&list[i], &a->tok->vocab, a->err));
+        TRY(add_token(a, list[i].w, 0, &id));
     }
     return HA_OK;
 }
@@ -227,7 +264,7 @@ additional(adder *a, const ha_conventions *c, int note)
     const ha_json *json;
     const ha_json_node *list = say(c, "additional_special_tokens", &json);
     for (const ha_json_node *item = ha_json_first(json, list); item != NULL; item = ha_json_next(json, item)) {
-        written w;
+        ha_written w;
         int is_new;
         int32_t id;
         TRY(read_written(json, item, "additional_special_tokens", &w, a->err));
@@ -237,9 +274,9 @@ additional(adder *a, const ha_conventions *c, int note)
 }
 
 static ha_status
-add_all(adder *a, const ha_conventions *c, const ha_special *specials, size_t n, const listed *list, size_t n_listed, int32_t *ids)
+add_all(adder *a, const ha_conventions *c, const ha_special *specials, size_t n, const ha_listed *list, size_t n_listed, int32_t *ids)
 {
-    written w;
+    ha_written w;
     int is_new;
     for (size_t i = 0; i < n; i++) {
         TRY(read_special(c, &specials[i], &w, a->err));
@@ -266,9 +303,9 @@ ha_status
 ha_conventions_add_tokens(ha_tokenizer *tok, const ha_conventions *c, const ha_special *specials, size_t n, int32_t *ids, ha_error *err)
 {
     adder a = {.tok = tok, .err = err};
-    listed *list = NULL;
+    ha_listed *list = NULL;
     size_t n_listed = 0;
-    ha_status status = read_listed(c, &list, &n_listed, err);
+    ha_status status = ha_conventions_listed(c, &list, &n_listed, err);
     if (status == HA_OK) {
         status = add_all(&a, c, specials, n, list, n_listed, ids);
     }

@@ -11,15 +11,18 @@
 #define MAX_WINDOWS ((size_t)1 << 32)
 #define CACHE_BYTES (sizeof(ha_word_entry) << HA_CACHE_BITS)
 
-enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64, AHEAD = 6 };     /* AHEAD: pieces between asking for a word in the cache and looking at it */
+enum { MAX_TEXT = 1 << 28, BLOCK_BYTES = 1 << 15, BLOCK_ROWS = 256, MAX_KEPT = 1 << 22, MAX_WORKERS = 64 };
 
 /* White space at the two ends of a token, which post-processing may take off its span. */
 typedef struct margins { uint32_t lead, trail; } margins;
 
 /* What one text came to. Once its spans are wanted and `finish_spans` has run, begin and end are code points of the text. */
 typedef struct side {
+    size_t n;               /* tokens */
+    int plain;              /* 1: their ids are in `ids`, 0: in `tokens`, with places */
+    ha_ids ids;
     ha_tokens tokens;
-    margins *margins;       /* (tokens.n,) with spans and trim_offsets */
+    margins *margins;       /* (n,) with spans and trim_offsets */
     size_t cap_margins;
 } side;
 
@@ -36,21 +39,23 @@ typedef struct worker {
     side a, b;
     uint32_t *code_points;      /* code point index of each byte of a text */
     size_t cap_code_points;
+    ha_pulse pulse;
 } worker;
 
 typedef struct row { size_t end, text; int32_t truncated; } row;      /* end: in the tokens of its block */
 
 /* The encodings of a run of texts. */
 typedef struct block {
-    size_t first_text, n_texts;
     int32_t *ids, *spans;
-    uint8_t *type_ids;
+    uint8_t *type_ids;      /* NULL: all are 0 so far */
     size_t n, capacity;
     row *rows;
     size_t n_rows, cap_rows;
     ha_status status;
     ha_error err;
 } block;
+
+typedef struct text_run { size_t first, n; } text_run;
 
 struct ha_worker_pool {
     atomic_flag busy;           /* never waited for: who finds it taken does without the pool, in a forked child for ever */
@@ -73,9 +78,18 @@ worker_free(worker *w)
     ha_pieces_free(&w->spare);
     ha_tokens_free(&w->a.tokens);
     ha_tokens_free(&w->b.tokens);
+    ha_ids_free(&w->a.ids);
+    ha_ids_free(&w->b.ids);
     free(w->a.margins);
     free(w->b.margins);
     free(w->code_points);
+}
+
+/* Whether words come to the same tokens wherever they stand, with places that follow from the tokens' lengths. */
+static int
+uses_cache(const ha_tokenizer *tok)
+{
+    return tok->model_kind == HA_MODEL_WORDPIECE || (tok->model_kind == HA_MODEL_BPE && (tok->bpe.all_bytes || tok->bpe.characters));
 }
 
 /* NULL when there is no memory. */
@@ -92,7 +106,7 @@ worker_take(const ha_tokenizer *tok)
         }
         atomic_flag_clear(&pool->busy);
     }
-    if (w == NULL && (w = calloc(1, sizeof(*w))) != NULL) {
+    if (w == NULL && (w = calloc(1, sizeof(*w))) != NULL && uses_cache(tok)) {
         w->cache = ha_pages_alloc(CACHE_BYTES);
     }
     return w;
@@ -107,7 +121,7 @@ worker_give(const ha_tokenizer *tok, worker *w)
         return;
     }
     const int small = w->text.capacity + w->spare_text.capacity + w->norm.a.capacity + w->norm.b.capacity + w->pieces.capacity + w->spare.capacity
-                      + w->a.tokens.capacity + w->b.tokens.capacity + w->bpe.cap_symbols + w->cap_code_points < MAX_KEPT;
+                      + w->a.tokens.capacity + w->b.tokens.capacity + w->a.ids.capacity + w->b.ids.capacity + w->bpe.cap_symbols + w->cap_code_points < MAX_KEPT;
     if (small && !atomic_flag_test_and_set(&pool->busy)) {
         if (pool->n < MAX_WORKERS) {
             w->next = pool->first;
@@ -145,7 +159,7 @@ ha_worker_pool_free(ha_worker_pool *pool)
     free(pool);
 }
 
-/* Added tokens, normalizer and pre-tokenizer: fills w->text and w->pieces. */
+/* Added tokens, normalizer and pre-tokenizer, but for a last step that the model's loop takes over: fills w->text and w->pieces. */
 static ha_status
 cut_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, ha_error *err)
 {
@@ -170,35 +184,23 @@ cut_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options
         }
     }
     if (status == HA_OK) {
-        status = ha_pre_tokenize(&tok->pre, &w->text, &w->pieces, &w->spare_text, &w->spare, err);
+        status = ha_pre_tokenize(&tok->pre, tok->pre.n_steps - (ha_pre_last_cut(&tok->pre) != NULL), &w->text, &w->pieces, &w->spare_text, &w->spare, err);
     }
     return status;
 }
 
 static ha_status
-run_model(const ha_tokenizer *tok, worker *w, ha_tokens *out, ha_error *err)
+run_model(const ha_tokenizer *tok, int spans, worker *w, side *out, ha_error *err)
 {
-    ha_status status = HA_OK;
-    out->n = 0;
-    for (size_t p = 0; p < w->pieces.n && status == HA_OK; p++) {
-        const ha_piece piece = w->pieces.at[p];
-        if (p + AHEAD < w->pieces.n && w->cache != NULL && tok->model_kind != HA_MODEL_UNIGRAM) {
-            const ha_piece later = w->pieces.at[p + AHEAD];
-            ha_cache_ask(w->cache, w->text.text + later.begin, later.end - later.begin);
-        }
-        if (piece.added_id >= 0) {
-            status = ha_tokens_reserve(out, 1, err);
-            if (status == HA_OK) {
-                out->at[out->n++] = (ha_token){piece.added_id, piece.begin, piece.end, 1};
-            }
-        } else if (tok->model_kind == HA_MODEL_WORDPIECE) {
-            status = ha_wordpiece_encode(&tok->wordpiece, w->text.text, piece.begin, piece.end, w->cache, out, err);
-        } else if (tok->model_kind == HA_MODEL_UNIGRAM) {
-            status = ha_unigram_encode(&tok->unigram, w->text.text, piece.begin, piece.end, &w->unigram, out, err);
-        } else {
-            status = ha_bpe_encode(&tok->bpe, w->text.text, piece.begin, piece.end, w->cache, &w->bpe, out, err);
-        }
+    if (w->text.length == 0) {
+        return HA_OK;
     }
+    ha_text_buf_close(&w->text);
+    out->plain = !spans;
+    out->tokens.n = out->ids.n = 0;
+    const ha_word_run run = {tok, w->text.text, w->cache, &w->bpe, &w->unigram, &out->tokens, spans ? NULL : &out->ids, &w->pulse};
+    const ha_status status = ha_encode_pieces(&run, &w->pieces, ha_pre_last_cut(&tok->pre), err);
+    out->n = spans ? out->tokens.n : out->ids.n;
     return status;
 }
 
@@ -261,15 +263,15 @@ finish_spans(const ha_tokenizer *tok, ha_text text, worker *w, side *s, ha_error
     if (status != HA_OK) {
         return status;
     }
-    if (tok->post.trim_offsets && s->tokens.n > s->cap_margins) {
-        margins *grown = realloc(s->margins, s->tokens.n * 2 * sizeof(*grown));
+    if (tok->post.trim_offsets && s->n > s->cap_margins) {
+        margins *grown = realloc(s->margins, s->n * 2 * sizeof(*grown));
         if (grown == NULL) {
-            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", s->tokens.n);
+            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", s->n);
         }
         s->margins = grown;
-        s->cap_margins = s->tokens.n * 2;
+        s->cap_margins = s->n * 2;
     }
-    for (size_t t = 0; t < s->tokens.n; t++) {
+    for (size_t t = 0; t < s->n; t++) {
         ha_token *token = &s->tokens.at[t];
         if (tok->post.trim_offsets) {
             s->margins[t] = margins_of(tok, w, *token);
@@ -300,7 +302,8 @@ encode_sentencepiece(const ha_tokenizer *tok, ha_text text, int spans, worker *w
     if (status == HA_OK && spans) {
         status = map_code_points(text, w, err);
     }
-    for (size_t t = 0; t < out->tokens.n && status == HA_OK && spans; t++) {
+    out->n = out->tokens.n;
+    for (size_t t = 0; t < out->n && status == HA_OK && spans; t++) {
         ha_token *token = &out->tokens.at[t];
         token->begin = w->code_points[token->begin];
         token->end = w->code_points[token->end];
@@ -311,7 +314,8 @@ encode_sentencepiece(const ha_tokenizer *tok, ha_text text, int spans, worker *w
 static ha_status
 encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *options, worker *w, side *out, ha_error *err)
 {
-    out->tokens.n = 0;
+    out->tokens.n = out->n = 0;
+    out->plain = 0;
     ha_status status = check_text(text, err);
     if (status == HA_OK && tok->model_kind == HA_MODEL_SENTENCEPIECE) {
         return encode_sentencepiece(tok, text, options->spans, w, out, err);
@@ -320,6 +324,7 @@ encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *opti
         int done;
         status = ha_unigram_encode_text(tok, (const uint8_t *)text.data, text.length, options->split_special_tokens, &w->norm, &w->unigram, &w->raw,
                                         &out->tokens, &done, err);
+        out->n = out->tokens.n;
         if (status != HA_OK || done) {
             return status;
         }
@@ -328,9 +333,9 @@ encode_text(const ha_tokenizer *tok, ha_text text, const ha_encode_options *opti
         status = cut_text(tok, text, options, w, err);
     }
     if (status == HA_OK && text.length > 0) {
-        status = run_model(tok, w, &out->tokens, err);
+        status = run_model(tok, options->spans, w, out, err);
     }
-    if (status == HA_OK && options->spans && out->tokens.n > 0) {
+    if (status == HA_OK && options->spans && out->n > 0) {
         status = finish_spans(tok, text, w, out, err);
     }
     return status;
@@ -345,14 +350,28 @@ block_reserve(block *b, size_t extra, int spans, ha_error *err)
     const size_t capacity = (b->n + extra) * 2 + 1024;
     int32_t *ids = realloc(b->ids, capacity * sizeof(*ids));
     b->ids = ids != NULL ? ids : b->ids;
-    uint8_t *type_ids = realloc(b->type_ids, capacity);
+    uint8_t *type_ids = b->type_ids != NULL ? realloc(b->type_ids, capacity) : NULL;
+    const int typed = b->type_ids == NULL || type_ids != NULL;
     b->type_ids = type_ids != NULL ? type_ids : b->type_ids;
     int32_t *span = spans ? realloc(b->spans, capacity * 2 * sizeof(*span)) : NULL;
     b->spans = span != NULL ? span : b->spans;
-    if (ids == NULL || type_ids == NULL || (spans && span == NULL)) {
+    if (ids == NULL || !typed || (spans && span == NULL)) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", capacity);
     }
     b->capacity = capacity;
+    return HA_OK;
+}
+
+/* The type ids of the next n tokens, for which there is room. */
+static ha_status
+put_types(block *b, size_t n, uint8_t type_id, ha_error *err)
+{
+    if (b->type_ids == NULL && type_id != 0 && (b->type_ids = calloc(b->capacity, 1)) == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", b->capacity);
+    }
+    if (b->type_ids != NULL) {
+        memset(b->type_ids + b->n, type_id, n);
+    }
     return HA_OK;
 }
 
@@ -376,17 +395,21 @@ write_span(const ha_tokenizer *tok, const side *s, size_t at, size_t begin, int3
     out[0] = (int32_t)from, out[1] = (int32_t)to;
 }
 
-static void
-write_side(const ha_tokenizer *tok, const side *s, size_t begin, size_t end, uint8_t type_id, int spans, block *out)
+static ha_status
+write_side(const ha_tokenizer *tok, const side *s, size_t begin, size_t end, uint8_t type_id, int spans, block *out, ha_error *err)
 {
-    for (size_t i = begin; i < end; i++) {
+    const ha_status status = put_types(out, end - begin, type_id, err);
+    if (s->plain && end > begin) {
+        memcpy(out->ids + out->n, s->ids.at + begin, (end - begin) * sizeof(*out->ids));
+    }
+    for (size_t i = begin; !s->plain && i < end; i++) {
         out->ids[out->n + i - begin] = s->tokens.at[i].id;
     }
-    memset(out->type_ids + out->n, type_id, end - begin);
     for (size_t i = begin; spans && i < end; i++) {
         write_span(tok, s, i, begin, out->spans + 2 * (out->n + i - begin));
     }
     out->n += end - begin;
+    return status;
 }
 
 /* The windows of a text of n tokens that is cut to `size`: a later one begins (from the left: ends) `step` tokens after the one before. A text cut to nothing
@@ -447,7 +470,7 @@ static ha_status
 row_push(block *b, size_t text, size_t truncated, ha_error *err)
 {
     if (b->n_rows == b->cap_rows) {
-        const size_t capacity = b->cap_rows * 2 > b->n_texts ? b->cap_rows * 2 : b->n_texts;
+        const size_t capacity = b->cap_rows * 2 + BLOCK_ROWS;
         row *rows = realloc(b->rows, capacity * sizeof(*rows));
         if (rows == NULL) {
             return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu rows", capacity);
@@ -471,7 +494,7 @@ write_row(const ha_tokenizer *tok, const ha_template *template, const ha_encode_
             needed += end - begin;
         }
     }
-    const ha_status status = block_reserve(out, needed, options->spans, err);
+    ha_status status = block_reserve(out, needed, options->spans, err);
     place = 0;
     for (size_t i = 0; i < template->n && status == HA_OK; i++) {
         const ha_template_item item = template->items[i];
@@ -480,10 +503,10 @@ write_row(const ha_tokenizer *tok, const ha_template *template, const ha_encode_
             /* the reference gives the template's type ids to first windows alone */
             const int type_id = chosen[place] == 0 ? item.type_id : tok->post.windows_type_0 && options->add_special_tokens ? 0 : b;
             window_at(&of[b], chosen[place++], &begin, &end);
-            write_side(tok, b ? &w->b : &w->a, begin, end, (uint8_t)type_id, options->spans, out);
+            status = write_side(tok, b ? &w->b : &w->a, begin, end, (uint8_t)type_id, options->spans, out, err);
         } else if (options->add_special_tokens) {
+            status = put_types(out, 1, item.type_id, err);
             out->ids[out->n] = item.id;
-            out->type_ids[out->n] = item.type_id;
             if (options->spans) {
                 out->spans[2 * out->n] = out->spans[2 * out->n + 1] = 0;
             }
@@ -504,7 +527,7 @@ encode_row(const ha_tokenizer *tok, size_t text_index, ha_text text, ha_text pai
     if (status == HA_OK && has_pair) {
         status = encode_text(tok, pair, options, w, &w->b, err);
     }
-    const size_t n_a = w->a.tokens.n, n_b = has_pair ? w->b.tokens.n : 0;
+    const size_t n_a = w->a.n, n_b = has_pair ? w->b.n : 0;
     if (status == HA_OK) {
         status = ha_truncate(&tok->post, options, n_a, has_pair ? n_b : SIZE_MAX, &kept, err);
     }
@@ -539,12 +562,12 @@ encode_row(const ha_tokenizer *tok, size_t text_index, ha_text text, ha_text pai
 
 /* Stops at the first text that fails. */
 static void
-encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options, worker *w, block *b)
+encode_texts(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, text_run run, const ha_encode_options *options, worker *w, block *b)
 {
     if (w == NULL) {
         b->status = ha_fail(&b->err, HA_ERR_NOMEM, "out of memory");
     }
-    for (size_t i = b->first_text; i < b->first_text + b->n_texts && b->status == HA_OK; i++) {
+    for (size_t i = run.first; i < run.first + run.n && b->status == HA_OK; i++) {
         const ha_text pair = pairs != NULL ? pairs[i] : (ha_text){NULL, 0};
         ha_error cause;
         b->status = encode_row(tok, i, texts[i], pair, options, w, b, &cause);
@@ -554,45 +577,55 @@ encode_block(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs
     }
 }
 
-/* Runs of texts of about BLOCK_BYTES: a long text is a block of its own. Returns how many; `blocks` may be NULL to count. */
+/* Runs of texts of about BLOCK_BYTES: a long text is one of its own. Returns how many; `runs` may be NULL to count. */
 static size_t
-plan(const ha_text *texts, const ha_text *pairs, size_t n, block *blocks)
+plan(const ha_text *texts, const ha_text *pairs, size_t n, text_run *runs)
 {
-    size_t n_blocks = 0, first = 0, bytes = 0;
+    size_t n_runs = 0, first = 0, bytes = 0;
     for (size_t i = 0; i < n; i++) {
         bytes += texts[i].length + (pairs != NULL ? pairs[i].length : 0);
         if (bytes >= BLOCK_BYTES || i + 1 - first == BLOCK_ROWS || i + 1 == n) {
-            if (blocks != NULL) {
-                blocks[n_blocks] = (block){.first_text = first, .n_texts = i + 1 - first};
+            if (runs != NULL) {
+                runs[n_runs] = (text_run){first, i + 1 - first};
             }
-            n_blocks++;
+            n_runs++;
             first = i + 1;
             bytes = 0;
         }
     }
-    return n_blocks;
+    return n_runs;
 }
 
-/* Puts the blocks' rows one after the other into `out`. */
+/* Puts the blocks' rows one after the other into `out`; what a single block has it gives away. */
 static ha_status
-gather(const block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_error *err)
+gather(block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_error *err)
 {
-    size_t total = 0, n_rows = 0;
+    size_t total = 0, n_rows = 0, at = 0;
     for (size_t k = 0; k < n_blocks; k++) {
         total += blocks[k].n;
         n_rows += blocks[k].n_rows;
     }
+    const int single = n_blocks == 1 && blocks[0].ids != NULL;
     out->offsets = malloc((n_rows + 1) * sizeof(*out->offsets));
     out->truncated = malloc((n_rows + 1) * sizeof(*out->truncated));
     out->texts = malloc((n_rows + 1) * sizeof(*out->texts));
-    out->ids = malloc((total + 1) * sizeof(*out->ids));
-    out->type_ids = malloc(total + 1);
-    out->spans = spans ? malloc((total + 1) * 2 * sizeof(*out->spans)) : NULL;
+    if (single) {
+        block *b = &blocks[0];
+        out->ids = realloc(b->ids, (total + 1) * sizeof(*out->ids));
+        out->ids = out->ids != NULL ? out->ids : b->ids;        /* it only gets smaller */
+        out->type_ids = b->type_ids, out->spans = b->spans;
+        b->ids = NULL, b->type_ids = NULL, b->spans = NULL;
+    } else {
+        out->ids = malloc((total + 1) * sizeof(*out->ids));
+        out->spans = spans ? malloc((total + 1) * 2 * sizeof(*out->spans)) : NULL;
+    }
+    if (out->type_ids == NULL) {
+        out->type_ids = calloc(total + 1, 1);
+    }
     if (out->offsets == NULL || out->truncated == NULL || out->texts == NULL || out->ids == NULL || out->type_ids == NULL ||
         (spans && out->spans == NULL)) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", total);
     }
-    size_t at = 0;
     out->offsets[0] = 0;
     for (size_t k = 0; k < n_blocks; at += blocks[k].n, k++) {
         const block *b = &blocks[k];
@@ -601,40 +634,47 @@ gather(const block *blocks, size_t n_blocks, int spans, ha_encoding *out, ha_err
             out->truncated[out->n_rows] = b->rows[i].truncated;
             out->texts[out->n_rows] = (int64_t)b->rows[i].text;
         }
-        if (b->n > 0) {
+        if (b->n > 0 && !single) {
             memcpy(out->ids + at, b->ids, b->n * sizeof(*out->ids));
+        }
+        if (b->type_ids != NULL) {
             memcpy(out->type_ids + at, b->type_ids, b->n);
         }
-        if (spans && b->n > 0) {
+        if (spans && b->n > 0 && !single) {
             memcpy(out->spans + 2 * at, b->spans, b->n * 2 * sizeof(*out->spans));
         }
     }
     return HA_OK;
 }
 
-/* All blocks, on as many threads as pay. The calling thread reports to options->tick; 1 when that said to stop. */
+/* All runs, on as many threads as pay: one thread puts them all into one block, several each into its own. The calling thread reports to options->tick; 1 when
+ * that said to stop. */
 static int
-encode_blocks(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
-              block *blocks, size_t n_blocks)
+encode_runs(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, const ha_encode_options *options,
+            const text_run *runs, size_t n_runs, block *blocks, int n_threads)
 {
-    const int n_threads = ha_threads_for(n_blocks, 1, options->n_threads);
     atomic_int stop = 0;
     atomic_size_t done = 0;
-    (void)n_threads;
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(ha_team(n_threads))
+#pragma omp parallel num_threads(ha_team(n_threads)) if (n_threads > 1)
 #endif
     {
         worker *w = worker_take(tok);
+        const int asks = ha_thread_index() == 0;
+        if (w != NULL) {
+            w->pulse = (ha_pulse){&stop, asks ? options->tick : NULL, options->tick_arg, 0, 0};
+            w->bpe.pulse = w->unigram.pulse = w->sentencepiece.pulse = &w->pulse;
+        }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 1)
 #endif
-        for (size_t k = 0; k < n_blocks; k++) {
+        for (size_t k = 0; k < n_runs; k++) {
             if (!stop) {
-                encode_block(tok, texts, pairs, options, w, &blocks[k]);
-                done += blocks[k].n_texts;
-                if (options->tick != NULL && ha_thread_index() == 0 && options->tick(options->tick_arg, done)) {
-                    stop = 1;
+                encode_texts(tok, texts, pairs, runs[k], options, w, &blocks[n_threads > 1 ? k : 0]);
+                done += runs[k].n;
+                if (w != NULL) {
+                    w->pulse.texts_done = done;
+                    ha_pulse_stops(&w->pulse);
                 }
             }
         }
@@ -647,13 +687,16 @@ ha_status
 ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const ha_text *pairs, size_t n,
                           const ha_encode_options *options, ha_encoding *out, ha_error *err)
 {
-    const size_t n_blocks = plan(texts, pairs, n, NULL);
-    block *blocks = calloc(n_blocks + 1, sizeof(*blocks));
-    if (blocks == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu texts", n);
+    const size_t n_runs = plan(texts, pairs, n, NULL);
+    const int n_threads = ha_threads_for(n_runs, 1, options->n_threads);
+    const size_t n_blocks = n_threads > 1 ? n_runs : 1;
+    text_run *runs = malloc((n_runs + 1) * sizeof(*runs));
+    block *blocks = calloc(n_blocks, sizeof(*blocks));
+    ha_status status = runs != NULL && blocks != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu texts", n);
+    if (status == HA_OK) {
+        plan(texts, pairs, n, runs);
+        status = encode_runs(tok, texts, pairs, options, runs, n_runs, blocks, n_threads) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
     }
-    plan(texts, pairs, n, blocks);
-    ha_status status = encode_blocks(tok, texts, pairs, options, blocks, n_blocks) ? ha_fail(err, HA_ERR_VALUE, "interrupted") : HA_OK;
     for (size_t k = 0; k < n_blocks && status == HA_OK; k++) {
         if (blocks[k].status != HA_OK) {
             status = ha_fail(err, blocks[k].status, "%s", blocks[k].err.message);
@@ -662,13 +705,14 @@ ha_tokenizer_encode_batch(const ha_tokenizer *tok, const ha_text *texts, const h
     if (status == HA_OK) {
         status = gather(blocks, n_blocks, options->spans, out, err);
     }
-    for (size_t k = 0; k < n_blocks; k++) {
+    for (size_t k = 0; blocks != NULL && k < n_blocks; k++) {
         free(blocks[k].ids);
         free(blocks[k].type_ids);
         free(blocks[k].spans);
         free(blocks[k].rows);
     }
     free(blocks);
+    free(runs);
     if (status != HA_OK) {
         ha_encoding_free(out);
     }
@@ -725,7 +769,7 @@ ha_tokenizer_pre_tokenize(const ha_tokenizer *tok, ha_text text, int32_t **out, 
             status = ha_pieces_push(&w.pieces, 0, text.length, -1, err);
         }
         if (status == HA_OK) {
-            status = ha_pre_tokenize(&tok->pre, &w.text, &w.pieces, &w.spare_text, &w.spare, err);
+            status = ha_pre_tokenize(&tok->pre, tok->pre.n_steps, &w.text, &w.pieces, &w.spare_text, &w.spare, err);
         }
     }
     if (status == HA_OK) {

@@ -5,11 +5,11 @@
 #include <string.h>
 
 #include "core/map_file.h"
-#include "tokenizer/hf_config.h"
+#include "core/sha256.h"
+#include "tokenizer/conventions.h"
 #include "tokenizer/spm_model.h"
+#include "tokenizer/tables.h"
 #include "tokenizer/unicode.h"
-
-#define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
 
 #define SPACE "\xE2\x96\x81"
 
@@ -57,12 +57,6 @@ typedef struct loader {
 
 /* ---- which class ---- */
 
-static const ha_json_node *
-member(const ha_json *json, const char *key)
-{
-    return json != NULL ? ha_json_get(json, ha_json_root(json), key) : NULL;
-}
-
 static int
 has_pieces(const ha_spm_model *model, const char *const *texts, size_t n)
 {
@@ -93,13 +87,13 @@ find_class(const ha_spm_model *model, const ha_json *config, const ha_json *mode
 {
     static const char *const deberta[] = {"[PAD]", "[CLS]", "[SEP]", "[UNK]"}, *const gemma[] = {"<pad>", "<eos>", "<bos>", "<unk>"};
     static const char *const llama[] = {"<unk>", "<s>", "</s>"};
-    const ha_json_node *names[] = {member(config, "tokenizer_class"), member(model_config, "tokenizer_class")};
+    const ha_json_node *names[] = {ha_conventions_member(config, "tokenizer_class"), ha_conventions_member(model_config, "tokenizer_class")};
     for (size_t i = 0; i < 2; i++) {
         if (names[i] != NULL && names[i]->type == HA_JSON_STRING) {
             return class_of_name(names[i]->string, names[i]->length, out, err);
         }
     }
-    const ha_json_node *type = member(model_config, "model_type");
+    const ha_json_node *type = ha_conventions_member(model_config, "model_type");
     for (size_t i = 0; type != NULL && type->type == HA_JSON_STRING && i < N_CLASSES; i++) {
         for (size_t k = 0; k < 5 && classes[i].model_types[k] != NULL; k++) {
             if (strcmp(classes[i].model_types[k], type->string) == 0) {
@@ -158,8 +152,8 @@ static ha_status
 special_text(const loader *l, special_kind kind, ha_spm_text *out, const ha_json_node **node, const ha_json **json)
 {
     const char *fallback = l->rules->specials[kind].text;
-    *json = member(l->map, special_keys[kind]) != NULL ? l->map : l->config;
-    *node = member(*json, special_keys[kind]);
+    *json = ha_conventions_member(l->map, special_keys[kind]) != NULL ? l->map : l->config;
+    *node = ha_conventions_member(*json, special_keys[kind]);
     *out = (ha_spm_text){fallback, *node == NULL && fallback != NULL ? strlen(fallback) : 0};
     if (*node == NULL || (*node)->type == HA_JSON_NULL) {
         return HA_OK;
@@ -323,7 +317,7 @@ build_model(loader *l)
         if (tok->bpe.unk_id < 0) {
             return ha_fail(l->err, HA_ERR_FORMAT, "trainer_spec: unk_piece '%.*s' is no piece", (int)(unk.length < 80 ? unk.length : 80), unk.text);
         }
-        TRY(add_merges(l));
+        TRY(tok->tables != NULL ? HA_OK : add_merges(l));
         return ha_bpe_read_characters(&tok->bpe, &tok->vocab, l->err);
     }
     tok->model_kind = HA_MODEL_UNIGRAM;
@@ -331,6 +325,9 @@ build_model(loader *l)
     tok->unigram.unk_id = kind == XLM_ROBERTA || kind == GEMMA ? 3 : kind == LLAMA ? 0 : l->model->unk_id;
     if (tok->unigram.unk_id < 0 || (size_t)tok->unigram.unk_id >= tok->n_model_ids) {
         return ha_fail(l->err, HA_ERR_FORMAT, "trainer_spec: unk_id is %d, the model has %zu pieces", (int)tok->unigram.unk_id, tok->n_model_ids);
+    }
+    if (tok->tables != NULL) {
+        return HA_OK;
     }
     tok->unigram.scores = l->scores;
     l->scores = NULL;
@@ -419,7 +416,7 @@ add_stages(const loader *l)
     int by_punct, legacy = 1, prefix = 1;
     TRY(get_bool(l, "split_by_punct", 0, &by_punct));
     if (kind == LLAMA || kind == T5) {
-        const ha_json_node *null = member(l->config, "add_prefix_space");
+        const ha_json_node *null = ha_conventions_member(l->config, "add_prefix_space");
         TRY(get_bool(l, "legacy", 1, &legacy));
         TRY(get_bool(l, "add_prefix_space", null == NULL, &prefix));
     }
@@ -461,7 +458,7 @@ add_typed_pieces(const loader *l)
 static int
 in_table(const loader *l, ha_spm_text text, ha_added_token *out)
 {
-    if (member(l->config, "added_tokens_decoder") == NULL) {
+    if (ha_conventions_member(l->config, "added_tokens_decoder") == NULL) {
         return 0;
     }
     for (size_t i = 0; i < l->tok->added.n; i++) {
@@ -474,6 +471,32 @@ in_table(const loader *l, ha_spm_text text, ha_added_token *out)
     return 0;
 }
 
+/* An added token: its id in the vocabulary, or a new one at the end. One that is there already takes the new options when `replace` says so. */
+static ha_status
+add_added(ha_tokenizer *tok, const char *text, ha_added_token token, int replace, ha_error *err)
+{
+    token.id = ha_vocab_id(&tok->vocab, text, token.length);
+    for (size_t i = 0; token.id >= 0 && i < tok->added.n; i++) {
+        ha_added_token *there = &tok->added.at[i];
+        if (there->id == token.id) {
+            if (replace) {
+                token.content = there->content;
+                token.special |= there->special;
+                *there = token;
+            }
+            return HA_OK;
+        }
+    }
+    if (token.id < 0) {
+        const ha_status status = ha_vocab_add(&tok->vocab, text, token.length, tok->vocab.n_ids, SIZE_MAX, err);
+        if (status != HA_OK) {
+            return status;
+        }
+        token.id = (int32_t)tok->vocab.n_ids - 1;
+    }
+    return ha_added_tokens_add(&tok->added, text, token, err);
+}
+
 static ha_status
 add_special(const loader *l, ha_spm_text text, const ha_json_node *node, const ha_json *json, int flags)
 {
@@ -482,19 +505,19 @@ add_special(const loader *l, ha_spm_text text, const ha_json_node *node, const h
     if (in_table(l, text, &t)) {
         own = 1;
     } else if (node != NULL && node->type == HA_JSON_OBJECT) {
-        TRY(ha_hf_token_options(json, node, json == l->config, &t, l->err));
+        TRY(ha_written_options((ha_written){json, node, text.text, text.length}, json == l->config, &t, l->err));
         own = 1;
     }
     t.special = 1;
     t.length = text.length;
-    return ha_hf_add_token(l->tok, text.text, t, own, l->err);
+    return add_added(l->tok, text.text, t, own, l->err);
 }
 
 static const ha_json_node *
 additional_tokens(const loader *l, const ha_json **json)
 {
-    *json = member(l->map, "additional_special_tokens") != NULL ? l->map : l->config;
-    return member(*json, "additional_special_tokens");
+    *json = ha_conventions_member(l->map, "additional_special_tokens") != NULL ? l->map : l->config;
+    return ha_conventions_member(*json, "additional_special_tokens");
 }
 
 /* "additional_special_tokens", or T5's own. */
@@ -577,35 +600,37 @@ is_named(const loader *l, ha_spm_text text, int *out)
     return HA_OK;
 }
 
-/* "added_tokens.json": {"[MASK]": 128000, ...}, which older folders have instead of added_tokens_decoder. */
+/* What "added_tokens_decoder" or, in older folders, added_tokens.json lists. */
 static ha_status
-add_legacy_tokens(const loader *l, const ha_json *added)
+add_listed(const loader *l, const ha_listed *list, size_t n)
 {
-    for (const ha_json_node *item = ha_json_first(added, added != NULL ? ha_json_root(added) : NULL); item != NULL; item = ha_json_next(added, item)) {
-        uint64_t id;
-        ha_added_token t = {.length = item->key_length};
-        const int32_t known = ha_vocab_id(&l->tok->vocab, item->key, item->key_length);
-        if (!ha_json_u64(item, &id) || id != (known >= 0 ? (uint64_t)known : l->tok->vocab.n_ids) || item->key_length == 0) {
-            return ha_fail(l->err, HA_ERR_FORMAT, "added_tokens.json: the id of '%.80s' is not its place in the vocabulary", item->key);
+    for (size_t i = 0; i < n; i++) {
+        const ha_written w = list[i].w;
+        ha_added_token t = {.length = w.length};
+        if (w.length == 0) {
+            return ha_fail(l->err, HA_ERR_FORMAT, "tokenizer_config.json: an added token without text");
         }
-        TRY(is_named(l, (ha_spm_text){item->key, item->key_length}, &t.special));
-        t.normalized = !t.special;
-        TRY(ha_hf_add_token(l->tok, item->key, t, 1, l->err));
+        TRY(ha_listed_check(&list[i], &l->tok->vocab, l->err));
+        if (w.node == NULL) {
+            TRY(is_named(l, (ha_spm_text){w.text, w.length}, &t.special));
+            t.normalized = !t.special;
+        }
+        TRY(ha_written_options(w, 1, &t, l->err));
+        TRY(add_added(l->tok, w.text, t, 1, l->err));
     }
     return HA_OK;
 }
 
 static ha_status
-add_tokens(const loader *l, const ha_json *added)
+add_tokens(const loader *l, const ha_listed *list, size_t n_listed)
 {
     int32_t ids[N_SPECIALS];
-    const ha_json_node *extra = member(l->config, "extra_special_tokens");
+    const ha_json_node *extra = ha_conventions_member(l->config, "extra_special_tokens");
     if (extra != NULL && extra->type != HA_JSON_NULL && extra->length > 0) {
         return ha_fail(l->err, HA_ERR_FORMAT, "tokenizer_config.json: \"extra_special_tokens\" is not supported");
     }
     TRY(add_typed_pieces(l));
-    TRY(ha_hf_added_tokens(l->tok, l->config, l->err));
-    TRY(add_legacy_tokens(l, added));
+    TRY(add_listed(l, list, n_listed));
     for (int i = 0; i < N_SPECIALS; i++) {
         ha_spm_text text;
         const ha_json_node *node;
@@ -625,44 +650,38 @@ add_tokens(const loader *l, const ha_json *added)
 /* ---- the file ---- */
 
 static ha_status
-load_converted(loader *l, const char *path, ha_error *err)
+convert(loader *l, const ha_conventions *c, const ha_listed *list, size_t n_listed)
 {
-    ha_json *config = NULL, *model_config = NULL, *map = NULL, *added = NULL;
-    ha_status status = ha_hf_open(path, "tokenizer_config.json", &config, err);
-    if (status == HA_OK) {
-        status = ha_hf_open(path, "config.json", &model_config, err);
-    }
-    l->config = config;
-    if (status == HA_OK && member(config, "added_tokens_decoder") == NULL) {
-        status = ha_hf_open(path, "special_tokens_map.json", &map, err);
-        l->map = map;
-        status = status == HA_OK ? ha_hf_open(path, "added_tokens.json", &added, err) : status;
-    }
-    if (status == HA_OK) {
-        status = find_class(l->model, config, model_config, &l->rules, err);
-    }
-    if (status == HA_OK && l->rules->kind == T5) {
+    ha_tokenizer *tok = l->tok;
+    TRY(find_class(l->model, c->config, c->model, &l->rules, l->err));
+    if (l->rules->kind == T5) {
         l->extra_ids = 100;
-        status = config == NULL ? HA_OK : ha_json_get_size(config, ha_json_root(config), "extra_ids", 100, 0, MAX_EXTRA_IDS, &l->extra_ids, err);
+        TRY(c->config == NULL ? HA_OK : ha_json_get_size(c->config, ha_json_root(c->config), "extra_ids", 100, 0, MAX_EXTRA_IDS, &l->extra_ids, l->err));
     }
-    if (status == HA_OK) {
+    if (tok->tables == NULL) {
         l->scores = malloc((l->model->n + l->extra_ids + 8) * sizeof(*l->scores));
-        status = l->scores != NULL ? add_pieces(l) : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu pieces", l->model->n);
+        TRY(l->scores != NULL ? add_pieces(l) : ha_fail(l->err, HA_ERR_NOMEM, "out of memory for %zu pieces", l->model->n));
     }
+    TRY(build_model(l));
+    if (tok->tables != NULL && tok->tables_kind != (int)tok->model_kind) {
+        return ha_fail(l->err, HA_ERR_FORMAT, "the tables of another model");
+    }
+    TRY(add_stages(l));
+    return add_tokens(l, list, n_listed);
+}
+
+static ha_status
+load_converted(ha_tokenizer *tok, const ha_spm_model *model, const ha_conventions *c, ha_error *err)
+{
+    loader l = {.tok = tok, .model = model, .config = c->config, .map = c->map, .err = err};
+    ha_listed *list = NULL;
+    size_t n_listed = 0;
+    ha_status status = ha_conventions_listed(c, &list, &n_listed, err);
     if (status == HA_OK) {
-        status = build_model(l);
+        status = convert(&l, c, list, n_listed);
     }
-    free(l->scores);
-    if (status == HA_OK) {
-        status = add_stages(l);
-    }
-    if (status == HA_OK) {
-        status = add_tokens(l, added);
-    }
-    ha_json_free(config);
-    ha_json_free(model_config);
-    ha_json_free(map);
-    ha_json_free(added);
+    free(l.scores);
+    free(list);
     return status;
 }
 
@@ -685,29 +704,73 @@ load_own(ha_tokenizer *tok, const ha_spm_model *model, ha_error *err)
     return ha_sentencepiece_build(&tok->sentencepiece, model, &tok->vocab, err);
 }
 
+/* The file of tables: named by the model and by what says how it is converted. */
+static ha_status
+cache_path(const char *folder, const ha_map_file *file, const ha_conventions *c, char **out, ha_error *err)
+{
+    static const char format[] = "sentencepiece, converted 1";
+    uint8_t source[sizeof(format) + 32 * 5] = {0};
+    memcpy(source, format, sizeof(format));
+    ha_sha256(file->data, file->size, source + sizeof(format));
+    memcpy(source + sizeof(format) + 32, c->digests, sizeof(c->digests));
+    return ha_tables_path(folder, source, sizeof(source), out, err);
+}
+
+static ha_status
+load_parsed(ha_tokenizer *tok, const ha_spm_model *model, const ha_conventions *c, ha_error *err)
+{
+    TRY(c == NULL ? load_own(tok, model, err) : load_converted(tok, model, c, err));
+    return ha_tokenizer_finish(tok, err);
+}
+
+/* The tables of the model from the cache, else from the model, and then into it. */
+static ha_status
+load_cached(ha_tokenizer *tok, const ha_spm_model *model, const ha_conventions *c, const char *cache, ha_error *err)
+{
+    ha_status status = ha_tables_read(cache, tok, NULL, 0, &tok->cache_note);
+    if (status == HA_OK) {
+        status = load_parsed(tok, model, c, err);
+        if (status == HA_OK) {
+            return HA_OK;
+        }
+        ha_tokenizer_clear(tok);        /* tables that are sound and yet not this model's: as if there were none */
+        ha_fail(&tok->cache_note, HA_ERR_FORMAT, "%.200s: not used: %.250s", cache, err->message);
+    } else if (status == HA_ERR_IO) {
+        tok->cache_note.message[0] = '\0';
+    }
+    TRY(load_parsed(tok, model, c, err));
+    ha_tables_write(cache, tok, NULL, 0, &tok->cache_note);
+    return HA_OK;
+}
+
 static ha_status
 load(ha_tokenizer *tok, const char *path, int own, ha_error *err)
 {
     ha_map_file file;
     ha_spm_model model = {0};
+    ha_conventions conventions = {0};
     ha_error cause;
+    char *cache = NULL;
     ha_status status = ha_map_file_open(path, &file, err);
     if (status != HA_OK) {
         return status;
     }
     status = ha_spm_model_parse(file.data, file.size, &model, &cause);
-    if (status == HA_OK && own) {
-        status = load_own(tok, &model, &cause);
-    } else if (status == HA_OK) {
-        loader l = {.tok = tok, .model = &model, .err = &cause};
-        status = load_converted(&l, path, &cause);
+    if (status == HA_OK && !own) {
+        status = ha_conventions_open(path, &conventions, &cause);
+    }
+    if (status == HA_OK && !own && tok->cache_folder != NULL && file.size >= HA_TABLES_MIN_SOURCE) {
+        status = cache_path(tok->cache_folder, &file, &conventions, &cache, &cause);
     }
     if (status == HA_OK) {
-        status = ha_tokenizer_finish(tok, &cause);
+        const ha_conventions *c = own ? NULL : &conventions;
+        status = cache != NULL ? load_cached(tok, &model, c, cache, &cause) : load_parsed(tok, &model, c, &cause);
     }
     if (status != HA_OK) {
         ha_fail(err, status, "%.200s: %.300s", path, cause.message);
     }
+    free(cache);
+    ha_conventions_close(&conventions);
     ha_spm_model_free(&model);
     ha_map_file_close(&file);
     return status;

@@ -4,9 +4,8 @@
 #ifndef HARMAUG_TOKENIZER_MODEL_H
 #define HARMAUG_TOKENIZER_MODEL_H
 
+#include "tokenizer/pulse.h"
 #include "tokenizer/trie.h"
-
-struct ha_word_entry;
 
 /* Tokens by text and by id. */
 typedef struct ha_vocab_token { uint32_t at, length; int32_t id; } ha_vocab_token;      /* its text: ha_vocab.text + at */
@@ -62,6 +61,22 @@ typedef struct ha_tokens {      /* zeroed by the owner; reused */
 void ha_tokens_free(ha_tokens *tokens);
 ha_status ha_tokens_reserve(ha_tokens *tokens, size_t extra, ha_error *err);
 
+/* Ids alone, where nobody asks for places. */
+typedef struct ha_ids {         /* zeroed by the owner; reused */
+    int32_t *at;
+    size_t n, capacity;
+} ha_ids;
+
+void ha_ids_free(ha_ids *ids);
+ha_status ha_ids_reserve(ha_ids *ids, size_t extra, ha_error *err);
+
+/* What a word of a piece of text is asked of first (word_table.h). Zeroed: no words. */
+typedef struct ha_word_table {
+    struct ha_word_line *lines;
+    size_t n_lines;
+    uint64_t seed;
+} ha_word_table;
+
 typedef struct ha_wordpiece {
     ha_trie first, rest;        /* tokens as they are; tokens with the prefix, without it */
     int32_t unk_id;
@@ -71,8 +86,7 @@ typedef struct ha_wordpiece {
 /* Tries over the vocabulary. HA_ERR_FORMAT when unk_id is none. */
 ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t prefix_length, ha_wordpiece *model, ha_error *err);
 void ha_wordpiece_free(ha_wordpiece *model);
-ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache,
-                              ha_tokens *out, ha_error *err);
+ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err);
 
 typedef struct ha_merge { int32_t left, right, merged; } ha_merge;
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
@@ -89,9 +103,7 @@ typedef struct ha_bpe {
     int32_t unk_id;             /* -1: a byte or character without a token is dropped */
     int fuse_unk;
     int ignore_merges;          /* a whole word that is a token is that token */
-    struct ha_bpe_word *words;  /* with ignore_merges: every token, as the text has it, the short ones in a hash table (n_word_slots, a power of two or 0) */
-    size_t n_word_slots;
-    ha_trie long_words;         /* and the others */
+    ha_trie long_words;         /* with ignore_merges: the tokens that are too long for a word table, as the text has them */
 } ha_bpe;
 
 typedef struct ha_bpe_symbol { int32_t id; int32_t prev, next; uint32_t length; } ha_bpe_symbol;
@@ -102,6 +114,7 @@ typedef struct ha_bpe_scratch {     /* zeroed by the owner; one per thread */
     size_t cap_symbols;
     ha_bpe_entry *heap;
     size_t cap_heap;
+    ha_pulse *pulse;                /* NULL: never stopped */
 } ha_bpe_scratch;
 
 /* A heap of n entries, the lowest rank on top, of equal ones the leftmost. The caller has the room. */
@@ -124,11 +137,8 @@ ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, 
 void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
 ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err);
 void ha_bpe_free(ha_bpe *model);
-/* With ignore_merges: the tokens of whole words, which it sorts in place. Once. */
-ha_status ha_bpe_build_words(ha_bpe *model, ha_trie_key *words, size_t n, ha_error *err);
-/* `cache` (see word_cache.h) may be NULL. */
-ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, struct ha_word_entry *cache, ha_bpe_scratch *scratch,
-                        ha_tokens *out, ha_error *err);
+/* Of a word that no word table has. */
+ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);
 
 typedef struct ha_unigram {
     ha_trie trie;               /* every token, byte tokens and special ones too, as in the reference */
@@ -162,6 +172,7 @@ typedef struct ha_unigram_scratch {     /* zeroed by the owner; one per thread *
     ha_unigram_node *nodes;
     size_t capacity;
     ha_cached_word *cache;      /* (1 << HA_WORD_CACHE_BITS, HA_WORD_CACHE_WAYS), the word last seen first; NULL: none */
+    ha_pulse *pulse;            /* NULL: never stopped */
 } ha_unigram_scratch;
 
 void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
@@ -169,6 +180,8 @@ void ha_unigram_scratch_free(ha_unigram_scratch *scratch);
 void ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch);
 /* The trie and byte tokens of a vocabulary without gaps whose scores are in the model. */
 ha_status ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err);
+/* Sets model->bound, from the scores of the first n_ids ids; once, when scores and unk_score are there. */
+void ha_unigram_find_bounds(ha_unigram *model, const ha_vocab *vocab, size_t n_ids);
 void ha_unigram_free(ha_unigram *model);
 /* The tokens of one word of 1 to HA_SHORT_WORD bytes behind a sign of its own, which is not part of `word`; their places are not set. Room for n + 1 of them is
  * reserved. 0: some of it is unknown, and ha_unigram_encode must do it. */

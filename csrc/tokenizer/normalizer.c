@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/swar.h"
 #include "tokenizer/unicode.h"
 
 void
@@ -148,6 +149,12 @@ ha_normalizer_finish(ha_normalizer *normalizer)
         }
         normalizer->ascii[c] = (uint8_t)now;
     }
+    int same = 1, lower = 1;
+    for (unsigned c = 0x20; c < 0x7F; c++) {
+        same &= normalizer->ascii[c] == c;
+        lower &= normalizer->ascii[c] == c + (c >= 'A' && c <= 'Z' ? 0x20 : 0);
+    }
+    normalizer->printable = same ? HA_PRINTABLE_SAME : lower ? HA_PRINTABLE_LOWER : HA_PRINTABLE_OTHER;
 }
 
 /* Positions in a text are 32 bits wide, and a short rule file must not fill the memory. */
@@ -578,6 +585,14 @@ normalize_ascii(const ha_normalizer *normalizer, const uint8_t *original, size_t
     uint8_t *text = out->text;
     size_t n = out->length;
     for (size_t i = begin; i < end; i++) {
+        for (uint64_t x; !out->aligned && normalizer->printable != HA_PRINTABLE_OTHER && end - i > 8; i += 8, n += 8) {
+            memcpy(&x, original + i, 8);
+            if (ha_swar_between(x, 0x20, 0x7E) != HA_EACH(0x80)) {
+                break;
+            }
+            x += normalizer->printable == HA_PRINTABLE_LOWER ? ha_swar_between(x, 'A', 'Z') >> 2 : 0;
+            memcpy(text + n, &x, 8);
+        }
         const uint8_t c = normalizer->ascii[original[i]];
         text[n] = c;
         if (out->aligned) {

@@ -45,11 +45,14 @@ typedef struct ha_norm_step {
 
 #define HA_MAX_NORM_STEPS 32
 
+typedef enum ha_printable { HA_PRINTABLE_OTHER, HA_PRINTABLE_SAME, HA_PRINTABLE_LOWER } ha_printable;
+
 typedef struct ha_normalizer {
     ha_norm_step steps[HA_MAX_NORM_STEPS];
     size_t n_steps;
     int local;              /* every step makes at most one character of an ASCII character, whatever stands beside it */
     uint8_t ascii[128];     /* with `local`: what all make of one in ASCII text; HA_NORM_DROPPED: nothing */
+    ha_printable printable; /* what that is for U+0020 to U+007E */
 } ha_normalizer;
 
 #define HA_NORM_DROPPED 0x80

@@ -7,6 +7,7 @@
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/sentencepiece.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/word_cache.h"
 
 /* ---- added tokens: found in the text before the model sees it ---- */
 
@@ -28,6 +29,7 @@ typedef struct ha_added_tokens {
     size_t n_by_id;
     ha_trie raw, normalized;        /* values are indices into `at` */
     uint8_t first_raw[256], first_normalized[256];      /* 1: some token starts with this byte */
+    int16_t lone_first[2];          /* of the raw ones and of the normalized: the one byte with which all start, -1: there are several */
 } ha_added_tokens;
 
 void ha_added_tokens_free(ha_added_tokens *added);
@@ -145,6 +147,7 @@ struct ha_tokenizer {
     ha_unigram unigram;
     ha_sentencepiece sentencepiece;     /* takes the place of normalizer, pre-tokenizer and added tokens too */
     ha_word_plan words;
+    ha_word_table table;            /* of WordPiece, and of BPE with ignore_merges: the tokens of whole words */
     ha_post_processor post;
     ha_token_decoder decoder;
     int added_are_text;             /* byte-level decoding writes added tokens as they are, even where their characters stand for bytes */
@@ -172,6 +175,21 @@ ha_status ha_tokenizer_load_spm_own(ha_tokenizer *tok, const char *path, ha_erro
 
 /* Fills tok->raw and tok->raw_at. */
 ha_status ha_tokenizer_build_raw(ha_tokenizer *tok, ha_error *err);
+
+/* What turns the pieces of a text into tokens. */
+typedef struct ha_word_run {
+    const ha_tokenizer *tok;
+    const uint8_t *text;            /* with HA_TEXT_PAD bytes behind it */
+    ha_word_entry *cache;           /* NULL: none */
+    ha_bpe_scratch *bpe;
+    ha_unigram_scratch *unigram;
+    ha_tokens *tokens;              /* where they go; with `ids` scratch */
+    ha_ids *ids;                    /* NULL: places are wanted */
+    ha_pulse *pulse;                /* NULL: never stopped */
+} ha_word_run;
+
+/* Appends the tokens of the pieces, which `cut` cuts into words (NULL: they are the words). */
+ha_status ha_encode_pieces(const ha_word_run *run, const ha_pieces *pieces, const ha_pre_step *cut, ha_error *err);
 
 /* Sets tok->words; once all parts are there. */
 void ha_unigram_plan(ha_tokenizer *tok);

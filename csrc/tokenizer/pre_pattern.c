@@ -2,6 +2,7 @@
  * included; the sets \p{L}, \p{N}, \s and their like come from unicode.h and are those of both engines, Oniguruma and Rust's regex. */
 #include <string.h>
 
+#include "core/swar.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/unicode.h"
 
@@ -87,6 +88,9 @@ run_of(const uint8_t *s, size_t i, size_t n, unsigned kind)
 {
     size_t size;
     for (;;) {
+        if (kind == LETTER) {
+            i = ha_swar_run(s, i, n, 0);
+        }
         while (i < n && kind_of_byte[s[i]] == kind) {
             i++;
         }
@@ -176,7 +180,7 @@ match_others(const uint8_t *s, size_t i, size_t n, int slash)
     return end;
 }
 
-static size_t
+static inline size_t
 match_gpt2(const uint8_t *s, size_t i, size_t n)
 {
     size_t size, next_size;
@@ -196,7 +200,7 @@ match_gpt2(const uint8_t *s, size_t i, size_t n)
 }
 
 /* Llama-3's expression; Qwen2's differs in max_digits (3, 1), tiktoken's cl100k in at_end. */
-static size_t
+static inline size_t
 match_llama3(const uint8_t *s, size_t i, size_t n, int max_digits, int at_end)
 {
     size_t size, next_size;
@@ -263,31 +267,25 @@ match_o200k(const uint8_t *s, size_t i, size_t n, int max_digits, int short_form
     return end > i ? end : match_spaces(s, i, n, 0);
 }
 
-enum { BATCH = 64 };       /* pieces between two looks at the room for them */
-
-ha_status
-ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
-{
-    for (size_t i = begin; i < end;) {
-        if (out->capacity - out->n < BATCH) {
-            const ha_status status = ha_pieces_reserve(out, BATCH, err);
-            if (status != HA_OK) {
-                return status;
-            }
-        }
-        ha_piece *to = out->at + out->n, *const stop = to + BATCH;
-        for (; i < end && to < stop; to++) {
-            size_t next;
-            switch (kind) {
-            case HA_PRE_GPT2: next = match_gpt2(s, i, end); break;
-            case HA_PRE_O200K: next = match_o200k(s, i, end, 3, 1); break;
-            case HA_PRE_TEKKEN: next = match_o200k(s, i, end, 1, 0); break;
-            default: next = match_llama3(s, i, end, kind == HA_PRE_QWEN2 ? 1 : 3, kind == HA_PRE_CL100K); break;
-            }
-            *to = (ha_piece){(uint32_t)i, (uint32_t)next, -1};
-            i = next;
-        }
-        out->n = (size_t)(to - out->at);
+#define CUT(match)                                                                  \
+    for (; i < end && n < room; n++) {                                              \
+        const size_t next = match;                                                  \
+        out[n] = (ha_piece){(uint32_t)i, (uint32_t)next, -1};                       \
+        i = next;                                                                   \
     }
-    return HA_OK;
+
+size_t
+ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room)
+{
+    size_t n = 0, i = *at;
+    switch (kind) {
+    case HA_PRE_GPT2: CUT(match_gpt2(s, i, end)) break;
+    case HA_PRE_O200K: CUT(match_o200k(s, i, end, 3, 1)) break;
+    case HA_PRE_TEKKEN: CUT(match_o200k(s, i, end, 1, 0)) break;
+    case HA_PRE_QWEN2: CUT(match_llama3(s, i, end, 1, 0)) break;
+    case HA_PRE_CL100K: CUT(match_llama3(s, i, end, 3, 1)) break;
+    default: CUT(match_llama3(s, i, end, 3, 0)) break;
+    }
+    *at = i;
+    return n;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/swar.h"
 #include "tokenizer/unicode.h"
 
 void
@@ -59,25 +60,68 @@ ha_pre_tokenizer_add(ha_pre_tokenizer *pre, ha_pre_kind kind, ha_error *err)
 
 /* ---- steps ---- */
 
-static ha_status
-cut_bert(const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
+/* Where the word at s[i] ends; before `end` the separator there is of `size` bytes and those flags. */
+static inline size_t
+end_of_word(const uint8_t *s, size_t i, size_t end, unsigned *flags, size_t *size)
 {
-    ha_status status = HA_OK;
-    size_t word = begin, size;
-    for (size_t i = begin; i < end && status == HA_OK; i += size) {
-        const unsigned flags = ha_uc_flags_at(s + i, &size);
-        if ((flags & (HA_UC_WHITE_SPACE | HA_UC_PUNCT)) == 0) {
-            continue;
+    while ((i = ha_swar_run(s, i, end, 1)) < end) {
+        if (s[i] == ' ') {      /* what ends most words */
+            *flags = HA_UC_WHITE_SPACE;
+            *size = 1;
+            break;
         }
-        if (word < i) {
-            status = ha_pieces_push(out, word, i, -1, err);
+        *flags = ha_uc_flags_at(s + i, size);
+        if ((*flags & (HA_UC_WHITE_SPACE | HA_UC_PUNCT)) != 0) {
+            break;
         }
-        if (status == HA_OK && (flags & HA_UC_WHITE_SPACE) == 0) {
-            status = ha_pieces_push(out, i, i + size, -1, err);
-        }
-        word = i + size;
+        i += *size;
     }
-    return word < end && status == HA_OK ? ha_pieces_push(out, word, end, -1, err) : status;
+    return i;
+}
+
+size_t
+ha_pre_cut_bert(const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room)
+{
+    size_t n = 0, i = *at, size = 0;
+    unsigned flags = 0;
+    while (i < end && n < room) {
+        const size_t begin = i;
+        i = end_of_word(s, begin, end, &flags, &size);
+        if (i > begin) {
+            out[n++] = (ha_piece){(uint32_t)begin, (uint32_t)i, -1};
+        }
+        if (i < end && (flags & HA_UC_WHITE_SPACE) != 0) {
+            i += size;
+        } else if (i < end && n < room) {
+            out[n++] = (ha_piece){(uint32_t)i, (uint32_t)(i + size), -1};
+            i += size;
+        }
+    }
+    *at = i;
+    return n;
+}
+
+const ha_pre_step *
+ha_pre_last_cut(const ha_pre_tokenizer *pre)
+{
+    const ha_pre_step *last = pre->n_steps > 0 ? &pre->steps[pre->n_steps - 1] : NULL;
+    return last != NULL && (last->kind == HA_PRE_BERT || last->kind >= HA_PRE_GPT2) ? last : NULL;
+}
+
+/* All pieces of such a step. */
+static ha_status
+cut_all(const ha_pre_step *step, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err)
+{
+    enum { ROOM = 64 };
+    for (size_t n = 1; n > 0;) {
+        const ha_status status = ha_pieces_reserve(out, ROOM, err);
+        if (status != HA_OK) {
+            return status;
+        }
+        n = ha_pre_cut(step, s, &begin, end, out->at + out->n, ROOM);
+        out->n += n;
+    }
+    return HA_OK;
 }
 
 static ha_status
@@ -251,25 +295,25 @@ cut_piece(const ha_pre_step *step, const uint8_t *s, ha_piece piece, ha_pieces *
         return ha_pieces_push(out, piece.begin, piece.end, piece.added_id, err);
     }
     switch (step->kind) {
-    case HA_PRE_BERT: return cut_bert(s, piece.begin, piece.end, out, err);
     case HA_PRE_DIGITS: return cut_digits(s, piece.begin, piece.end, 0, out, err);
     case HA_PRE_DIGITS_INDIVIDUAL: return cut_digits(s, piece.begin, piece.end, 1, out, err);
     case HA_PRE_WHITE_SPACE: return cut_runs(s, piece.begin, piece.end, 0, out, err);
     case HA_PRE_WORDS: return cut_runs(s, piece.begin, piece.end, 1, out, err);
     case HA_PRE_PUNCTUATION:
     case HA_PRE_SPACES: return cut_delimiters(s, piece.begin, piece.end, step->kind == HA_PRE_SPACES, step->behavior, out, err);
-    default: return ha_pre_cut_pattern(step->kind, s, piece.begin, piece.end, out, err);
+    default: return cut_all(step, s, piece.begin, piece.end, out, err);
     }
 }
 
 ha_status
-ha_pre_tokenize(const ha_pre_tokenizer *pre, ha_text_buf *text, ha_pieces *pieces,
+ha_pre_tokenize(const ha_pre_tokenizer *pre, size_t n_steps, ha_text_buf *text, ha_pieces *pieces,
                 ha_text_buf *spare_text, ha_pieces *spare, ha_error *err)
 {
     ha_status status = HA_OK;
-    for (size_t i = 0; i < pre->n_steps && status == HA_OK; i++) {
+    for (size_t i = 0; i < n_steps && status == HA_OK; i++) {
         const ha_pre_step *step = &pre->steps[i];
         spare->n = 0;
+        ha_text_buf_close(text);
         if (step->kind == HA_PRE_PREFIX_SPACE || step->kind == HA_PRE_METASPACE) {
             status = step->kind == HA_PRE_METASPACE ? cut_metaspace(&step->metaspace, text, pieces, spare_text, spare, err)
                                                     : add_prefix_spaces(text, pieces, spare_text, spare, err);

@@ -84,11 +84,21 @@ int ha_pre_pattern(const char *pattern, size_t length, ha_pre_kind *out);
  * o200k_base, o200k_harmony, llama3, qwen2, tekken; 1 when there is one. */
 int ha_pre_pattern_tiktoken(const char *pattern, size_t length, ha_pre_kind *out);
 
-/* Cuts bytes [begin, end) of s into the matches of the step's expression, which has one at every position. */
-ha_status ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t begin, size_t end, ha_pieces *out, ha_error *err);
+/* Cuts the next pieces, at most `room` of them, off bytes [*at, end) of s and moves *at behind them; 0 pieces: nothing is left. HA_TEXT_PAD bytes behind `end` can
+ * be read. For a step of BERT, and for one of a regular expression, which has a match at every position. */
+size_t ha_pre_cut_bert(const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room);
+size_t ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room);
 
-/* Cuts *pieces of *text in place. `spare_text` and `spare` are scratch: contents are swapped with them. */
-ha_status ha_pre_tokenize(const ha_pre_tokenizer *pre, ha_text_buf *text, ha_pieces *pieces,
+/* The last step when it is such a one, else NULL: pieces can be asked for as they are needed. */
+const ha_pre_step *ha_pre_last_cut(const ha_pre_tokenizer *pre);
+static inline size_t
+ha_pre_cut(const ha_pre_step *step, const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room)
+{
+    return step->kind == HA_PRE_BERT ? ha_pre_cut_bert(s, at, end, out, room) : ha_pre_cut_pattern(step->kind, s, at, end, out, room);
+}
+
+/* Cuts *pieces of *text in place by the first n_steps steps. `spare_text` and `spare` are scratch: contents are swapped with them. */
+ha_status ha_pre_tokenize(const ha_pre_tokenizer *pre, size_t n_steps, ha_text_buf *text, ha_pieces *pieces,
                           ha_text_buf *spare_text, ha_pieces *spare, ha_error *err);
 
 #endif

@@ -177,8 +177,8 @@ offer(ha_sp_node *node, float candidate, int32_t id, size_t start)
 }
 
 /* The best path to every byte of the text; of equal ones the first that is found, in order of where its last piece begins. */
-static void
-fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node *best)
+static ha_status
+fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node *best, ha_pulse *pulse, ha_error *err)
 {
     size_t size;
     best[0] = (ha_sp_node){0, -1, 0, 0};
@@ -202,7 +202,12 @@ fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node 
         if (!single) {
             offer(&best[start + size], sp->unk_score + here, sp->unk_id, start);
         }
+        const ha_status status = ha_pulse_beat(pulse, size, err);
+        if (status != HA_OK) {
+            return status;
+        }
     }
+    return HA_OK;
 }
 
 static ha_status
@@ -219,11 +224,10 @@ encode_unigram(writer *w, ha_sp_scratch *scratch)
         scratch->cap_best = capacity;
     }
     ha_sp_node *best = scratch->best;
-    fill_best(w->sp, w->normal->text, n, best);
-    for (size_t at = n; at > 0; at = best[at].start) {
+    ha_status status = fill_best(w->sp, w->normal->text, n, best, scratch->pulse, w->err);
+    for (size_t at = n; at > 0 && status == HA_OK; at = best[at].start) {
         best[best[at].start].next = (uint32_t)at;
     }
-    ha_status status = HA_OK;
     for (size_t begin = 0; begin < n && status == HA_OK; begin = best[begin].next) {
         status = write_piece(w, best[best[begin].next].id, begin, best[begin].next);
     }
@@ -348,6 +352,10 @@ encode_bpe(writer *w, ha_sp_scratch *scratch, size_t begin, size_t end)
         offer_pair(sp, text, scratch, &n_heap, (int32_t)i - 1, (int32_t)i);
     }
     while (n_heap > 0) {
+        status = ha_pulse_beat(scratch->pulse, 1, w->err);
+        if (status != HA_OK) {
+            return status;
+        }
         const ha_bpe_entry top = ha_bpe_heap_pop(scratch->heap, &n_heap);
         ha_sp_symbol *left = &s[top.at];
         ha_vocab_text(sp->vocab, top.id, &length);

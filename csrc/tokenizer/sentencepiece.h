@@ -50,6 +50,7 @@ typedef struct ha_sp_scratch {      /* zeroed by the owner; one per thread */
     size_t cap_symbols;
     uint32_t *splits;               /* (sp->n,) bytes of the left half that an unused piece was merged from */
     ha_sp_fragments fragments, spare;
+    ha_pulse *pulse;                /* NULL: never stopped */
 } ha_sp_scratch;
 
 void ha_sp_scratch_free(ha_sp_scratch *scratch);

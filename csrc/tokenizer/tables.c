@@ -1,6 +1,5 @@
 #define _POSIX_C_SOURCE 200809L
 #include "tokenizer/tables.h"
-#include "tokenizer/word_cache.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,41 +10,54 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/pages.h"
 #include "core/sha256.h"
 #include "core/utf8.h"
+#include "tokenizer/word_table.h"
 
 #define TRY(call) do { const ha_status status_ = (call); if (status_ != HA_OK) { return status_; } } while (0)
 
-#define MAGIC "HaTable1"        /* the digit is the format's version */
+#define MAGIC "HaTable2"        /* the digit is the format's version */
 
 enum { MAX_SINKS = 4, MAX_IDS = INT32_MAX / 4 };
 
 typedef enum section {
-    VOCAB_TOKENS, VOCAB_BY_ID, VOCAB_TEXT, VOCAB_SLOTS, BPE_MERGES, BPE_WORDS, BPE_LONG_WORDS, UNIGRAM_TRIE, UNIGRAM_SCORES, WORDPIECE_FIRST, WORDPIECE_REST, RAW, RAW_AT, N_SECTIONS
+    VOCAB_TOKENS, VOCAB_BY_ID, VOCAB_TEXT, VOCAB_SLOTS, BPE_MERGES, WORDS, BPE_LONG_WORDS, UNIGRAM_TRIE, UNIGRAM_SCORES, WORDPIECE_FIRST, WORDPIECE_REST, RAW, RAW_AT, N_SECTIONS
 } section;
 
 static const size_t element_size[N_SECTIONS] = {
-    sizeof(ha_vocab_token), sizeof(int32_t), 1, sizeof(ha_vocab_slot), sizeof(ha_bpe_merge), sizeof(ha_bpe_word), sizeof(ha_trie_unit), sizeof(ha_trie_unit),
+    sizeof(ha_vocab_token), sizeof(int32_t), 1, sizeof(ha_vocab_slot), sizeof(ha_bpe_merge), sizeof(ha_word_line), sizeof(ha_trie_unit), sizeof(ha_trie_unit),
     sizeof(double), sizeof(ha_trie_unit), sizeof(ha_trie_unit), 1, sizeof(size_t),
 };
 
-/* How the file begins; the sections follow one after the other, each padded to 8 bytes. */
+enum { LINE = 64 };     /* every section begins at a multiple of it */
+
+/* How the file begins; the sections follow one after the other. */
 typedef struct header {
-    char magic[8];
+    _Alignas(LINE) char magic[8];
     uint64_t checksum;              /* of all that follows it */
     uint32_t order, word;           /* 0x01020304 and sizeof(size_t): a file of another machine is none of ours */
     uint64_t counts[N_SECTIONS];    /* elements */
     uint64_t ranges[MAX_SINKS][2];
     uint64_t n_model_tokens, n_model_ids, n_merges, model_kind;
-    uint64_t hash_key[2], seed;
+    uint64_t hash_key[2], seed, words_seed;
     double unk_score;
     int32_t byte_ids[256];          /* Unigram's */
 } header;
 
 typedef struct ha_tables {
-    header head;
-    uint64_t data[];                /* the sections */
+    header *head;                   /* the file as it is, in pages of its own */
+    size_t size;
 } ha_tables;
+
+static void
+free_tables(ha_tables *tables)
+{
+    if (tables != NULL) {
+        ha_pages_free(tables->head, tables->size);
+        free(tables);
+    }
+}
 
 /* Against damage, not against malice: four lanes of multiplications. */
 static uint64_t
@@ -81,7 +93,7 @@ checksum_header(const header *head)
 static size_t
 padded(uint64_t count, size_t size)
 {
-    return ((size_t)count * size + 7) / 8 * 8;
+    return ((size_t)count * size + LINE - 1) / LINE * LINE;
 }
 
 ha_status
@@ -101,7 +113,7 @@ ha_tables_path(const char *folder, const void *source, size_t length, char **out
         path[n + 1 + 2 * i] = digits[digest[i] >> 4];
         path[n + 2 + 2 * i] = digits[digest[i] & 15];
     }
-    strcpy(path + n + 65, ".tables1");
+    strcpy(path + n + 65, ".tables2");
     *out = path;
     return HA_OK;
 }
@@ -173,15 +185,22 @@ check_bpe(const ha_bpe *bpe, size_t n_ids, ha_error *err)
     if (bpe->n_slots > 0 && (!is_power_of_two(bpe->n_slots) || taken > bpe->n_slots / 2)) {
         return bad(err, "the merges");
     }
-    taken = 0;
-    for (size_t i = 0; i < bpe->n_word_slots; i++) {
-        taken += bpe->words[i].key.high != 0;
-        if (bpe->words[i].id < 0 || (size_t)bpe->words[i].id >= n_ids) {
-            return bad(err, "the words of a BPE model");
+    return is_trie(&bpe->long_words, n_ids) ? HA_OK : bad(err, "the long words of a BPE model");
+}
+
+static ha_status
+check_words(const ha_word_table *table, size_t n_ids, ha_error *err)
+{
+    size_t full = 0;        /* a search ends at a line that is not */
+    int good = 1;
+    for (size_t i = 0; i < table->n_lines; i++) {
+        const ha_word_line *line = &table->lines[i];
+        full += line->high[HA_WORDS_PER_LINE - 1] != 0;
+        for (int k = 0; k < HA_WORDS_PER_LINE; k++) {
+            good &= line->ids[k] >= 0 && (size_t)line->ids[k] < n_ids;
         }
     }
-    return (bpe->n_word_slots == 0 || (is_power_of_two(bpe->n_word_slots) && taken <= bpe->n_word_slots / 2)) && is_trie(&bpe->long_words, n_ids)
-           ? HA_OK : bad(err, "the words of a BPE model");
+    return good && table->n_lines <= UINT32_MAX && (table->n_lines == 0 || full < table->n_lines) ? HA_OK : bad(err, "the whole words");
 }
 
 static ha_status
@@ -206,6 +225,7 @@ check(const ha_tokenizer *tok, const header *head, ha_error *err)
     const size_t n_ids = tok->vocab.n_ids;
     TRY(check_vocab(&tok->vocab, err));
     TRY(check_bpe(&tok->bpe, n_ids, err));
+    TRY(check_words(&tok->table, n_ids, err));
     TRY(check_unigram(&tok->unigram, head->counts[UNIGRAM_SCORES], n_ids, err));
     if (!is_trie(&tok->wordpiece.first, n_ids) || !is_trie(&tok->wordpiece.rest, n_ids)) {
         return bad(err, "the tries of a WordPiece model");
@@ -226,9 +246,9 @@ check(const ha_tokenizer *tok, const header *head, ha_error *err)
 static void
 borrow(ha_tables *tables, ha_tokenizer *tok)
 {
-    const header *head = &tables->head;
+    const header *head = tables->head;
     void *at[N_SECTIONS];
-    uint8_t *next = (uint8_t *)tables->data;
+    uint8_t *next = (uint8_t *)(tables->head + 1);
     for (int i = 0; i < N_SECTIONS; i++) {
         at[i] = head->counts[i] > 0 ? next : NULL;
         next += padded(head->counts[i], element_size[i]);
@@ -238,7 +258,7 @@ borrow(ha_tables *tables, ha_tokenizer *tok)
                             .hash_key = {head->hash_key[0], head->hash_key[1]}};
     tok->bpe.merges = at[BPE_MERGES], tok->bpe.n_slots = head->counts[BPE_MERGES];
     tok->bpe.n_merges = head->n_merges, tok->bpe.seed = head->seed;
-    tok->bpe.words = at[BPE_WORDS], tok->bpe.n_word_slots = head->counts[BPE_WORDS];
+    tok->table = (ha_word_table){at[WORDS], head->counts[WORDS], head->words_seed};
     tok->bpe.long_words = (ha_trie){at[BPE_LONG_WORDS], head->counts[BPE_LONG_WORDS]};
     tok->unigram.trie = (ha_trie){at[UNIGRAM_TRIE], head->counts[UNIGRAM_TRIE]};
     tok->unigram.scores = at[UNIGRAM_SCORES];
@@ -257,11 +277,12 @@ ha_tables_release(ha_tokenizer *tok)
 {
     if (tok->tables != NULL) {
         memset(&tok->vocab, 0, sizeof(tok->vocab));
-        tok->bpe.merges = NULL, tok->bpe.words = NULL, tok->bpe.long_words.units = NULL;
+        tok->bpe.merges = NULL, tok->bpe.long_words.units = NULL;
+        tok->table.lines = NULL;
         tok->unigram.trie.units = NULL, tok->unigram.scores = NULL;
         tok->wordpiece.first.units = tok->wordpiece.rest.units = NULL;
         tok->raw = NULL, tok->raw_at = NULL;
-        free(tok->tables);
+        free_tables(tok->tables);
         tok->tables = NULL;
     }
 }
@@ -275,13 +296,14 @@ read_file(int fd, ha_tables **out, ha_error *err)
         return bad(err, "no file of tables");
     }
     const size_t size = (size_t)info.st_size;
-    ha_tables *tables = malloc(size);
+    ha_tables *tables = calloc(1, sizeof(*tables));
     *out = tables;
-    if (tables == NULL) {
+    if (tables == NULL || (tables->head = ha_pages_alloc(size)) == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu bytes of tables", size);
     }
+    tables->size = size;
     for (size_t done = 0; done < size;) {
-        const ssize_t n = read(fd, (uint8_t *)tables + done, size - done);
+        const ssize_t n = read(fd, (uint8_t *)tables->head + done, size - done);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -290,7 +312,7 @@ read_file(int fd, ha_tables **out, ha_error *err)
         }
         done += (size_t)n;
     }
-    const header *head = &tables->head;
+    const header *head = tables->head;
     size_t left = size - sizeof(*head);
     if (memcmp(head->magic, MAGIC, sizeof(head->magic)) != 0 || head->order != 0x01020304 || head->word != sizeof(size_t)) {
         return bad(err, "a file of another version or machine");
@@ -301,7 +323,7 @@ read_file(int fd, ha_tables **out, ha_error *err)
         }
         left -= padded(head->counts[i], element_size[i]);
     }
-    return left == 0 && head->checksum == checksum(checksum_header(head), tables->data, size - sizeof(*head)) ? HA_OK : bad(err, "the checksum is wrong");
+    return left == 0 && head->checksum == checksum(checksum_header(head), head + 1, size - sizeof(*head)) ? HA_OK : bad(err, "the checksum is wrong");
 }
 
 ha_status
@@ -318,13 +340,13 @@ ha_tables_read(const char *path, ha_tokenizer *tok, ha_json_sink *sinks, size_t 
     if (status == HA_OK) {
         borrow(tables, tok);
         tables = NULL;
-        status = check(tok, &tok->tables->head, &cause);
+        status = check(tok, tok->tables->head, &cause);
     }
     for (size_t i = 0; i < n && i < MAX_SINKS && status == HA_OK; i++) {
-        sinks[i].begin = (size_t)tok->tables->head.ranges[i][0];
-        sinks[i].end = (size_t)tok->tables->head.ranges[i][1];
+        sinks[i].begin = (size_t)tok->tables->head->ranges[i][0];
+        sinks[i].end = (size_t)tok->tables->head->ranges[i][1];
     }
-    free(tables);
+    free_tables(tables);
     if (status != HA_OK) {
         ha_tables_release(tok);
         return ha_fail(err, status, "%.300s: not used: %.150s", path, cause.message);
@@ -353,9 +375,9 @@ describe(const ha_tokenizer *tok, const ha_json_sink *sinks, size_t n, header *h
 {
     const ha_vocab *v = &tok->vocab;
     const size_t n_scores = tok->unigram.scores != NULL ? tok->n_model_ids : 0;
-    const void *const data[N_SECTIONS] = {v->tokens, v->by_id, v->text, v->slots, tok->bpe.merges, tok->bpe.words, tok->bpe.long_words.units, tok->unigram.trie.units,
+    const void *const data[N_SECTIONS] = {v->tokens, v->by_id, v->text, v->slots, tok->bpe.merges, tok->table.lines, tok->bpe.long_words.units, tok->unigram.trie.units,
                                           tok->unigram.scores, tok->wordpiece.first.units, tok->wordpiece.rest.units, tok->raw, tok->raw_at};
-    const size_t counts[N_SECTIONS] = {v->n_tokens, v->n_ids, v->n_text, v->n_slots, tok->bpe.n_slots, tok->bpe.n_word_slots, tok->bpe.long_words.n_units, tok->unigram.trie.n_units,
+    const size_t counts[N_SECTIONS] = {v->n_tokens, v->n_ids, v->n_text, v->n_slots, tok->bpe.n_slots, tok->table.n_lines, tok->bpe.long_words.n_units, tok->unigram.trie.n_units,
                                        n_scores, tok->wordpiece.first.n_units, tok->wordpiece.rest.n_units, tok->raw_at[v->n_ids], v->n_ids + 1};
     memset(head, 0, sizeof(*head));
     memcpy(head->magic, MAGIC, sizeof(head->magic));
@@ -373,6 +395,7 @@ describe(const ha_tokenizer *tok, const ha_json_sink *sinks, size_t n, header *h
     head->model_kind = (uint64_t)tok->model_kind;
     memcpy(head->hash_key, v->hash_key, sizeof(head->hash_key));
     head->seed = tok->bpe.seed;
+    head->words_seed = tok->table.seed;
     head->unk_score = tok->unigram.unk_score;
     memcpy(head->byte_ids, tok->unigram.byte_ids, sizeof(head->byte_ids));
 }
@@ -388,22 +411,23 @@ ha_tables_write(const char *path, const ha_tokenizer *tok, const ha_json_sink *s
         size += padded(head.counts[i], element_size[i]);
     }
     char *aside = malloc(strlen(path) + 32);
-    uint8_t *data = calloc(size + 1, 1);
+    uint8_t *data = calloc(sizeof(head) + size, 1);
     if (aside == NULL || data == NULL) {
         free(aside);
         free(data);
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu bytes of tables", size);
     }
-    for (size_t i = 0, done = 0; i < N_SECTIONS; i++) {
+    for (size_t i = 0, done = sizeof(head); i < N_SECTIONS; i++) {
         if (head.counts[i] > 0) {
             memcpy(data + done, at[i], (size_t)head.counts[i] * element_size[i]);
         }
         done += padded(head.counts[i], element_size[i]);
     }
-    head.checksum = checksum(checksum_header(&head), data, size);
+    head.checksum = checksum(checksum_header(&head), data + sizeof(head), size);
+    memcpy(data, &head, sizeof(head));
     sprintf(aside, "%s.XXXXXX", path);
     const int fd = mkstemp(aside);          /* mode 0600 */
-    int good = fd >= 0 && write_all(fd, &head, sizeof(head)) && write_all(fd, data, size);
+    int good = fd >= 0 && write_all(fd, data, sizeof(head) + size);
     good &= fd < 0 || close(fd) == 0;
     good = good && rename(aside, path) == 0;
     const ha_status status = good ? HA_OK : ha_fail(err, HA_ERR_IO, "%.350s: %s", path, strerror(errno));

@@ -24,7 +24,7 @@ ha_text_buf_reserve(ha_text_buf *buf, size_t extra, ha_error *err)
     while (capacity - buf->length < extra) {
         capacity *= 2;
     }
-    uint8_t *text = realloc(buf->text, capacity);
+    uint8_t *text = realloc(buf->text, capacity + HA_TEXT_PAD);
     if (text == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for a text of %zu bytes", capacity);
     }

@@ -4,11 +4,14 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "core/status.h"
 #include "core/utf8.h"
 
 typedef struct ha_align { uint32_t begin, end; } ha_align;      /* bytes [begin, end) of the original */
+
+enum { HA_TEXT_PAD = 16 };          /* bytes behind the capacity of a text that may be read */
 
 typedef struct ha_text_buf {        /* zeroed by the owner; reused from row to row */
     uint8_t *text;
@@ -21,6 +24,15 @@ void ha_text_buf_free(ha_text_buf *buf);
 
 /* Room for `extra` more bytes. */
 ha_status ha_text_buf_reserve(ha_text_buf *buf, size_t extra, ha_error *err);
+
+/* Sets the HA_TEXT_PAD bytes behind the text to zero. */
+static inline void
+ha_text_buf_close(ha_text_buf *buf)
+{
+    if (buf->text != NULL) {
+        memset(buf->text + buf->length, 0, HA_TEXT_PAD);
+    }
+}
 
 /* Appends code point c, all of whose bytes came from `from`. Needs 4 reserved bytes. */
 static inline void

@@ -9,6 +9,7 @@
 
 #include "tokenizer/pipeline.h"
 #include "tokenizer/tables.h"
+#include "tokenizer/word_table.h"
 
 void
 ha_tokenizer_clear(ha_tokenizer *tok)
@@ -20,6 +21,7 @@ ha_tokenizer_clear(ha_tokenizer *tok)
     ha_added_tokens_free(&tok->added);
     ha_wordpiece_free(&tok->wordpiece);
     ha_bpe_free(&tok->bpe);
+    ha_word_table_free(&tok->table);
     ha_unigram_free(&tok->unigram);
     ha_normalizer_free(&tok->normalizer);
     ha_sentencepiece_free(&tok->sentencepiece);
@@ -42,41 +44,57 @@ ha_tokenizer_free(ha_tokenizer *tok)
     }
 }
 
-/* With ignore_merges: the model's tokens, as the model sees text: for one of bytes the raw bytes of those written in byte characters alone. */
+static size_t
+count_characters(const char *text, size_t length)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < length; i++) {
+        n += ((uint8_t)text[i] & 0xC0) != 0x80;
+    }
+    return n;
+}
+
+/* The model's tokens that are whole words, as the model sees text: for a BPE of bytes the raw bytes of those written in byte characters alone, for WordPiece those
+ * that are not too long to be known. */
 static ha_status
 build_words(ha_tokenizer *tok, ha_error *err)
 {
-    size_t total = 0, n = 0, at = 0, length;
-    for (size_t id = 0; id < tok->vocab.n_ids; id++) {
-        ha_vocab_text(&tok->vocab, (int32_t)id, &length);
-        total += length;
-    }
-    ha_trie_key *keys = malloc((tok->vocab.n_ids + 1) * sizeof(*keys));
-    uint8_t *bytes = malloc(total + 1);
-    ha_status status = keys != NULL && bytes != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->vocab.n_ids);
-    for (size_t id = 0; id < tok->vocab.n_ids && status == HA_OK; id++) {
-        const char *text = ha_vocab_text(&tok->vocab, (int32_t)id, &length);
+    const int wordpiece = tok->model_kind == HA_MODEL_WORDPIECE;
+    const ha_vocab *vocab = &tok->vocab;
+    size_t n = 0, at = 0, n_short = 0;
+    ha_trie_key *keys = malloc((tok->n_model_tokens + 1) * sizeof(*keys));
+    uint8_t *bytes = malloc(vocab->n_text + 1);
+    ha_status status = keys != NULL && bytes != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", tok->n_model_tokens);
+    for (size_t t = 0; t < tok->n_model_tokens && status == HA_OK; t++) {
+        const ha_vocab_token token = vocab->tokens[t];
+        const char *text = vocab->text + token.at;
         size_t n_bytes = 0, size, i = 0;
-        if (tok->bpe.characters) {
-            if (length > 0 && id < tok->n_model_ids) {
-                keys[n++] = (ha_trie_key){text, length, (int32_t)id};
+        if (token.length == 0 || (size_t)token.id >= tok->n_model_ids) {
+            continue;
+        }
+        if (wordpiece || tok->bpe.characters) {
+            if (!wordpiece || count_characters(text, token.length) <= tok->wordpiece.max_chars) {
+                keys[n++] = (ha_trie_key){text, token.length, token.id};
             }
             continue;
         }
-        for (; text != NULL && i < length && id < tok->n_model_ids; i += size) {
+        for (; i < token.length; i += size) {
             const int byte = ha_char_to_byte(ha_utf8_decode((const uint8_t *)text + i, &size));
             if (byte < 0) {
                 break;
             }
             bytes[at + n_bytes++] = (uint8_t)byte;
         }
-        if (n_bytes > 0 && i == length) {
-            keys[n++] = (ha_trie_key){(const char *)bytes + at, n_bytes, (int32_t)id};
+        if (i == token.length) {
+            keys[n++] = (ha_trie_key){(const char *)bytes + at, n_bytes, token.id};
             at += n_bytes;
         }
     }
     if (status == HA_OK) {
-        status = ha_bpe_build_words(&tok->bpe, keys, n, err);
+        status = ha_word_table_build(&tok->table, keys, n, &n_short, err);
+    }
+    if (status == HA_OK && !wordpiece) {
+        status = ha_trie_build(keys + n_short, n - n_short, &tok->bpe.long_words, err);
     }
     free(keys);
     free(bytes);
@@ -95,8 +113,12 @@ ha_tokenizer_finish(ha_tokenizer *tok, ha_error *err)
         const ha_added_token *same = ha_added_tokens_of_id(&tok->added, ha_vocab_id(&tok->vocab, text, length));
         t->skipped = same != NULL && same->special;
     }
-    if (status == HA_OK && tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges && tok->tables == NULL) {
+    const int has_words = tok->model_kind == HA_MODEL_WORDPIECE || (tok->model_kind == HA_MODEL_BPE && tok->bpe.ignore_merges);
+    if (status == HA_OK && has_words && tok->tables == NULL) {
         status = build_words(tok, err);
+    }
+    if (status == HA_OK && tok->model_kind == HA_MODEL_UNIGRAM) {
+        ha_unigram_find_bounds(&tok->unigram, &tok->vocab, tok->n_model_ids);
     }
     ha_unigram_plan(tok);
     return status == HA_OK && tok->tables == NULL ? ha_tokenizer_build_raw(tok, err) : status;

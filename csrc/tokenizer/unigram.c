@@ -32,14 +32,14 @@ ha_unigram_scratch_use_cache(ha_unigram_scratch *scratch)
 }
 
 /* No score is above 0 in a vocabulary of logarithms: then the rest of a word adds at most what its best first token can add. */
-static void
-find_bounds(ha_unigram *model, const ha_vocab *vocab)
+void
+ha_unigram_find_bounds(ha_unigram *model, const ha_vocab *vocab, size_t n_ids)
 {
     int known = 1;
     for (size_t byte = 0; byte < 256; byte++) {
         model->bound[byte] = model->unk_score;
     }
-    for (size_t id = 0; id < vocab->n_ids; id++) {
+    for (size_t id = 0; id < n_ids; id++) {
         size_t length;
         const char *text = ha_vocab_text(vocab, (int32_t)id, &length);
         double *bound = &model->bound[length > 0 ? (uint8_t)text[0] : 0];
@@ -68,7 +68,6 @@ ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err)
         }
     }
     model->unk_score = lowest - UNK_PENALTY;
-    find_bounds(model, vocab);
     const ha_status status = ha_trie_build(keys, n, &model->trie, err);
     free(keys);
     for (unsigned byte = 0; byte < 256; byte++) {
@@ -81,7 +80,7 @@ ha_unigram_build(const ha_vocab *vocab, ha_unigram *model, ha_error *err)
 
 /* The best way to write text[0..n) as tokens (Viterbi): scratch->nodes[e] is the last token of the best way that ends at byte e. */
 static ha_status
-find_path(const ha_unigram *model, const uint8_t *text, size_t n, ha_unigram_node *nodes, ha_error *err)
+find_path(const ha_unigram *model, const uint8_t *text, size_t n, ha_unigram_node *nodes, ha_pulse *pulse, ha_error *err)
 {
     for (size_t i = 0; i <= n; i++) {
         nodes[i] = (ha_unigram_node){.id = HA_UNIGRAM_NONE};
@@ -106,6 +105,10 @@ find_path(const ha_unigram *model, const uint8_t *text, size_t n, ha_unigram_nod
                 return ha_fail(err, HA_ERR_VALUE, "a character is not in the vocabulary, and the model has no unk_id");
             }
             *node = (ha_unigram_node){.score = score, .begin = (uint32_t)at, .id = model->unk_id};
+        }
+        const ha_status status = ha_pulse_beat(pulse, size, err);
+        if (status != HA_OK) {
+            return status;
         }
     }
     return HA_OK;
@@ -148,7 +151,7 @@ ha_unigram_encode(const ha_unigram *model, const uint8_t *text, size_t begin, si
     }
     ha_unigram_node *nodes = scratch->nodes;
     if (status == HA_OK) {
-        status = find_path(model, text + begin, n, nodes, err);
+        status = find_path(model, text + begin, n, nodes, scratch->pulse, err);
     }
     if (status != HA_OK) {
         return status;

@@ -2,6 +2,7 @@
  * read once, word by word, and words that come again are looked up. What the general path does differently from word to word is left to it. */
 #include <string.h>
 
+#include "core/swar.h"
 #include "tokenizer/pipeline.h"
 #include "tokenizer/unicode.h"
 
@@ -36,14 +37,15 @@ plan_tails(ha_tokenizer *tok)
 {
     ha_word_plan *plan = &tok->words;
     const ha_unigram *model = &tok->unigram;
+    const uint8_t *text = (const uint8_t *)tok->vocab.text;
+    uint8_t pairs[1 << 14] = {0};
     size_t length;
-    for (size_t id = 0; id < tok->n_model_ids; id++) {
-        const uint8_t *text = (const uint8_t *)ha_vocab_text(&tok->vocab, (int32_t)id, &length);
-        for (size_t i = 1; i < length; i++) {
-            if (text[i - 1] < 128 && text[i] < 128) {
-                plan->joins[text[i - 1]][text[i] >> 6] |= (uint64_t)1 << (text[i] & 63);
-            }
-        }
+    for (size_t i = 1; i < tok->vocab.n_text; i++) {        /* texts end in NUL bytes, which no word holds */
+        const unsigned pair = (unsigned)text[i - 1] << 7 | text[i];
+        pairs[(text[i - 1] | text[i]) < 128 ? pair : 0] = 1;
+    }
+    for (unsigned pair = 0; pair < 1 << 14; pair++) {
+        plan->joins[pair >> 7][pair >> 6 & 1] |= (uint64_t)pairs[pair] << (pair & 63);
     }
     for (unsigned c = 0; c < 128; c++) {
         const uint8_t byte = (uint8_t)c;
@@ -52,10 +54,10 @@ plan_tails(ha_tokenizer *tok)
         plan->tail[c] = is_tail ? id : -1;
     }
     for (size_t i = 0; i < tok->added.n; i++) {
-        const char *text = ha_added_token_written(&tok->added, &tok->added.at[i], &length);
+        const char *written = ha_added_token_written(&tok->added, &tok->added.at[i], &length);
         for (size_t k = 0; k < length && tok->added.at[i].normalized; k++) {
-            if ((uint8_t)text[k] < 128) {
-                plan->tail[(uint8_t)text[k]] = -1;      /* it may belong to that added token */
+            if ((uint8_t)written[k] < 128) {
+                plan->tail[(uint8_t)written[k]] = -1;      /* it may belong to that added token */
             }
         }
     }
@@ -228,40 +230,12 @@ remember(const reader *r, ha_cached_word *slot, const uint64_t word[2], size_t f
 
 /* ---- the text ---- */
 
-#define EACH(byte) ((uint64_t)0x0101010101010101u * (byte))
-
 /* Bit 7 of each byte that ends a word (up to U+0020, and U+007F); those above the lowest set one are not exact. */
 static uint64_t
 stops(uint64_t x)
 {
-    const uint64_t y = x ^ EACH(0x7F);
-    return (((x - EACH(0x21)) & ~x) | ((y - EACH(1)) & ~y)) & EACH(0x80);
-}
-
-static size_t
-lowest_byte(uint64_t mask)
-{
-#if defined(__GNUC__)
-    return (size_t)__builtin_ctzll(mask) >> 3;
-#else
-    size_t n = 0;
-    for (; (mask & 0xFF) == 0; mask >>= 8) {
-        n++;
-    }
-    return n;
-#endif
-}
-
-/* Little-endian, so that byte 0 is the lowest everywhere. */
-static uint64_t
-load(const uint8_t *p)
-{
-    uint64_t x;
-    memcpy(&x, p, sizeof(x));
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    x = __builtin_bswap64(x);
-#endif
-    return x;
+    const uint64_t y = x ^ HA_EACH(0x7F);
+    return (((x - HA_EACH(0x21)) & ~x) | ((y - HA_EACH(1)) & ~y)) & HA_EACH(0x80);
 }
 
 /* The word at p: its length, and its first 16 bytes zero-padded in `word`. */
@@ -275,18 +249,18 @@ read_word(const uint8_t *p, const uint8_t *end, uint64_t word[2])
         memcpy(tail, p, (size_t)(end - p));
         from = tail;
     }
-    word[0] = load(from);
-    word[1] = load(from + 8);
+    word[0] = ha_load_u64(from);
+    word[1] = ha_load_u64(from + 8);
     uint64_t stop = stops(word[0]);
     if (stop != 0) {
-        const size_t n = lowest_byte(stop);
+        const size_t n = ha_swar_lowest(stop);
         word[0] &= ((uint64_t)1 << 8 * n) - 1;
         word[1] = 0;
         return n;
     }
     stop = stops(word[1]);
     if (stop != 0) {
-        const size_t n = lowest_byte(stop);
+        const size_t n = ha_swar_lowest(stop);
         word[1] &= ((uint64_t)1 << 8 * n) - 1;
         return 8 + n;
     }
@@ -318,7 +292,7 @@ static ha_status
 encode_new_word(reader *r, const uint8_t *p, size_t n, const uint64_t word[2], ha_cached_word *slot)
 {
     const size_t first = r->out->n;
-    const int ascii = n <= 16 ? ((word[0] | word[1]) & EACH(0x80)) == 0 : ha_utf8_ascii_prefix(p, n) == n;
+    const int ascii = n <= 16 ? ((word[0] | word[1]) & HA_EACH(0x80)) == 0 : ha_utf8_ascii_prefix(p, n) == n;
     int single = 1;
     const ha_status status = ascii ? encode_word(r, p, n) : encode_unicode_word(r, p, n, &single);
     r->last = ascii ? 1 : r->last;
@@ -354,7 +328,7 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             r->last = 2;
             continue;
         }
-        const int is_short = length <= 16, ascii = ((word[0] | word[1]) & EACH(0x80)) == 0;
+        const int is_short = length <= 16, ascii = ((word[0] | word[1]) & HA_EACH(0x80)) == 0;
         const size_t core = is_short && ascii && plan->tail[p[length - 1]] >= 0 ? cut_tail(plan, p, length, word) : length;
         ha_cached_word *slot = is_short && r->scratch->cache != NULL ? slot_of(r->scratch, word) : NULL;
         if (slot != NULL && !is_word(slot, word) && is_word(slot + 1, word)) {
@@ -380,6 +354,7 @@ encode_segment(reader *r, const uint8_t *text, size_t n)
             r->out->at[r->out->n++] = (ha_token){.id = plan->tail[p[i]]};
         }
         p += length;
+        status = status == HA_OK ? ha_pulse_beat(r->scratch->pulse, length, r->err) : status;
     }
     return status == HA_OK && r->last == 2 && !r->given_up ? encode_word(r, p, 0) : status;
 }

@@ -164,3 +164,25 @@ ha_tokens_reserve(ha_tokens *tokens, size_t extra, ha_error *err)
     }
     return HA_OK;
 }
+
+void
+ha_ids_free(ha_ids *ids)
+{
+    free(ids->at);
+    memset(ids, 0, sizeof(*ids));
+}
+
+ha_status
+ha_ids_reserve(ha_ids *ids, size_t extra, ha_error *err)
+{
+    if (ids->capacity - ids->n < extra) {
+        const size_t capacity = (ids->n + extra) * 2;
+        int32_t *at = realloc(ids->at, capacity * sizeof(*at));
+        if (at == NULL) {
+            return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", capacity);
+        }
+        ids->at = at;
+        ids->capacity = capacity;
+    }
+    return HA_OK;
+}

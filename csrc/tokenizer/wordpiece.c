@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "core/utf8.h"
-#include "tokenizer/word_cache.h"
+#include "tokenizer/model.h"
 
 void
 ha_wordpiece_free(ha_wordpiece *model)
@@ -74,22 +74,11 @@ encode_word(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t
 }
 
 ha_status
-ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_word_entry *cache, ha_tokens *out, ha_error *err)
+ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err)
 {
-    const size_t length = end - begin, first = out->n;
-    const ha_status status = out->capacity - out->n >= length + HA_CACHED_TOKENS ? HA_OK : ha_tokens_reserve(out, length + HA_CACHED_TOKENS, err);
-    if (status != HA_OK) {
-        return status;
-    }
-    if (cache == NULL || length - 1 >= HA_CACHED_BYTES) {
+    const ha_status status = ha_tokens_reserve(out, end - begin, err);
+    if (status == HA_OK) {
         encode_word(model, text, begin, end, out);
-        return HA_OK;
     }
-    const ha_word_key key = ha_word_key_of(text + begin, length);
-    ha_word_entry *slot = ha_cache_slot(cache, key);
-    if (!ha_cache_get(slot, key, begin, out)) {
-        encode_word(model, text, begin, end, out);
-        ha_cache_put(slot, key, out->at + first, out->n - first);
-    }
-    return HA_OK;
+    return status;
 }
