@@ -6,6 +6,7 @@
 typedef struct linear_layout {
     int step;                   /* STEP_F32, ... */
     size_t steps;               /* along k */
+    size_t row_words;           /* of 4 bytes that a packed row of x takes */
     size_t step_bytes;          /* of one panel of the weight */
     const tile_fn *tiles;
 } linear_layout;
@@ -14,19 +15,33 @@ static linear_layout
 linear_layout_of(ha_weight_format format, size_t k)
 {
     if (format == HA_WEIGHT_F32) {
-        return (linear_layout){STEP_F32, k, GEMM_NR * sizeof(float), tiles_f32};
+        return (linear_layout){STEP_F32, k, k, GEMM_NR * sizeof(float), tiles_f32};
+    }
+    if (format == HA_WEIGHT_I8) {
+        const size_t steps = (k + I8_STEP - 1) / I8_STEP;
+        return (linear_layout){STEP_I8, steps, I8_ROW_WORDS(steps), GEMM_NR * I8_STEP, NULL};
     }
 #if defined(VF_HAS_DOT_BF16)
-    return (linear_layout){STEP_PAIR, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
+    return (linear_layout){STEP_PAIR, (k + 1) / 2, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
 #else
-    return (linear_layout){STEP_BF16, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
+    return (linear_layout){STEP_BF16, k, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
 #endif
+}
+
+/* Whether one row of x is its own tile. */
+static int
+linear_reads_x(const linear_layout *layout)
+{
+    return layout->step == STEP_F32 || layout->step == STEP_BF16;
 }
 
 static size_t
 linear_packed_bytes(ha_weight_format format, size_t n, size_t k)
 {
     const linear_layout layout = linear_layout_of(format, k);
+    if (format == HA_WEIGHT_I8) {
+        return i8_layout_of(n, k).bytes;
+    }
     return round_up(n, GEMM_NR) / GEMM_NR * layout.steps * layout.step_bytes;
 }
 
@@ -58,7 +73,10 @@ static void
 linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t first, size_t count, const float *w, size_t ldw)
 {
     const linear_layout layout = linear_layout_of(format, k);
-    (void)n;
+    if (format == HA_WEIGHT_I8) {
+        i8_pack(packed, n, k, first, count, w, ldw);
+        return;
+    }
     for (size_t j = 0; j < count; j += GEMM_NR) {
         const size_t cols = count - j < GEMM_NR ? count - j : GEMM_NR;
         char *panel = (char *)packed + (first + j) / GEMM_NR * layout.steps * layout.step_bytes;
@@ -76,10 +94,10 @@ linear_scratch_bytes(ha_weight_format format, size_t m, size_t n, size_t k, int 
 {
     const linear_layout layout = linear_layout_of(format, k);
     (void)n, (void)n_threads;
-    if (m == 1 && layout.step != STEP_PAIR) {
+    if (m == 1 && linear_reads_x(&layout)) {
         return 0;
     }
-    return (m < LINEAR_ROWS ? m : LINEAR_ROWS) * layout.steps * sizeof(float) + 64;
+    return (m < LINEAR_ROWS ? m : LINEAR_ROWS) * layout.row_words * sizeof(float) + 64;
 }
 
 typedef struct linear_run {
@@ -100,6 +118,10 @@ static void
 linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
 {
     const float *x = run->x + first * run->ldx;
+    if (run->layout.step == STEP_I8) {
+        i8_pack_rows((uint32_t *)tile, rows, x, run->ldx, run->packed, run->k);
+        return;
+    }
     if (run->layout.step != STEP_PAIR) {
         pack(tile, rows, x, (ptrdiff_t)run->ldx, 1, rows, run->k);
         return;
@@ -118,11 +140,34 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
     }
 }
 
+static void
+linear_i8_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+{
+    const i8_layout p = i8_layout_of(run->n, run->k);
+    const size_t col = panel * GEMM_NR;
+    const char *packed = run->packed;
+    i8_tile tile = {
+        .ldy = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .steps = p.steps, .w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP,
+        .scale = (const float *)(packed + p.scale) + col, .excess = (const int32_t *)(packed + p.bias) + col, .bias = run->bias != NULL ? run->bias + col : NULL,
+        .n_outliers = ((const ha_i8_head *)packed)->n_outliers, .outliers = (const float *)(packed + p.outliers) + col, .outlier_ld = p.outlier_ld,
+    };
+    for (size_t t = first_tile; t < end_tile; t++) {
+        const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
+        tile.y = run->y + (m0 + first) * run->ldy + col;
+        tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
+        i8_tile_run(rows, &tile);
+    }
+}
+
 /* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
 static void
 linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
 {
     const linear_layout *layout = &run->layout;
+    if (layout->step == STEP_I8) {
+        linear_i8_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
+        return;
+    }
     const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
     const char *w = (const char *)run->packed + panel * layout->steps * layout->step_bytes;
     const float *x = run->scratch != NULL ? run->scratch : run->x;
@@ -157,7 +202,7 @@ linear_body(void *arg, int thread, int n_threads)
         if (run->scratch != NULL) {
             while ((task = task_take(&run->counter) - base) < tiles) {
                 const size_t first = tile_start(task, tiles, rows_here), end = tile_start(task + 1, tiles, rows_here);
-                linear_pack_rows(run, run->scratch + first * run->layout.steps, m0 + first, end - first);
+                linear_pack_rows(run, run->scratch + first * run->layout.row_words, m0 + first, end - first);
             }
             base += tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
@@ -180,7 +225,7 @@ linear_f32(float *y, size_t ldy, const float *x, size_t ldx, const void *packed,
     }
     linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .m = m, .n = n, .k = k,
                       .layout = linear_layout_of(format, k)};
-    run.scratch = m == 1 && run.layout.step != STEP_PAIR ? NULL : align_64(scratch);
+    run.scratch = m == 1 && linear_reads_x(&run.layout) ? NULL : align_64(scratch);
     atomic_init(&run.counter.next, 0);
     ha_parallel_run(ha_threads_for(m * n * k, GEMM_GRAIN, n_threads), linear_body, &run);
 }
