@@ -1,4 +1,4 @@
-/* y = x W^T + bias over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
+/* y = act(x W^T + bias) over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
 
 #define LINEAR_ROWS 504         /* rows of x packed at once: bounds the scratch */
 
@@ -107,6 +107,7 @@ typedef struct linear_run {
     size_t ldx;
     const void *packed;
     const float *bias;
+    ha_activation act;
     size_t m, n, k;
     linear_layout layout;
     float *scratch;             /* NULL: the one row of x is its own tile */
@@ -159,15 +160,10 @@ linear_i8_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles,
     }
 }
 
-/* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
 static void
-linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+linear_float_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
 {
     const linear_layout *layout = &run->layout;
-    if (layout->step == STEP_I8) {
-        linear_i8_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
-        return;
-    }
     const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
     const char *w = (const char *)run->packed + panel * layout->steps * layout->step_bytes;
     const float *x = run->scratch != NULL ? run->scratch : run->x;
@@ -184,6 +180,23 @@ linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tile
         }
         k0 += kc;
     } while (k0 < layout->steps);
+}
+
+/* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
+static void
+linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+{
+    const size_t col = panel * GEMM_NR, cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+    if (run->layout.step == STEP_I8) {
+        linear_i8_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
+    } else {
+        linear_float_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
+    }
+    const size_t begin = m0 + tile_start(first_tile, tiles, rows_here), end = m0 + tile_start(end_tile, tiles, rows_here);
+    for (size_t r = begin; r < end && run->act != HA_ACT_NONE; r++) {       /* while the rows are in the near caches */
+        float *y = run->y + r * run->ldy + col;
+        activate(run->act, y, y, NULL, cols);
+    }
 }
 
 static void
@@ -218,12 +231,12 @@ linear_body(void *arg, int thread, int n_threads)
 
 static void
 linear_f32(float *y, size_t ldy, const float *x, size_t ldx, const void *packed, ha_weight_format format,
-           const float *bias, size_t m, size_t n, size_t k, void *scratch, int n_threads)
+           const float *bias, ha_activation act, size_t m, size_t n, size_t k, void *scratch, int n_threads)
 {
     if (m == 0 || n == 0) {
         return;
     }
-    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .m = m, .n = n, .k = k,
+    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .act = act, .m = m, .n = n, .k = k,
                       .layout = linear_layout_of(format, k)};
     run.scratch = m == 1 && linear_reads_x(&run.layout) ? NULL : align_64(scratch);
     atomic_init(&run.counter.next, 0);

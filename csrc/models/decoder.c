@@ -231,8 +231,8 @@ rotate_and_store(const ha_decoder *d, ha_decoder_state *s, const ha_segment *seg
 static void
 apply(const ha_decoder *d, const ha_decoder_state *s, const ha_linear *linear, const float *x, float *y, size_t m)
 {
-    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, d->format, linear->bias, m, linear->n, linear->k, s->linear_scratch,
-                           s->n_threads);
+    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, d->format, linear->bias, HA_ACT_NONE, m, linear->n, linear->k,
+                           s->linear_scratch, s->n_threads);
 }
 
 static void

@@ -162,9 +162,15 @@ lay_out_run(run *r, ha_arena *arena)
 /* -- parts -- */
 
 static void
+apply_activated(const run *r, const ha_linear *l, ha_activation act, float *y, size_t ldy, const float *x, size_t ldx, size_t m)
+{
+    r->encoder->kernels->linear_f32(y, ldy, x, ldx, l->packed, l->format, l->bias, act, m, l->n, l->k, r->scratch, r->n_threads);
+}
+
+static void
 apply(const run *r, const ha_linear *l, float *y, size_t ldy, const float *x, size_t ldx, size_t m)
 {
-    r->encoder->kernels->linear_f32(y, ldy, x, ldx, l->packed, l->format, l->bias, m, l->n, l->k, r->scratch, r->n_threads);
+    apply_activated(r, l, HA_ACT_NONE, y, ldy, x, ldx, m);
 }
 
 static void
@@ -289,11 +295,9 @@ finish_layer(const run *r, const ha_encoder_layer *l, float *x, const float *con
         normalise(r, &l->norm2, r->sum, x, m);
         in = r->sum;
     }
-    apply(r, &l->up, r->wide, l->up.n, in, h, m);
+    apply_activated(r, &l->up, c->gated ? HA_ACT_NONE : c->hidden_act, r->wide, l->up.n, in, h, m);
     if (c->gated) {
         k->activate_gated_f32(r->wide, l->up.n, r->wide, l->up.n, c->hidden_act, m, c->intermediate_size, r->n_threads);
-    } else {
-        k->activate_f32(r->wide, r->wide, c->hidden_act, m * l->up.n, r->n_threads);
     }
     apply(r, &l->down, r->sum, h, r->wide, l->up.n, m);
     add_back(r, x, r->sum, &l->norm2, m);
@@ -375,9 +379,8 @@ convolve(const run *r, float *x, size_t rows, size_t tokens)
     const size_t h = c->hidden_size, m = cls_only ? rows : tokens, n = h / c->conv_groups;
     for (size_t g = 0; g < c->conv_groups; g++) {
         gather_neighbours(r, r->wide, g, rows, cls_only);
-        apply(r, &e->conv[g], r->sum + g * n, h, r->wide, e->conv[g].k, m);
+        apply_activated(r, &e->conv[g], c->conv_act, r->sum + g * n, h, r->wide, e->conv[g].k, m);
     }
-    e->kernels->activate_f32(r->sum, r->sum, c->conv_act, m * h, r->n_threads);
     add_back(r, x, r->sum, &e->conv_norm, m);
 }
 
@@ -411,8 +414,7 @@ run_head(const run *r, float *logits, size_t rows, size_t tokens)
     } else if (e->final_norm.n > 0) {
         normalise(r, &e->final_norm, r->first, r->first, rows);
     }
-    apply(r, &e->pooler, r->sum, h, r->first, h, rows);
-    e->kernels->activate_f32(r->sum, r->sum, c->head_act, rows * h, r->n_threads);
+    apply_activated(r, &e->pooler, c->head_act, r->sum, h, r->first, h, rows);
     if (e->head_norm.n > 0) {
         normalise(r, &e->head_norm, r->sum, r->sum, rows);
     }

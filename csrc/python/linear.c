@@ -145,7 +145,7 @@ linear_call(PyObject *self, PyObject *args, PyObject *kwargs)
     float *out = PyArray_DATA(y);
     const float *in = PyArray_DATA(x);
     Py_BEGIN_ALLOW_THREADS
-    linear->kernels->linear_f32(out, n, in, k, linear->packed, linear->format, linear->bias, m, n, k, scratch, n_threads);
+    linear->kernels->linear_f32(out, n, in, k, linear->packed, linear->format, linear->bias, HA_ACT_NONE, m, n, k, scratch, n_threads);
     Py_END_ALLOW_THREADS
 done:
     free(scratch);

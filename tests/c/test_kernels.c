@@ -93,7 +93,7 @@ test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias
         kern->linear_pack(packed, format, n, k, first, count, w + first * ldw, ldw);
     }
     void *scratch = bytes(kern->linear_scratch_bytes(format, m, n, k, 2));
-    kern->linear_f32(y, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 1);
+    kern->linear_f32(y, ldy, x, ldx, packed, format, with_bias ? bias : NULL, HA_ACT_NONE, m, n, k, scratch, 1);
     int bad = 0;
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < n; j++) {
@@ -109,24 +109,33 @@ test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias
     }
     CHECK(bad == 0, "%s linear format %d %zu x %zu x %zu: %d elements off", kern->isa, format, m, n, k, bad);
 
-    kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 2);
+    kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, HA_ACT_NONE, m, n, k, scratch, 2);
     CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s linear format %d %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, format, m, n, k);
     if (m * n * k > 1000000) {
         memset(y2, 0, m * ldy * sizeof(float));
         free(scratch);
         scratch = bytes(kern->linear_scratch_bytes(format, m, n, k, 7));
-        kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, m, n, k, scratch, 7);
+        kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, HA_ACT_NONE, m, n, k, scratch, 7);
         int bits = 0;
         for (size_t i = 0; i < m; i++) {
             bits += memcmp(y + i * ldy, y2 + i * ldy, n * sizeof(float)) != 0;
         }
         CHECK(bits == 0, "%s linear format %d %zu x %zu x %zu: 1 and 7 threads differ", kern->isa, format, m, n, k);
     }
+    kern->linear_f32(y2, ldy, x, ldx, packed, format, with_bias ? bias : NULL, HA_ACT_GELU, m, n, k, scratch, 1);
+    int apart = 0;
+    for (size_t i = 0; i < m; i++) {
+        float *after = copy_of(y + i * ldy, n);
+        kern->activate_f32(after, after, HA_ACT_GELU, n, 1);
+        apart += memcmp(after, y2 + i * ldy, n * sizeof(float)) != 0;
+        free(after);
+    }
+    CHECK(apart == 0, "%s linear format %d %zu x %zu x %zu: %d rows differ when the activation is apart", kern->isa, format, m, n, k, apart);
     void *scratch1 = bytes(kern->linear_scratch_bytes(format, 1, n, k, 2));
     float *row = floats(n, 1);
     int differ = 0;
     for (size_t i = 0; i < m; i += 1 + m / 17) {
-        kern->linear_f32(row, n, x + i * ldx, ldx, packed, format, with_bias ? bias : NULL, 1, n, k, scratch1, 1 + (int)(i % 2));
+        kern->linear_f32(row, n, x + i * ldx, ldx, packed, format, with_bias ? bias : NULL, HA_ACT_NONE, 1, n, k, scratch1, 1 + (int)(i % 2));
         differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
     }
     CHECK(differ == 0, "%s linear format %d %zu x %zu x %zu: %d rows differ when alone", kern->isa, format, m, n, k, differ);
@@ -157,8 +166,8 @@ test_linear_i8(size_t m, size_t n, size_t k, size_t every)
         kern->linear_pack(head, HA_WEIGHT_I8, n, k, first, n - first < HA_PANEL ? n - first : HA_PANEL, w + first * ldw, ldw);
     }
     void *scratch = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, m, n, k, 2)), *scratch1 = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, 1, n, k, 1));
-    kern->linear_f32(y, ldy, x, ldx, head, HA_WEIGHT_I8, bias, m, n, k, scratch, 1);
-    kern->linear_f32(y2, ldy, x, ldx, head, HA_WEIGHT_I8, bias, m, n, k, scratch, 2);
+    kern->linear_f32(y, ldy, x, ldx, head, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 1);
+    kern->linear_f32(y2, ldy, x, ldx, head, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 2);
     CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s int8 linear %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, m, n, k);
     int bad = 0, differ = 0;
     for (size_t i = 0; i < m; i++) {
@@ -186,7 +195,7 @@ test_linear_i8(size_t m, size_t n, size_t k, size_t every)
             }
             bad += !(fabs(y[i * ldy + j] - want) <= EPS * (4 + (double)head->n_outliers) * size + 1e-37);
         }
-        kern->linear_f32(row, n, x + i * ldx, ldx, head, HA_WEIGHT_I8, bias, 1, n, k, scratch1, 1);
+        kern->linear_f32(row, n, x + i * ldx, ldx, head, HA_WEIGHT_I8, bias, HA_ACT_NONE, 1, n, k, scratch1, 1);
         differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
     }
     CHECK(bad == 0, "%s int8 linear %zu x %zu x %zu: %d elements off", kern->isa, m, n, k, bad);
@@ -195,7 +204,7 @@ test_linear_i8(size_t m, size_t n, size_t k, size_t every)
         const float was = x[k - 1];
         x[k - 1] = m % 2 ? NAN : INFINITY;
         memset(x + ldx, 0, k * sizeof(float));
-        kern->linear_f32(y2, ldy, x, ldx, head, HA_WEIGHT_I8, bias, m, n, k, scratch, 1);
+        kern->linear_f32(y2, ldy, x, ldx, head, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 1);
         int finite = 0, off = 0;
         for (size_t j = 0; j < n; j++) {
             finite += isfinite(y2[j]);
