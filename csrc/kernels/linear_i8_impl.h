@@ -1,58 +1,55 @@
-/* The 8-bit product: x is rounded row by row to 127 steps either side of zero (its largest element gives the step), so that a row's bits
- * depend on nothing but the row; sums of products are exact integers, the same on every instruction set; columns of x that are expected to be far larger
- * than the rest are left out of that and multiplied in float32 (Dettmers et al. 2022, arXiv 2208.07339, section 3.2, with the columns fixed in advance).
+/* The 8-bit product: weights are rounded row by row (kernels/quantize.h), and so is x when it is multiplied, so that a row's bits depend on nothing but
+ * the row. Sums of products are exact integers, the same on every instruction set.
  *
- * Packed: ha_i8_head with its factors, float32 scale of each row, int32 I8_BIAS * sum of its q, the outliers' columns in float32 [HA_I8_OUTLIERS][rows], then
- * panels [steps][GEMM_NR][I8_STEP]. Rows padded to GEMM_NR. */
+ * The largest element of a row of x gives its step, unless at most HA_I8_OUTLIERS elements are larger than the 2^j-th part of it: then the step is
+ * 2^j times finer, and those few are integers of more than 8 bits (after Dettmers et al. 2022, arXiv 2208.07339, section 3.2, who multiply columns of large
+ * elements apart; here they are found in each row). Where x is held in 8 bits, what is beyond them is added at the end.
+ *
+ * Packed: float32 scale of each row, int32 I8_BIAS * sum of its q, then panels [steps][GEMM_NR][I8_STEP]. Rows padded to GEMM_NR. */
 
-/* A tile of x: [steps][rows] words of I8_STEP elements, [rows] steps of the rounding, [HA_I8_OUTLIERS][rows] outliers. */
-#define I8_ROW_WORDS(steps) ((steps) + 1 + HA_I8_OUTLIERS)
+#define I8_FINER 6              /* j at most: |x| <= 127 * 2^6 */
+
+/* A tile of x: [steps][rows] words of I8_STEP elements, [rows] steps of the rounding, and unless I8_WIDE [rows] numbers of outliers, their columns
+ * [HA_I8_OUTLIERS][rows] and what they have beyond 8 bits [HA_I8_OUTLIERS][rows]. */
+#define I8_ROW_WORDS(steps) ((steps) + 1 + (I8_WIDE ? 0 : 1 + 2 * HA_I8_OUTLIERS))
 
 /* Where each part of a packed weight begins, in bytes. */
 typedef struct i8_layout {
     size_t rows, steps;         /* rows: padded */
-    size_t scale, bias, outliers, outlier_ld, panels, bytes;    /* outlier_ld: in floats */
+    size_t excess, panels, bytes;
 } i8_layout;
 
 static i8_layout
 i8_layout_of(size_t n, size_t k)
 {
     i8_layout p = {.rows = round_up(n, GEMM_NR), .steps = (k + I8_STEP - 1) / I8_STEP};
-    const size_t vector = round_up(p.rows * sizeof(float), 64);
-    p.scale = round_up(sizeof(ha_i8_head) + k * sizeof(float), 64);
-    p.bias = p.scale + vector;
-    p.outliers = p.bias + vector;
-    p.outlier_ld = vector / sizeof(float);
-    p.panels = p.outliers + HA_I8_OUTLIERS * vector;
+    p.excess = round_up(p.rows * sizeof(float), 64);
+    p.panels = 2 * p.excess;
     p.bytes = p.panels + p.rows * p.steps * I8_STEP;
     return p;
 }
 
 /* Rows of w, cols of them, as one panel that begins at row `first`. */
 static void
-i8_pack_panel(void *packed, const i8_layout *p, size_t k, size_t first, const float *w, size_t ldw, size_t cols)
+i8_pack_panel(char *packed, const i8_layout *p, size_t k, size_t first, const float *w, size_t ldw, size_t cols)
 {
-    enum { SPAN = 256 };        /* a row is rounded whole: its q lie in the panel, a span at a time */
-    const ha_i8_head *head = packed;
+    enum { SPAN = 256 };        /* of a row, rounded at a time */
     int8_t *panel = (int8_t *)packed + p->panels + first * p->steps * I8_STEP;
     memset(panel, 0, GEMM_NR * p->steps * I8_STEP);
     for (size_t j = 0; j < GEMM_NR; j++) {
+        const float scale = j < cols ? ha_row_scale_i8(w + j * ldw, k) : 0.0f;
         int32_t sum = 0;
-        float *scale = (float *)((char *)packed + p->scale) + first + j;
-        *scale = j < cols ? ha_row_scale_i8(w + j * ldw, head->factors, k) : 0.0f;
         for (size_t p0 = 0; j < cols && p0 < k; p0 += SPAN) {
             int8_t q[SPAN];
             const size_t count = k - p0 < SPAN ? k - p0 : SPAN;
-            ha_quantize_row_i8(q, w + j * ldw + p0, *scale, head->factors + p0, count);
+            ha_quantize_row_i8(q, w + j * ldw + p0, scale, count);
             for (size_t i = 0; i < count; i++) {
                 panel[((p0 + i) / I8_STEP * GEMM_NR + j) * I8_STEP + (p0 + i) % I8_STEP] = q[i];
                 sum += q[i];
             }
         }
-        ((int32_t *)((char *)packed + p->bias))[first + j] = I8_BIAS * sum;
-        for (size_t o = 0; o < head->n_outliers; o++) {
-            ((float *)((char *)packed + p->outliers))[o * p->outlier_ld + first + j] = j < cols ? w[j * ldw + head->outliers[o]] : 0.0f;
-        }
+        ((float *)packed)[first + j] = scale;
+        ((int32_t *)(packed + p->excess))[first + j] = I8_BIAS * sum;
     }
 }
 
@@ -67,48 +64,80 @@ i8_pack(void *packed, size_t n, size_t k, size_t first, size_t count, const floa
 
 /* -- x -- */
 
-/* The factor that takes x (k,) times factors to -127 .. 127, and its inverse, or 0 and NaN where x has an element that is no finite number. */
-static void
-i8_step_of(const float *x, const float *factors, size_t k, float *to, float *from)
+/* How many of x (k,) are larger than `limit`: at most k < 2^24, a whole number in any order of summing. */
+static size_t
+i8_larger(const float *x, size_t k, float limit)
+{
+    vf count = vf_set1(0.0f);
+    for (size_t p = 0; p < k; p += VF_LANES) {
+        count = vf_add(count, vf_select(vf_less(vf_set1(limit), vf_abs(read_n(x + p, k - p))), vf_set1(1.0f), vf_set1(0.0f)));
+    }
+    return (size_t)vf_sum(count);
+}
+
+/* The step of a row x (k,): 0 where |x| < 2^-100, NaN where it has an element that is no finite number. *fits: the largest element that 8 bits hold. */
+static float
+i8_step_of(const float *x, size_t k, float *fits)
 {
     vf most = vf_set1(0.0f), wrong = vf_set1(0.0f);
     for (size_t p = 0; p < k; p += VF_LANES) {
         const vf a = read_n(x + p, k - p);
-        most = vf_max(vf_abs(vf_mul(a, read_n(factors + p, k - p))), most);
+        most = vf_max(vf_abs(a), most);
         wrong = vf_fma(a, vf_set1(0.0f), wrong);
     }
-    const float max = vf_max_lanes(most);
-    *to = max < 0x1p-100f ? 0.0f : 127.0f / max;
-    *from = max < 0x1p-100f ? 0.0f : max / 127.0f;
-    if (vf_sum(wrong) != 0.0f || !(max <= 0x1.fffffep+127f)) {
-        *to = 0.0f;
-        *from = NAN;
+    *fits = vf_max_lanes(most);
+    if (vf_sum(wrong) != 0.0f) {        /* NaN */
+        return NAN;
     }
+    if (*fits < 0x1p-100f) {
+        return 0.0f;
+    }
+    for (int j = 0; j < I8_FINER && i8_larger(x, k, 0.5f * *fits) <= HA_I8_OUTLIERS; j++) {
+        *fits *= 0.5f;
+    }
+    return *fits / 127.0f;
+}
+
+/* Elements of row r of the tile that 8 bits do not hold: where they are, and what is beyond. */
+static void
+i8_pack_outliers(uint32_t *tile, size_t rows, size_t r, const float *x, size_t k, float fits, float to)
+{
+    uint32_t count = 0;
+    for (size_t p = 0; p < k && to != 0.0f; p++) {
+        if (x[p] > fits || x[p] < -fits) {
+            const int32_t whole = (int32_t)lrintf(x[p] * to);
+            tile[(1 + count) * rows + r] = (uint32_t)p;
+            tile[(1 + HA_I8_OUTLIERS + count) * rows + r] = (uint32_t)(whole > 0 ? whole - 127 : whole + 127);
+            count++;
+        }
+    }
+    tile[r] = count;
 }
 
 /* Rows of x as a tile. */
 static void
-i8_pack_rows(uint32_t *tile, size_t rows, const float *x, size_t ldx, const ha_i8_head *head, size_t k)
+i8_pack_rows(uint32_t *tile, size_t rows, const float *x, size_t ldx, size_t k)
 {
-    enum { SPAN = 256 };        /* of one row, rounded at a time */
+    enum { SPAN = 256 };        /* of a row, rounded at a time */
     const size_t steps = (k + I8_STEP - 1) / I8_STEP;
-    float *from = (float *)tile + steps * rows, *outliers = from + rows;
+    const vf most = vf_set1(I8_WIDE ? 127 << I8_FINER : 127), least = vf_sub(vf_set1(0.0f), most);
     for (size_t r = 0; r < rows; r++, x += ldx) {
-        float to;
-        i8_step_of(x, head->factors, k, &to, &from[r]);
+        float fits, from = i8_step_of(x, k, &fits);
+        const float to = from > 0.0f ? 127.0f / fits : 0.0f;
+        memcpy(tile + steps * rows + r, &from, sizeof(from));
         for (size_t p0 = 0; p0 < k; p0 += SPAN) {
             uint32_t words[(SPAN + VF_LANES) / I8_STEP];
             const size_t count = k - p0 < SPAN ? k - p0 : SPAN;
             for (size_t p = 0; p < round_up(count, I8_STEP); p += VF_LANES) {   /* past the end: zeros, which meet weights of zero */
-                const vf a = p < count ? vf_mul(read_n(x + p0 + p, count - p), read_n(head->factors + p0 + p, count - p)) : vf_set1(0.0f);
-                vf_store_i8((char *)words + p * I8_BYTES, to != 0.0f ? vf_round(vf_mul(a, vf_set1(to))) : vf_set1(0.0f));
+                const vf a = p < count && to > 0.0f ? vf_round(vf_mul(read_n(x + p0 + p, count - p), vf_set1(to))) : vf_set1(0.0f);
+                vf_store_i8((char *)words + p * I8_BYTES, vf_max(least, vf_min(most, a)));
             }
             for (size_t s = 0; s * I8_STEP < count; s++) {
                 tile[(p0 / I8_STEP + s) * rows + r] = words[s];
             }
         }
-        for (size_t o = 0; o < head->n_outliers; o++) {
-            outliers[o * rows + r] = x[head->outliers[o]];
+        if (!I8_WIDE) {         /* few rows have any */
+            i8_pack_outliers(tile + (steps + 1) * rows, rows, r, x, k, fits, to);
         }
     }
 }
@@ -118,12 +147,29 @@ i8_pack_rows(uint32_t *tile, size_t rows, const float *x, size_t ldx, const ha_i
 typedef struct i8_tile {
     float *y;
     size_t ldy, cols;           /* cols <= GEMM_NR of them are stored */
-    size_t steps, n_outliers, outlier_ld;
+    size_t steps;
     const uint32_t *x;
     const int8_t *w;
-    const float *scale, *bias, *outliers;   /* bias: or NULL */
+    const float *scale, *bias;  /* bias: or NULL */
     const int32_t *excess;      /* I8_BIAS * sum of q */
 } i8_tile;
+
+#if !I8_WIDE
+/* Adds what the outliers of row r have beyond 8 bits. */
+HA_INLINE void
+i8_add_outliers(vi acc[GEMM_NV], const i8_tile *t, const uint32_t *outliers, size_t rows, size_t r)
+{
+    for (size_t o = 0; o < outliers[r]; o++) {
+        const size_t p = outliers[(1 + o) * rows + r];
+        const int8_t *w = t->w + p / I8_STEP * GEMM_NR * I8_STEP;
+        const int32_t x = (int32_t)outliers[(1 + HA_I8_OUTLIERS + o) * rows + r];
+#pragma GCC unroll 16
+        for (size_t v = 0; v < GEMM_NV; v++) {
+            acc[v] = vi_add_column(acc[v], x, vi_load_weight(w + v * VF_LANES * I8_STEP), p % I8_STEP);
+        }
+    }
+}
+#endif
 
 /* rows is a constant wherever this is inlined, so that acc lives in registers. */
 HA_INLINE void
@@ -160,7 +206,12 @@ i8_tile_body(const size_t rows, const i8_tile *t)
         x += rows;
         w += GEMM_NR * I8_STEP;
     }
-    const float *from = (const float *)x, *outliers = from + rows;
+#if !I8_WIDE
+#pragma GCC unroll 16
+    for (size_t r = 0; r < rows; r++) {
+        i8_add_outliers(acc[r], t, x + rows, rows, r);
+    }
+#endif
 #pragma GCC unroll 16
     for (size_t r = 0; r < rows; r++) {
 #pragma GCC unroll 16
@@ -170,11 +221,10 @@ i8_tile_body(const size_t rows, const i8_tile *t)
                 continue;
             }
             const vf base = t->bias != NULL ? read_n(t->bias + j, t->cols - j) : vf_set1(0.0f);
-            vf y = vf_fma(vi_to_vf(vi_sub(acc[r][v], vi_load(t->excess + j))), vf_mul(vf_set1(from[r]), vf_load(t->scale + j)), base);
-            for (size_t o = 0; o < t->n_outliers; o++) {
-                y = vf_fma(vf_set1(outliers[o * rows + r]), vf_load(t->outliers + o * t->outlier_ld + j), y);
-            }
-            write_n(t->y + r * t->ldy + j, y, t->cols - j);
+            const vi sum = vi_sub(acc[r][v], vi_load(t->excess + j));
+            float from;
+            memcpy(&from, x + r, sizeof(from));
+            write_n(t->y + r * t->ldy + j, vf_fma(vi_to_vf(sum), vf_mul(vf_set1(from), vf_load(t->scale + j)), base), t->cols - j);
         }
     }
 }

@@ -120,7 +120,7 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
 {
     const float *x = run->x + first * run->ldx;
     if (run->layout.step == STEP_I8) {
-        i8_pack_rows((uint32_t *)tile, rows, x, run->ldx, run->packed, run->k);
+        i8_pack_rows((uint32_t *)tile, rows, x, run->ldx, run->k);
         return;
     }
     if (run->layout.step != STEP_PAIR) {
@@ -149,8 +149,7 @@ linear_i8_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles,
     const char *packed = run->packed;
     i8_tile tile = {
         .ldy = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .steps = p.steps, .w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP,
-        .scale = (const float *)(packed + p.scale) + col, .excess = (const int32_t *)(packed + p.bias) + col, .bias = run->bias != NULL ? run->bias + col : NULL,
-        .n_outliers = ((const ha_i8_head *)packed)->n_outliers, .outliers = (const float *)(packed + p.outliers) + col, .outlier_ld = p.outlier_ld,
+        .scale = (const float *)packed + col, .excess = (const int32_t *)(packed + p.excess) + col, .bias = run->bias != NULL ? run->bias + col : NULL,
     };
     for (size_t t = first_tile; t < end_tile; t++) {
         const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;

@@ -3,7 +3,9 @@
  *   vi                       a vector of VF_LANES int32, a lane for a column of the weight
  *   vi_weight                I8_STEP int8 of each of VF_LANES columns, as vi_load_weight reads them: [column][I8_STEP]
  *   vi_dot(acc, x, w)        acc + the products of w with the word x, I8_STEP elements of one row of the input
- *   vf_store_i8(p, a)        VF_LANES elements of such a row from whole floats within -127 .. 127, I8_BYTES each, I8_BIAS added
+ *   vf_store_i8(p, a)        VF_LANES elements of such a row from whole floats, I8_BYTES each, I8_BIAS added
+ *   I8_WIDE                  1: the word holds elements of 16 bits. 0: of 8, within -127 .. 127, and the function below is there
+ *   vi_add_column(acc, x, w, i)  acc + x * element i of each column of w
  *
  * I8_STEP elements take 4 bytes. The sums are exact: they wrap at 2^32 on the way at most, where the biased sum does and the sum without bias
  * (k <= HA_I8_MAX_K) does not. */
@@ -14,6 +16,7 @@
 
 #define I8_STEP 4
 #define I8_BIAS 128         /* vpdpbusd takes unsigned by signed bytes */
+#define I8_WIDE 0
 typedef __m512i vi, vi_weight;
 static inline vi vi_zero(void) { return _mm512_setzero_si512(); }
 static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
@@ -21,6 +24,13 @@ static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static inline vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi_weight vi_load_weight(const int8_t *p) { return _mm512_loadu_si512(p); }
 static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32((int)x), w); }
+
+static inline vi
+vi_add_column(vi acc, int32_t x, vi_weight w, size_t i)
+{
+    const __m512i top = _mm512_sll_epi32(w, _mm_cvtsi32_si128(24 - 8 * (int)i));
+    return _mm512_add_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(x), _mm512_srai_epi32(top, 24)));
+}
 
 static inline void
 vf_store_i8(void *p, vf a)
@@ -32,6 +42,7 @@ vf_store_i8(void *p, vf a)
 
 #define I8_STEP 2
 #define I8_BIAS 0
+#define I8_WIDE 1
 typedef __m512i vi, vi_weight;
 static inline vi vi_zero(void) { return _mm512_setzero_si512(); }
 static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
@@ -59,8 +70,16 @@ vf_to_i16(vf a)
 #if defined(__AVXVNNI__)
 #define I8_STEP 4
 #define I8_BIAS 128
+#define I8_WIDE 0
 static inline vi_weight vi_load_weight(const int8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return _mm256_dpbusd_avx_epi32(acc, _mm256_set1_epi32((int)x), w); }
+
+static inline vi
+vi_add_column(vi acc, int32_t x, vi_weight w, size_t i)
+{
+    const __m256i top = _mm256_sll_epi32(w, _mm_cvtsi32_si128(24 - 8 * (int)i));
+    return _mm256_add_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(x), _mm256_srai_epi32(top, 24)));
+}
 
 static inline void
 vf_store_i8(void *p, vf a)
@@ -71,6 +90,7 @@ vf_store_i8(void *p, vf a)
 #else       /* vpmaddubsw would saturate, or cost a bit of x: products of 16-bit integers instead, which are as many a cycle */
 #define I8_STEP 2
 #define I8_BIAS 0
+#define I8_WIDE 1
 static inline vi_weight vi_load_weight(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_set1_epi32((int)x), w)); }
 static inline void vf_store_i8(void *p, vf a) { _mm_storeu_si128(p, vf_to_i16(a)); }
@@ -79,6 +99,7 @@ static inline void vf_store_i8(void *p, vf a) { _mm_storeu_si128(p, vf_to_i16(a)
 #elif defined(HARMAUG_KERNELS_VEC_NEON_H)
 
 #define I8_BIAS 0
+#define I8_WIDE 0
 typedef int32x4_t vi;
 static inline vi vi_zero(void) { return vdupq_n_s32(0); }
 static inline vi vi_load(const int32_t *p) { return vld1q_s32(p); }
@@ -109,41 +130,43 @@ vi_dot(vi acc, uint32_t x, vi_weight w)
     return vpadalq_s16(acc, vmulq_s16(pairs, w));       /* |x w| <= 127 * 127 */
 }
 
+static inline vi
+vi_add_column(vi acc, int32_t x, vi_weight w, size_t i)
+{
+    const int32x4_t top = vshlq_s32(vreinterpretq_s32_s16(w), vdupq_n_s32(16 - 16 * (int32_t)i));
+    return vmlaq_n_s32(acc, vshrq_n_s32(top, 16), x);
+}
+
 static inline void vf_store_i8(void *p, vf a) { vst1_s16(p, vmovn_s32(vcvtq_s32_f32(a))); }
 #endif
 
 #else
 
-#define I8_STEP 4
+#define I8_STEP 2
 #define I8_BIAS 0
+#define I8_WIDE 1
 typedef int32_t vi;
-typedef uint32_t vi_weight;
+typedef const int8_t *vi_weight;
 static inline vi vi_zero(void) { return 0; }
 static inline vi vi_load(const int32_t *p) { return *p; }
 static inline vi vi_sub(vi a, vi b) { return a - b; }
 static inline vf vi_to_vf(vi a) { return (float)a; }
-
-static inline vi_weight
-vi_load_weight(const int8_t *p)
-{
-    uint32_t w;
-    memcpy(&w, p, sizeof(w));
-    return w;
-}
+static inline vi_weight vi_load_weight(const int8_t *p) { return p; }
 
 static inline vi
 vi_dot(vi acc, uint32_t x, vi_weight w)
 {
-    int8_t a[I8_STEP], b[I8_STEP];
-    memcpy(a, &x, sizeof(x));
-    memcpy(b, &w, sizeof(w));
-    for (int i = 0; i < I8_STEP; i++) {
-        acc += a[i] * b[i];
-    }
-    return acc;
+    int16_t pair[I8_STEP];
+    memcpy(pair, &x, sizeof(x));
+    return acc + pair[0] * w[0] + pair[1] * w[1];
 }
 
-static inline void vf_store_i8(void *p, vf a) { *(int8_t *)p = (int8_t)a; }
+static inline void
+vf_store_i8(void *p, vf a)
+{
+    const int16_t whole = (int16_t)a;
+    memcpy(p, &whole, sizeof(whole));
+}
 
 #endif
 

@@ -13,21 +13,19 @@ typedef struct encoder_object {
     int n_threads;
 } encoder_object;
 
+static const char *const format_names[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_I8] = "int8"};
+
 static int
 parse_format(const char *dtype, ha_weight_format *out)
 {
-    if (strcmp(dtype, "float32") == 0) {
-        *out = HA_WEIGHT_F32;
-    } else if (strcmp(dtype, "bfloat16") == 0) {
-        *out = HA_WEIGHT_BF16;
-    } else if (strcmp(dtype, "int8") == 0) {
-        PyErr_SetString(PyExc_ValueError, "Encoder: dtype int8 is not available yet; float32 and bfloat16 are");
-        return 0;
-    } else {
-        PyErr_Format(PyExc_ValueError, "Encoder: dtype must be float32 or bfloat16, got '%s'", dtype);
-        return 0;
+    for (size_t i = 0; i < sizeof(format_names) / sizeof(format_names[0]); i++) {
+        if (strcmp(dtype, format_names[i]) == 0) {
+            *out = (ha_weight_format)i;
+            return 1;
+        }
     }
-    return 1;
+    PyErr_Format(PyExc_ValueError, "Encoder: dtype must be float32, bfloat16 or int8, got '%s'", dtype);
+    return 0;
 }
 
 /* An object around an empty encoder, which open() or from_params() fills. */
@@ -182,7 +180,7 @@ static PyObject *
 encoder_dtype(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyUnicode_FromString(((encoder_object *)self)->format == HA_WEIGHT_BF16 ? "bfloat16" : "float32");
+    return PyUnicode_FromString(format_names[((encoder_object *)self)->format]);
 }
 
 static PyObject *
@@ -200,7 +198,7 @@ static PyMethodDef encoder_methods[] = {
 
 static PyGetSetDef encoder_getters[] = {
     {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
-    {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32 or bfloat16."), NULL},
+    {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32, bfloat16 or int8."), NULL},
     {"n_threads", encoder_n_threads, NULL, PyDoc_STR("Threads of a call; 0: the library's default."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -214,7 +212,7 @@ PyDoc_STRVAR(encoder_doc,
 "folder : str or path-like\n"
 "    Holds config.json and model.safetensors (or its shards). Stays mapped: word embedding rows are read from it.\n"
 "dtype : str, default 'float32'\n"
-"    float32 or bfloat16.\n"
+"    float32, bfloat16 or int8.\n"
 "n_threads : int, default 0\n"
 "    0: the library's default.\n\n"
 "Raises\n"
