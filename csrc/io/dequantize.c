@@ -89,7 +89,7 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     if (overflow || __builtin_mul_overflow(cols, count, &n)) {
         return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': shape overflows", tensor->name);
     }
-    if (tensor->dtype == HA_OTHER) {
+    if (tensor->dtype >= HA_I8) {
         return ha_fail(err, HA_ERR_FORMAT, "tensor '%.64s' is stored as %s; read are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
                        tensor->name, tensor->type_name);
     }
@@ -104,7 +104,7 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     case HA_Q8_0: from_q8_0(out, tensor->data + first * (cols / BLOCK) * 34, n); break;
     case HA_Q4_0: from_q4_0(out, tensor->data + first * (cols / BLOCK) * 18, n); break;
     case HA_Q4_1: from_q4_1(out, tensor->data + first * (cols / BLOCK) * 20, n); break;
-    case HA_OTHER: break;
+    case HA_I8: case HA_U8: case HA_OTHER: break;
     }
     return HA_OK;
 }

@@ -16,4 +16,25 @@ void ha_quantize_row_i8(int8_t *q, const float *w, float scale, size_t n);
 /* w (n,) = scale * q, exact. */
 void ha_dequantize_row_i8(float *w, const int8_t *q, float scale, size_t n);
 
+/* Rows of 4 bits, for word embeddings: groups of HA_I4_GROUP elements, each with a scale of float16; q is 0 to 15 and stands for scale * (q - 8). */
+#define HA_I4_GROUP 64
+
+/* A row as it is stored. int8: k bytes, then its scale, float32. int4: two elements a byte, the first in the low half, then the groups' scales. Little-endian. */
+static inline size_t
+ha_i8_row_bytes(size_t k)
+{
+    return k + sizeof(float);
+}
+
+static inline size_t
+ha_i4_row_bytes(size_t k)
+{
+    return (k + 1) / 2 + (k + HA_I4_GROUP - 1) / HA_I4_GROUP * 2;
+}
+
+void ha_store_row_i8(uint8_t *row, const float *w, size_t k);
+void ha_load_row_i8(float *w, const uint8_t *row, size_t k);
+void ha_store_row_i4(uint8_t *row, const float *w, size_t k);       /* the scales that leave the least squared error of a few that are tried */
+void ha_load_row_i4(float *w, const uint8_t *row, size_t k);
+
 #endif

@@ -49,7 +49,7 @@ static ha_status
 claim(reader *r, const char *name, int ndim, const size_t *shape, const ha_tensor **out)
 {
     ha_status status = ha_tensor_file_expect(r->decoder->file, name, ndim, shape, out, r->err);
-    if (status == HA_OK && (*out)->dtype == HA_OTHER) {
+    if (status == HA_OK && (*out)->dtype >= HA_I8) {
         return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s': type %.40s is not supported (F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are)",
                        name, (*out)->type_name);
     }

@@ -69,7 +69,7 @@ lay_out(ha_encoder *e, ha_weight_format format)
     e->type = types > 0 ? ha_arena_take(&e->arena, types, one) : NULL;
     take_norm(e, &e->norm, HA_EMB_NORM_W);
     if (param_size(e, HA_EMB_PROJECT_W) > 0) {
-        take_linear(e, &e->project, HA_EMB_PROJECT_W, HA_EMB_PROJECT_B, 0, h, c->embedding_size, format == HA_WEIGHT_I8 ? HA_WEIGHT_F32 : format);
+        take_linear(e, &e->project, HA_EMB_PROJECT_W, HA_EMB_PROJECT_B, 0, h, c->embedding_size, ha_param_format(c, HA_EMB_PROJECT_W, format));
     }
     for (size_t i = 0; i < c->n_layers; i++) {
         ha_encoder_layer unused;
@@ -157,6 +157,13 @@ fill_linear(ha_encoder *e, const ha_source *from, ha_linear *l, ha_error *err)
         }
     }
     free(panel);
+    if (from->checkpoint != NULL && l->n > 0) {
+        ha_param param;
+        ha_param_describe(&e->config, l->weight, 0, &param);
+        for (size_t i = l->weight, rows = 0; rows < l->first + l->n; i++, rows += param.shape[0]) {
+            ha_checkpoint_forget(from->checkpoint, i);
+        }
+    }
     return status == HA_OK && l->bias != NULL ? stacked_elements(from, l->bias_param, l->first, l->n, l->bias, err) : status;
 }
 
@@ -271,6 +278,17 @@ fill(ha_encoder *e, const ha_source *from, ha_error *err)
     return status;
 }
 
+/* Sums of an 8-bit product stay below 2^31. */
+static ha_status
+check_widths(const ha_encoder_config *c, ha_weight_format format, ha_error *err)
+{
+    const size_t conv = c->conv_groups > 0 ? c->hidden_size / c->conv_groups * c->conv_kernel_size : 0;
+    if (format == HA_WEIGHT_I8 && (c->hidden_size > HA_I8_MAX_K || c->intermediate_size > HA_I8_MAX_K || conv > HA_I8_MAX_K)) {
+        return ha_fail(err, HA_ERR_VALUE, "encoder: int8 takes layers of at most %zu inputs", HA_I8_MAX_K);
+    }
+    return HA_OK;
+}
+
 static ha_status
 build(const ha_encoder_config *config, const ha_source *from, ha_weight_format format, ha_encoder **out, ha_error *err)
 {
@@ -281,11 +299,12 @@ build(const ha_encoder_config *config, const ha_source *from, ha_weight_format f
     }
     e->config = *config;
     e->format = format;
+    e->word_format = from->checkpoint != NULL && ha_checkpoint_is_quantized(from->checkpoint, HA_EMB_WORD) ? HA_WEIGHT_F32 : format;
     e->kernels = ha_kernels_get();
     ha_arena_begin(&e->arena);
     lay_out(e, format);
-    ha_status status = ha_arena_commit(&e->arena, err);
-    if (status != HA_OK) {
+    ha_status status = check_widths(config, format, err);
+    if (status != HA_OK || (status = ha_arena_commit(&e->arena, err)) != HA_OK) {
         return status;
     }
     lay_out(e, format);

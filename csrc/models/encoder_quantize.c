@@ -16,6 +16,16 @@ ha_source_rows(const ha_source *from, size_t i, size_t first, size_t count, floa
     return HA_OK;
 }
 
+ha_weight_format
+ha_param_format(const ha_encoder_config *config, size_t i, ha_weight_format format)
+{
+    ha_param param;
+    ha_param_describe(config, i, 0, &param);
+    const int in_layer = i >= HA_EMB_PARAMS && i < ha_head_param(config, 0), word_or_conv = i == HA_EMB_WORD || i == HA_CONV_W;
+    const int kept = param.ndim > 1 && (in_layer || word_or_conv || (i == HA_EMB_PROJECT_W && format == HA_WEIGHT_BF16));
+    return kept ? format : HA_WEIGHT_F32;
+}
+
 void
 ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k)
 {
