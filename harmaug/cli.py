@@ -123,6 +123,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _common(score)
     score.set_defaults(run=_score)
 
+    serve = verbs.add_parser("serve", help="the guard over HTTP: /v1/moderations, /score, /healthz")
+    serve.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine only)")
+    for option, default, what in (("--port", 8000, "port; 0: a free one"), ("--max-queue", 256, "requests that may wait"),
+                                  ("--max-body", 1 << 20, "largest request in bytes")):
+        _number(serve, option, int, default, what)
+    _number(serve, "--timeout", float, 30.0, "seconds for a request to arrive, and again to be scored")
+    _number(serve, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
+    _common(serve)
+    serve.set_defaults(run=_serve)
+
     if argv[:1] == ["models"]:      # its parser needs the registry; --help need not
         from harmaug.models_cli import add_models_parser, run_models
 
@@ -250,6 +261,14 @@ def _score(args: argparse.Namespace) -> int:
     else:
         with open(args.file, "rb") as file:
             score.score_stream(guard, file, sys.stdout.buffer, name=args.file, **options)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from harmaug.server import serve
+
+    serve(_guard(args), host=args.host, port=args.port, name=Path(args.model).name, threshold=args.threshold,
+          max_body=args.max_body, max_queue=args.max_queue, timeout=args.timeout)
     return 0
 
 

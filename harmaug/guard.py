@@ -1,13 +1,13 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from harmaug import _C, adapters, models
 from harmaug.checks import one_of
 from harmaug.data import read_object, write_json
+from harmaug.inputs import Pair, Prompt, Prompts, Responses, rows_of
 from harmaug.tokenizer import Encoding, Tokenizer
+
+if TYPE_CHECKING:
+    from harmaug.explain import Explanation
 
 __all__ = ["Guard", "ScoreDetails"]
 
@@ -24,13 +28,12 @@ UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 SAFE_NAMES = ("safe", "harmless", "unharmful", "benign", "non-toxic", "not_toxic")
 LONG = ("windows", "truncate", "error")
 _BLOCK_ROWS = 512           # rows tokenized at once: memory stays bounded, Ctrl-C is answered between blocks
-_CALL_TOKENS = 16384        # tokens of one call of the encoder
+_CALL_TOKENS = (512, 16384)     # tokens of one call of the encoder: as many as take ...
+_CALL_FLOPS = 1e11              # ... this many operations, about a second: Ctrl-C is answered between calls
 
-Prompt = str | Sequence[Mapping[str, Any]]
-Prompts = Prompt | Iterable[Prompt]
-Responses = str | Iterable[str | None] | None
 Floats = NDArray[np.float32]
 _Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]    # token ids, type ids
+_Block = tuple[Floats, NDArray[np.int32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +92,32 @@ class Guard:
             raise _C.FormatError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, the model {n_tokens}")
         self._template = _Template(tokenizer)
         self.max_length = self._max_length(max_length)
+        self._call_tokens = self._tokens_of_a_call()
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold = _threshold(self.thresholds, fitted)
+
+    # what scikit-learn asks of a fitted classifier; it never loads it
+    _estimator_type = "classifier"
+
+    @property
+    def classes_(self) -> NDArray[np.int64]:
+        """0 safe, 1 unsafe: the columns of `predict_proba`."""
+        return np.array([0, 1])
+
+    def fit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: `harmaug.Distiller` trains guards. For scikit-learn, ``FrozenEstimator(guard)`` is one that is trained."""
+        raise TypeError("a Guard is trained already; harmaug.Distiller trains one, and sklearn.frozen.FrozenEstimator(guard)"
+                        " goes where scikit-learn would fit")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(estimator_type="classifier", target_tags=TargetTags(required=True), classifier_tags=ClassifierTags(),
+                    input_tags=InputTags(two_d_array=False, string=True), requires_fit=False)
 
     @classmethod
     def from_pretrained(cls, folder_or_name: str | os.PathLike[str], dtype: str = "float32",
@@ -116,9 +142,9 @@ class Guard:
         long : str, default "windows"
             What becomes of a row of more tokens. "windows": windows of max_length tokens that overlap by
             max_length // 4 are read, and the one with the highest P(unsafe) decides. Of a pair, the side that is longer
-            than half the room slides, while the other stays whole; when both are, each slides beside the first half of
-            the other, so that every token is read. "truncate": the end of the longer side is dropped. "error":
-            ValueError.
+            than half the room slides, while the other stays whole; when both are, the response slides beside the end of
+            the prompt and the prompt beside the beginning of the response, so that every token is read. "truncate": the
+            end of the longer side is dropped. "error": ValueError.
 
         Raises
         ------
@@ -189,17 +215,20 @@ class Guard:
 
         Parameters
         ----------
-        prompts : str, conversation, or iterable of these
-            A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the assistant's, is
-            the response, the contents before it, one a line, are the prompt. One str or one conversation is one row.
+        prompts : str, conversation, iterable of these, or table
+            A list, an array, a column of a data frame, a generator (read 512 rows ahead). One str or one conversation
+            is one row. A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the
+            assistant's, is the response; the contents before it, the user's last turn among them, one a line, are the
+            prompt. A data frame is read by its columns prompt and, where there is one, response.
         responses : str or iterable of (str or None), optional
-            As many as prompts.
+            As many as prompts, taken in order (indices of pandas play no part); None, NaN, NA and "" mean none.
         long : str, optional
             None: that of the guard.
 
         Returns
         -------
         ndarray, shape (n, num_labels), float32
+            In the order of the rows.
 
         Raises
         ------
@@ -215,6 +244,27 @@ class Guard:
         """
         return self._probability(self._run(prompts, responses, long)[0])
 
+    def score_iter(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None,
+                   block_rows: int = _BLOCK_ROWS) -> Iterator[float]:
+        """P(unsafe) of each row, one by one and in order, of an iterable that may have no end.
+
+        Parameters
+        ----------
+        prompts, responses, long
+            As for `logits`.
+        block_rows : int, default 512
+            Rows that are read and scored together, which is all that is held; changes no score.
+
+        Examples
+        --------
+        >>> scores = guard.score_iter(line for line in open("prompts.txt"))     # doctest: +SKIP
+        """
+        if block_rows < 1:
+            raise ValueError(f"block_rows must be >= 1, got {block_rows}")
+        mode = self.long if long is None else one_of("long", long, LONG)
+        blocks = self._blocks(rows_of(prompts, responses), mode, block_rows)
+        return (score for logits, _ in blocks for score in self._probability(logits).tolist())
+
     def score_details(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> ScoreDetails:
         """P(unsafe) of each row and what it rests on."""
         logits, about = self._run(prompts, responses, long)
@@ -223,7 +273,7 @@ class Guard:
                             truncated=truncated)
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
-        """P(safe) and P(unsafe) of each row, shape (n, 2)."""
+        """P(safe) and P(unsafe) of each row, shape (n, 2), the columns as in `classes_`."""
         unsafe = self.score(prompts, responses, long=long)
         return np.stack([1 - unsafe, unsafe], axis=1)
 
@@ -239,6 +289,36 @@ class Guard:
                 warnings.warn(f"the threshold {self.threshold:g} was fitted with {name}={fitted!r}, not {value!r}",
                               stacklevel=2)
         return (self.score(prompts, responses, long=long) >= np.float32(self.threshold)).astype(np.int64)
+
+    def explain(self, prompt: Prompt, response: str | None = None, *, method: str = "occlusion") -> Explanation:
+        """Say which tokens a row's score hangs on.
+
+        Parameters
+        ----------
+        prompt, response
+            One row, as for `logits`, that fits max_length.
+        method : {"occlusion"}
+            Each token in turn is replaced by the mask token (left out, where the tokenizer has none), and its contribution
+            is by how much the log-odds of P(unsafe) fall. As many rows as tokens are scored, packed into few calls.
+
+        Returns
+        -------
+        Explanation
+            tokens, spans, contributions; a notebook shows it as coloured text on a click. No proof of a cause.
+
+        Raises
+        ------
+        ValueError
+            For a row of more tokens than max_length, or an unknown method.
+
+        Examples
+        --------
+        >>> guard.explain("How do I kill a Python process?")      # doctest: +SKIP
+        <explanation of 8 tokens, P(unsafe) 0.213, text hidden>
+        """
+        from harmaug.explain import explain
+
+        return explain(self, prompt, response, method)
 
     def set_threshold(self, threshold: float, **about: Any) -> None:
         """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
@@ -260,20 +340,26 @@ class Guard:
     def _run(self, prompts: Any, responses: Any, long: str | None) -> tuple[Floats, NDArray[np.int32]]:
         """Logits of each row, and (windows, deciding window, tokens, dropped tokens) of each row."""
         mode = self.long if long is None else one_of("long", long, LONG)
-        rows = _rows(prompts, responses)
-        logits = np.zeros((len(rows), self.config["num_labels"]), dtype=np.float32)
-        about = np.zeros((len(rows), 4), dtype=np.int32)
-        for first in range(0, len(rows), _BLOCK_ROWS):
-            block = slice(first, min(first + _BLOCK_ROWS, len(rows)))
-            self._run_block(rows[block], first, mode, logits[block], about[block])
-            bad = np.flatnonzero(~np.isfinite(logits[block]).all(axis=1))
+        blocks = list(self._blocks(rows_of(prompts, responses), mode))
+        if not blocks:
+            return np.zeros((0, self.config["num_labels"]), dtype=np.float32), np.zeros((0, 4), dtype=np.int32)
+        return np.concatenate([logits for logits, _ in blocks]), np.concatenate([about for _, about in blocks])
+
+    def _blocks(self, rows: Iterator[Pair], mode: str, size: int = _BLOCK_ROWS) -> Iterator[_Block]:
+        """What `_run` returns, block by block; no more than `size` rows are held."""
+        first = 0
+        while block := list(islice(rows, size)):
+            logits = np.zeros((len(block), self.config["num_labels"]), dtype=np.float32)
+            about = np.zeros((len(block), 4), dtype=np.int32)
+            self._run_block(block, first, mode, logits, about)
+            bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
             if bad.size:
                 raise ValueError(f"row {first + bad[0]}: {self._adapter or self._folder} gives a score that is no "
                                  "finite number; its weights are damaged")
-        return logits, about
+            yield logits, about
+            first += len(block)
 
-    def _run_block(self, rows: list[tuple[str, str | None]], first: int, mode: str, logits: Floats,
-                   about: NDArray[np.int32]) -> None:
+    def _run_block(self, rows: list[Pair], first: int, mode: str, logits: Floats, about: NDArray[np.int32]) -> None:
         encoded = self._encode(rows, first, self.max_length if mode == "truncate" else None)
         ids, offsets, types = encoded.ids, encoded.offsets, encoded.type_ids
         lengths = np.diff(offsets)
@@ -300,7 +386,7 @@ class Guard:
             logits[i] = each[bounds[i] + deciding]
             about[i, :2] = len(pieces[i]), deciding
 
-    def _encode(self, rows: list[tuple[str, str | None]], first: int, max_length: int | None) -> Encoding:
+    def _encode(self, rows: list[Pair], first: int, max_length: int | None) -> Encoding:
         prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
         try:
             return self.tokenizer.encode_batch(prompts, responses, max_length=max_length,
@@ -317,7 +403,7 @@ class Guard:
         """Logits of a ragged batch in calls of bounded size: Ctrl-C is answered between them."""
         n, first = len(offsets) - 1, 0
         while first < n:
-            fit = int(np.searchsorted(offsets, offsets[first] + _CALL_TOKENS, side="right")) - 1
+            fit = int(np.searchsorted(offsets, offsets[first] + self._call_tokens, side="right")) - 1
             last = max(first + 1, min(n, fit))
             part = slice(int(offsets[first]), int(offsets[last]))
             out[first:last] = self.encoder.logits(ids[part], offsets[first:last + 1] - offsets[first], types[part])
@@ -335,15 +421,15 @@ class Guard:
         b = self._plain(response)
         room = self.max_length - template.pair
         half = room // 2
-        if len(b) > half:       # the response slides beside the prompt, or beside its first half
-            kept = a if len(a) <= room - half else a[:half]
+        if len(b) > half:       # the response slides beside the prompt, or beside its end, which it answers
+            kept = a if len(a) <= room - half else a[len(a) - half:]
             for begin, end in _spans(len(b), room - len(kept), stride):
                 yield template.build(kept, b[begin:end])
-        if len(a) > room - half or len(b) <= half:      # the prompt slides likewise
+        if len(a) > room - half or len(b) <= half:      # the prompt slides beside the response, or beside its beginning
             kept = b[:half]
-            for i, (begin, end) in enumerate(_spans(len(a), room - len(kept), stride)):
-                if i > 0 or len(b) <= half:             # its first window beside a long response was read above
-                    yield template.build(a[begin:end], kept)
+            spans = list(_spans(len(a), room - len(kept), stride))
+            for begin, end in spans[:-1] if len(b) > half else spans:       # its end was read above
+                yield template.build(a[begin:end], kept)
 
     def _plain(self, text: str) -> NDArray[np.int32]:
         return self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
@@ -364,6 +450,10 @@ class Guard:
                 raise _C.FormatError(f"{path}: model_max_length {said} leaves no room for text")
             return min(int(said), most)
         return min(int(self.config["max_position_embeddings"]), most)
+
+    def _tokens_of_a_call(self) -> int:
+        flops = 24 * self.config["num_hidden_layers"] * self.config["hidden_size"] ** 2     # of a token, in the matrices
+        return int(np.clip(_CALL_FLOPS / flops, *_CALL_TOKENS))
 
     # -- saving --
 
@@ -457,51 +547,6 @@ def _spans(n: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
     step = window - min(stride, window - 1)
     for begin in range(0, max(n - window, 0) + step, step):
         yield begin, min(begin + window, n)
-
-
-# -- rows --
-
-def _rows(prompts: Any, responses: Any) -> list[tuple[str, str | None]]:
-    """One (prompt, response) for each row; an empty response is None."""
-    if isinstance(prompts, str) or _is_conversation(prompts):
-        prompts = [prompts]
-    if isinstance(prompts, Mapping):
-        raise TypeError("prompts must be a str, a list of messages, or an iterable of these, got one mapping: "
-                        "write [message]")
-    asked = list(prompts)
-    if responses is None:
-        responses = [None] * len(asked)
-    given = [responses] if isinstance(responses, str) else list(responses)
-    if len(given) != len(asked):
-        raise ValueError(f"{len(asked)} prompts but {len(given)} responses")
-    return [_row(i, prompt, response) for i, (prompt, response) in enumerate(zip(asked, given))]
-
-
-def _row(i: int, prompt: Any, response: Any) -> tuple[str, str | None]:
-    if isinstance(response, float) and math.isnan(response):     # how pandas says None
-        response = None
-    if response is not None and not isinstance(response, str):
-        raise TypeError(f"row {i}: the response must be a str or None, got {type(response).__name__}")
-    if _is_conversation(prompt):
-        if response:
-            raise ValueError(f"row {i}: a conversation carries its own response")
-        return _conversation(i, prompt)
-    if not isinstance(prompt, str):
-        raise TypeError(f"row {i}: the prompt must be a str or a list of messages, got {type(prompt).__name__}")
-    return prompt, response or None
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(m, Mapping) for m in value)
-
-
-def _conversation(i: int, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    for m in messages:
-        if not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
-            raise TypeError(f"row {i}: a message needs a role and a content, both str")
-    contents = [m["content"] for m in messages]
-    response = contents.pop() if messages[-1]["role"] == "assistant" else None
-    return "\n".join(contents), response or None
 
 
 # -- settings --

@@ -156,6 +156,10 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         return NULL;
     }
     const size_t n = (size_t)PyArray_SIZE(wide), chunk = n < LOGITS_ROWS ? n : LOGITS_ROWS;
+    const int n_threads = py_threads(lm->n_threads);
+    if (n_threads == 0) {
+        goto done;
+    }
     if (n == 0 || n > c->max_position_embeddings) {
         status = ha_fail(&err, HA_ERR_VALUE, "logits: %zu tokens; the model's context takes 1..%zu", n, c->max_position_embeddings);
         goto done;
@@ -173,7 +177,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         goto done;
     }
     if ((status = ha_decoder_cache_new(lm->decoder, n, &cache, &err)) != HA_OK ||
-        (status = ha_decoder_state_new(lm->decoder, chunk, lm->n_threads, &state, &err)) != HA_OK) {
+        (status = ha_decoder_state_new(lm->decoder, chunk, n_threads, &state, &err)) != HA_OK) {
         Py_CLEAR(out);
         goto done;
     }

@@ -145,8 +145,9 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$O:logits", names, &ids_obj, &offsets_obj, &types_obj, &threads_obj)) {
         return NULL;
     }
-    const long n_threads = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
-    if ((n_threads == -1 && PyErr_Occurred()) || !py_batch_open(ids_obj, offsets_obj, types_obj, &rows)) {
+    const long asked = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
+    int n_threads = 0;
+    if ((asked == -1 && PyErr_Occurred()) || (n_threads = py_threads(asked)) == 0 || !py_batch_open(ids_obj, offsets_obj, types_obj, &rows)) {
         goto done;
     }
     const npy_intp dims[2] = {(npy_intp)rows.batch.n_rows, (npy_intp)ha_encoder_config_of(self->encoder)->num_labels};
@@ -158,7 +159,7 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_encoder_logits(self->encoder, &rows.batch, logits, n_threads > 0 && n_threads < 4096 ? (int)n_threads : 0, &err);
+    status = ha_encoder_logits(self->encoder, &rows.batch, logits, n_threads, &err);
     Py_END_ALLOW_THREADS
     if (status != HA_OK) {
         py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);

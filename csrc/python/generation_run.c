@@ -107,7 +107,11 @@ generation_run_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     options.max_new_tokens = (size_t)max_new_tokens;
     options.sampling.top_k = (size_t)top_k;
     options.stop_ids = stop_ids;
-    options.n_threads = options.n_threads > 0 ? options.n_threads : model->n_threads;
+    options.n_threads = py_threads(options.n_threads > 0 ? options.n_threads : model->n_threads);
+    if (options.n_threads == 0) {
+        free(stop_ids);
+        return NULL;
+    }
     ha_run *run = NULL;
     ha_error err;
     ha_status status = ha_run_new(model->decoder, tok, &options, &run, &err);

@@ -220,7 +220,7 @@ tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_error err;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOspOpiOp:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
                                      &max_length, &truncation, &options.truncate_left, &stride, &options.spans, &options.n_threads, &progress,
-                                     &options.split_special_tokens)) {
+                                     &options.split_special_tokens) || (options.n_threads = py_threads(options.n_threads)) == 0) {
         return NULL;
     }
     if (parse_truncation(truncation, &options.truncation) < 0 || parse_size(max_length, "max_length", &options.max_length) < 0 ||
@@ -271,7 +271,7 @@ pad_rows(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
     ha_pad_options options = {0};
     py_batch batch;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOn|$ippi:pad_rows", names, &ids, &offsets, &type_ids, &columns, &options.pad_id, &options.left,
-                                     &options.wide, &options.n_threads)) {
+                                     &options.wide, &options.n_threads) || (options.n_threads = py_threads(options.n_threads)) == 0) {
         return NULL;
     }
     if (!py_batch_open(ids, offsets, type_ids, &batch) || batch.types == NULL) {
