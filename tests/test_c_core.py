@@ -23,7 +23,7 @@ def makefile_flags():
     def expand(name):
         return re.sub(r"\$\((\w+)\)", lambda m: expand(m[1]), variables[name])
 
-    flags = {isa: expand(f"ISA_{isa}") for isa in ("avx2", "avx512", "avx512bf16", "neon")}
+    flags = {isa: expand(f"ISA_{isa}") for isa in ("avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot")}
     return {isa: text.split() for isa, text in flags.items()}
 
 
@@ -35,7 +35,7 @@ def programs(tmp_path_factory):
     base = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", *openmp]
     isas = {isa: flags for isa, flags in makefile_flags().items() if isa in _C.build_info()["cpu_isa_usable"]}
     macros = [f"-DHA_HAVE_{isa.upper()}" for isa in isas]
-    core = ["core/parallel.c", "core/status.c", "kernels/kernels.c", "kernels/kernels_scalar.c"]
+    core = ["core/parallel.c", "core/status.c", "kernels/kernels.c", "kernels/quantize.c", "kernels/kernels_scalar.c"]
     jobs = [(CSRC / source, []) for source in core] + [(CSRC / f"kernels/kernels_{isa}.c", flags) for isa, flags in isas.items()]
 
     def compile_one(job):

@@ -234,6 +234,9 @@ fill_relative(ha_encoder *e, const ha_source *from, ha_error *err)
         if (status == HA_OK && l->pos_query != NULL) {
             status = project_table(e, from, table, query, query_bias, l->pos_query, err);
         }
+        for (size_t w = 0; w < 2 && from->checkpoint != NULL; w++) {
+            ha_checkpoint_forget(from->checkpoint, w == 0 ? key : query);
+        }
     }
     free(table);
     return status;
