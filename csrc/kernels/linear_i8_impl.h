@@ -149,7 +149,8 @@ typedef struct i8_tile {
     size_t ldy, cols;           /* cols <= GEMM_NR of them are stored */
     size_t steps;
     const uint32_t *x;
-    const int8_t *w;
+    const int8_t *w, *ahead;    /* while the tile is computed, ahead_step bytes from `ahead` on are asked for at each step */
+    size_t ahead_step;
     const float *scale, *bias;  /* bias: or NULL */
     const int32_t *excess;      /* I8_BIAS * sum of q */
 } i8_tile;
@@ -176,7 +177,8 @@ HA_INLINE void
 i8_tile_body(const size_t rows, const i8_tile *t)
 {
     const uint32_t *x = t->x;
-    const int8_t *w = t->w;
+    const int8_t *w = t->w, *ahead = t->ahead;
+    const size_t ahead_step = t->ahead_step;
     vi acc[GEMM_MR][GEMM_NV];
 #pragma GCC unroll 16
     for (size_t r = 0; r < rows; r++) {
@@ -190,8 +192,9 @@ i8_tile_body(const size_t rows, const i8_tile *t)
     for (size_t s = 0; s < t->steps; s++) {
         vi_weight b[GEMM_NV];
         for (size_t at = 0; at < GEMM_NR * I8_STEP; at += 64) {
-            __builtin_prefetch(w + PREFETCH_AHEAD + at);
+            __builtin_prefetch(ahead + at, 0, 2);
         }
+        ahead += ahead_step;
 #pragma GCC unroll 16
         for (size_t v = 0; v < GEMM_NV; v++) {
             b[v] = vi_load_weight(w + v * VF_LANES * I8_STEP);

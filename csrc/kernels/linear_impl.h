@@ -1,6 +1,8 @@
 /* y = act(x W^T + bias) over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
 
 #define LINEAR_ROWS 504         /* rows of x packed at once: bounds the scratch */
+#define LINEAR_GROUP_TILES (168 / GEMM_MR)      /* a task's rows, of which one block of k stays in the second-level cache, ... */
+#define LINEAR_GROUP_PANELS (128 / GEMM_NR)     /* ... and its panels */
 
 /* How a format is stored and computed on this instruction set. */
 typedef struct linear_layout {
@@ -141,60 +143,104 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
     }
 }
 
-static void
-linear_i8_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+/* How the product of a chunk of rows is cut into tasks: groups of row tiles by groups of panels. */
+typedef struct linear_cut {
+    size_t tiles, panels, group_tiles, group_panels, row_groups, panel_groups;
+} linear_cut;
+
+static linear_cut
+linear_cut_of(size_t rows, size_t n, int n_threads)
 {
-    const i8_layout p = i8_layout_of(run->n, run->k);
-    const size_t col = panel * GEMM_NR;
-    const char *packed = run->packed;
-    i8_tile tile = {
-        .ldy = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .steps = p.steps, .w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP,
-        .scale = (const float *)packed + col, .excess = (const int32_t *)(packed + p.excess) + col, .bias = run->bias != NULL ? run->bias + col : NULL,
-    };
-    for (size_t t = first_tile; t < end_tile; t++) {
-        const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
-        tile.y = run->y + (m0 + first) * run->ldy + col;
-        tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
-        i8_tile_run(rows, &tile);
+    linear_cut c = {.tiles = (rows + GEMM_MR - 1) / GEMM_MR, .panels = (n + GEMM_NR - 1) / GEMM_NR, .group_tiles = LINEAR_GROUP_TILES,
+                    .group_panels = LINEAR_GROUP_PANELS};
+    const size_t wanted = n_threads > 1 ? 4 * (size_t)n_threads : 1;
+    c.row_groups = (c.tiles + c.group_tiles - 1) / c.group_tiles;
+    if (c.panels * c.row_groups < wanted * c.group_panels) {
+        c.group_panels = c.panels * c.row_groups / wanted > 0 ? c.panels * c.row_groups / wanted : 1;
     }
+    c.panel_groups = (c.panels + c.group_panels - 1) / c.group_panels;
+    if (c.row_groups * c.panel_groups < wanted) {
+        c.group_tiles = c.tiles * c.panel_groups / wanted > 0 ? c.tiles * c.panel_groups / wanted : 1;
+        c.group_tiles = c.group_tiles < LINEAR_GROUP_TILES ? c.group_tiles : LINEAR_GROUP_TILES;
+        c.row_groups = (c.tiles + c.group_tiles - 1) / c.group_tiles;
+    }
+    return c;
 }
 
+/* A task: tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, by panels [first_panel, end_panel). */
+typedef struct linear_part {
+    size_t m0, rows_here, tiles, first_tile, end_tile, first_panel, end_panel;
+} linear_part;
+
+/* A block of k of the part's rows stays in the second-level cache while the panels pass by. */
 static void
-linear_float_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+linear_float_part(const linear_run *run, const linear_part *part)
 {
     const linear_layout *layout = &run->layout;
-    const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
-    const char *w = (const char *)run->packed + panel * layout->steps * layout->step_bytes;
+    const size_t block = gemm_block(layout->steps), panel_bytes = layout->steps * layout->step_bytes, tiles_here = part->end_tile - part->first_tile;
     const float *x = run->scratch != NULL ? run->scratch : run->x;
-    tile_out out = {.ldc = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .alpha = 1.0f};
+    tile_out out = {.ldc = run->ldy, .alpha = 1.0f, .ahead_step = (layout->step_bytes + tiles_here - 1) / tiles_here};
     size_t k0 = 0;
     do {
         const size_t kc = layout->steps - k0 < block ? layout->steps - k0 : block;
-        out.beta = k0 == 0 ? 0.0f : 1.0f;
-        out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
-        for (size_t t = first_tile; t < end_tile; t++) {
-            const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
-            out.c = run->y + (m0 + first) * run->ldy + col;
-            layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w + k0 * layout->step_bytes, &out);
+        for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
+            const size_t col = panel * GEMM_NR;
+            const char *w = (const char *)run->packed + panel * panel_bytes + k0 * layout->step_bytes;
+            const char *next = panel + 1 < part->end_panel ? w + panel_bytes : w - (panel - part->first_panel) * panel_bytes + kc * layout->step_bytes;
+            out.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+            out.beta = k0 == 0 ? 0.0f : 1.0f;
+            out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
+            for (size_t t = part->first_tile; t < part->end_tile; t++) {
+                const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
+                out.c = run->y + (part->m0 + first) * run->ldy + col;
+                out.ahead = next + (t - part->first_tile) * kc * out.ahead_step;
+                layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w, &out);
+            }
         }
         k0 += kc;
     } while (k0 < layout->steps);
 }
 
-/* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
 static void
-linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+linear_i8_part(const linear_run *run, const linear_part *part)
 {
-    const size_t col = panel * GEMM_NR, cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
-    if (run->layout.step == STEP_I8) {
-        linear_i8_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
-    } else {
-        linear_float_task(run, m0, rows_here, tiles, panel, first_tile, end_tile);
+    const i8_layout p = i8_layout_of(run->n, run->k);
+    const char *packed = run->packed;
+    const size_t tiles_here = part->end_tile - part->first_tile;
+    i8_tile tile = {.ldy = run->ldy, .steps = p.steps, .ahead_step = (GEMM_NR * I8_STEP + tiles_here - 1) / tiles_here};
+    for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
+        const size_t col = panel * GEMM_NR;
+        tile.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+        tile.w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP;
+        tile.scale = (const float *)packed + col;
+        tile.excess = (const int32_t *)(packed + p.excess) + col;
+        tile.bias = run->bias != NULL ? run->bias + col : NULL;
+        for (size_t t = part->first_tile; t < part->end_tile; t++) {
+            const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
+            tile.y = run->y + (part->m0 + first) * run->ldy + col;
+            tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
+            tile.ahead = tile.w + (GEMM_NR * I8_STEP + (t - part->first_tile) * tile.ahead_step) * p.steps;     /* a share of the next panel */
+            i8_tile_run(rows, &tile);
+        }
     }
-    const size_t begin = m0 + tile_start(first_tile, tiles, rows_here), end = m0 + tile_start(end_tile, tiles, rows_here);
+}
+
+/* Task `task` of the chunk of rows_here rows that starts at row m0. */
+static void
+linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut *cut, size_t task)
+{
+    const size_t tile = task / cut->panel_groups * cut->group_tiles, panel = task % cut->panel_groups * cut->group_panels;
+    const linear_part part = {
+        .m0 = m0, .rows_here = rows_here, .tiles = cut->tiles, .first_tile = tile, .first_panel = panel,
+        .end_tile = cut->tiles - tile < cut->group_tiles ? cut->tiles : tile + cut->group_tiles,
+        .end_panel = cut->panels - panel < cut->group_panels ? cut->panels : panel + cut->group_panels,
+    };
+    (run->layout.step == STEP_I8 ? linear_i8_part : linear_float_part)(run, &part);
+    const size_t begin = m0 + tile_start(part.first_tile, cut->tiles, rows_here), end = m0 + tile_start(part.end_tile, cut->tiles, rows_here);
+    const size_t col = panel * GEMM_NR, end_col = part.end_panel * GEMM_NR < run->n ? part.end_panel * GEMM_NR : run->n;
     for (size_t r = begin; r < end && run->act != HA_ACT_NONE; r++) {       /* while the rows are in the near caches */
         float *y = run->y + r * run->ldy + col;
-        activate(run->act, y, y, NULL, cols);
+        activate(run->act, y, y, NULL, end_col - col);
     }
 }
 
@@ -202,28 +248,23 @@ static void
 linear_body(void *arg, int thread, int n_threads)
 {
     linear_run *run = arg;
-    const size_t panels = (run->n + GEMM_NR - 1) / GEMM_NR;
     (void)thread;
-    size_t base = 0;
+    size_t base = 0, task;
     for (size_t m0 = 0; m0 < run->m; m0 += LINEAR_ROWS) {
         const size_t rows_here = run->m - m0 < LINEAR_ROWS ? run->m - m0 : LINEAR_ROWS;
-        const size_t tiles = (rows_here + GEMM_MR - 1) / GEMM_MR;
-        /* few panels for many threads: the tiles are shared out too */
-        size_t shares = n_threads > 1 ? (4 * (size_t)n_threads + panels - 1) / panels : 1, task;
-        shares = shares < tiles ? shares : tiles;
+        const linear_cut cut = linear_cut_of(rows_here, run->n, n_threads);
         if (run->scratch != NULL) {
-            while ((task = task_take(&run->counter) - base) < tiles) {
-                const size_t first = tile_start(task, tiles, rows_here), end = tile_start(task + 1, tiles, rows_here);
+            while ((task = task_take(&run->counter) - base) < cut.tiles) {
+                const size_t first = tile_start(task, cut.tiles, rows_here), end = tile_start(task + 1, cut.tiles, rows_here);
                 linear_pack_rows(run, run->scratch + first * run->layout.row_words, m0 + first, end - first);
             }
-            base += tiles + (size_t)n_threads;
+            base += cut.tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
         }
-        while ((task = task_take(&run->counter) - base) < panels * shares) {
-            const size_t share = task % shares;
-            linear_tile_task(run, m0, rows_here, tiles, task / shares, share * tiles / shares, (share + 1) * tiles / shares);
+        while ((task = task_take(&run->counter) - base) < cut.row_groups * cut.panel_groups) {
+            linear_task(run, m0, rows_here, &cut, task);
         }
-        base += panels * shares + (size_t)n_threads;
+        base += cut.row_groups * cut.panel_groups + (size_t)n_threads;
         ha_parallel_barrier(n_threads);
     }
 }
