@@ -49,7 +49,15 @@ static inline vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static inline vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi_weight vi_load_weight(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
-static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_set1_epi32((int)x), w)); }
+
+static inline vi
+vi_dot(vi acc, uint32_t x, vi_weight w)
+{
+    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_set1_epi32((int)x), w));
+    __asm__ volatile("" : "+v"(acc));   /* as on AVX2 */
+    return acc;
+}
+
 static inline void vf_store_i8(void *p, vf a) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 
 #elif defined(HARMAUG_KERNELS_VEC_AVX2_H)
@@ -92,7 +100,15 @@ vf_store_i8(void *p, vf a)
 #define I8_BIAS 0
 #define I8_WIDE 1
 static inline vi_weight vi_load_weight(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
-static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_set1_epi32((int)x), w)); }
+
+static inline vi
+vi_dot(vi acc, uint32_t x, vi_weight w)
+{
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_set1_epi32((int)x), w));
+    __asm__ volatile("" : "+x"(acc));   /* all products of a step at once would need more registers than there are */
+    return acc;
+}
+
 static inline void vf_store_i8(void *p, vf a) { _mm_storeu_si128(p, vf_to_i16(a)); }
 #endif
 
