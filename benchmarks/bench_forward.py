@@ -232,7 +232,12 @@ def onnx_file(folder, storage):
 
 def make_model(folder):
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, DebertaV2Config, DebertaV2ForSequenceClassification
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        DebertaV2Config,
+        DebertaV2ForSequenceClassification,
+    )
 
     family, h, layers, heads = MODELS[os.path.basename(folder)]
     torch.manual_seed(0)

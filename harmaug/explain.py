@@ -102,7 +102,7 @@ def explain(guard: Guard, prompt: Prompt, response: str | None = None, method: s
     tokens = [text[begin:end] for text, (begin, end) in zip(texts, shown[0].tolist())]
     whole = float(logits[0])
     return Explanation(tokens=tokens, spans=shown[0], in_response=shown[1],
-                       contributions=(whole - logits[1:]).astype(np.float32), score=float(1 / (1 + np.exp(-whole))),
+                       contributions=(whole - logits[1:]).astype(np.float32), score=float(guard.score(first, second)[0]),
                        logit=whole, replaced_by=mask, prompt=first, response=second)
 
 
@@ -128,7 +128,7 @@ def _occluded(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], at
     n = len(ids)
     yield ids, types, np.array([0, n])
     token = guard.tokenizer.token_to_id(mask) if mask is not None else None
-    step = max(1, 65536 // n)
+    step = max(1, guard.core.call_tokens // n)
     for begin in range(0, len(at), step):
         places = at[begin:begin + step]
         many, kinds = np.tile(ids, (len(places), 1)), np.tile(types, (len(places), 1))
@@ -141,9 +141,7 @@ def _occluded(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], at
 
 
 def _log_odds(guard: Guard, ids: NDArray[np.int32], types: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
-    out = np.empty((len(offsets) - 1, guard.config["num_labels"]), dtype=np.float32)
-    guard._encoder_logits(ids, offsets, types, out)
-    logits: NDArray[np.float64] = out.astype(np.float64)
+    logits: NDArray[np.float64] = guard.encoder.logits(ids, offsets, types).astype(np.float64)
     if logits.shape[1] == 1:
         return logits[:, 0]
     others = np.delete(logits, guard.unsafe_index, axis=1)

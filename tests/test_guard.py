@@ -301,7 +301,7 @@ def test_thresholds(folder, tmp_path):
     np.testing.assert_array_equal(guard.predict(PROMPTS), scores >= np.sort(scores)[2])
     guard.save_pretrained(tmp_path / "saved")
     again = Guard.from_pretrained(tmp_path / "saved")
-    assert again.thresholds == {"schema_version": 1, "threshold": guard.threshold, "long": "windows", "max_length": 40, "metric": "f1"}
+    assert again.thresholds == {"schema_version": 1, "threshold": guard.threshold, "temperature": 1.0, "long": "windows", "max_length": 40, "metric": "f1"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(again.predict(PROMPTS), guard.predict(PROMPTS))
@@ -314,6 +314,26 @@ def test_thresholds(folder, tmp_path):
     (tmp_path / "saved" / "thresholds.json").write_text('{"threshold": "high"}')
     with pytest.raises(ValueError, match=r"thresholds.json: threshold must be in \[0, 1\], got 'high'"):
         Guard.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_a_fitted_temperature_is_kept_and_used(tmp_path, labels):
+    names = {1: ["unsafe"], 2: ["safe", "unsafe"], 3: ["a", "unsafe", "b"]}[labels]
+    guard = Guard.from_pretrained(write(tmp_path / "raw", id2label=dict(enumerate(names))))
+    plain, odds = guard.score(PROMPTS), guard.log_odds(PROMPTS)
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), plain, rtol=1e-6)
+    guard.set_threshold(0.5, temperature=2.5)
+    scaled = guard.score(PROMPTS)
+    np.testing.assert_allclose(scaled, 1 / (1 + np.exp(-odds / 2.5)), rtol=1e-6)
+    np.testing.assert_allclose(guard.predict_proba(PROMPTS)[:, 1], scaled)
+    np.testing.assert_array_equal(guard.log_odds(PROMPTS), odds)
+    guard.save_pretrained(tmp_path / "saved")
+    again = Guard.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.score(PROMPTS), scaled)
+    np.testing.assert_array_equal(again.predict(PROMPTS), scaled >= 0.5)
+    with pytest.raises(ValueError, match=r"temperature must be in \[0.001, 1000\], got 0"):
+        guard.set_threshold(0.5, temperature=0)
+    assert guard.temperature == 2.5
 
 
 # -- opening and saving --

@@ -182,12 +182,11 @@ def test_ctrl_c_ends_a_long_score(folder):
     assert time.monotonic() - begun < 5
 
 
-def test_calls_are_short_whatever_the_model(guard):
-    assert guard._call_tokens == 16384
-    for layers, hidden, want in ((6, 384, 4709), (24, 1024, 512), (1, 1, 16384)):
-        other = object.__new__(Guard)
-        other.config = {"num_hidden_layers": layers, "hidden_size": hidden}
-        assert other._tokens_of_a_call() == want
+def test_calls_are_short_whatever_the_model(guard, tmp_path):
+    assert guard.core.call_tokens == 16384
+    for layers, hidden, want in ((1, 510, 16019), (2, 600, 5787)):
+        wide = Guard.from_pretrained(write(tmp_path / str(hidden), num_hidden_layers=layers, hidden_size=hidden))
+        assert wide.core.call_tokens == want
 
 
 # -- explanations --

@@ -1,4 +1,5 @@
 """harmaug.server: the forms of requests, limits, batching, stopping. With the openai client: tests/reference/test_server.py."""
+import errno
 import http.client
 import json
 import os
@@ -278,7 +279,7 @@ def test_another_host_is_warned_about(folder):
 def test_a_port_that_is_taken(folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = subprocess.run([sys.executable, "-m", "harmaug", "serve", "--model", str(folder), "--port", str(taken.getsockname()[1])], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("harmaug: ") and os.strerror(98) in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("harmaug: ") and os.strerror(errno.EADDRINUSE) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_without_the_extra(monkeypatch, guard):

@@ -1,11 +1,11 @@
 /* Making the inference form of an encoder: every weight laid out, packed, and whatever does not depend on the input computed once. */
 #include "models/encoder.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "models/encoder_impl.h"
+#include "models/encoder_parts.h"
 
 /* -- layout -- */
 
@@ -244,6 +244,26 @@ fill_relative(ha_encoder *e, const ha_source *from, ha_error *err)
 
 /* -- the whole -- */
 
+static const char *const format_names[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_I8] = "int8"};
+
+const char *
+ha_weight_format_name(ha_weight_format format)
+{
+    return format_names[format];
+}
+
+ha_status
+ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err)
+{
+    for (size_t i = 0; i < sizeof(format_names) / sizeof(format_names[0]); i++) {
+        if (strcmp(dtype, format_names[i]) == 0) {
+            *out = (ha_weight_format)i;
+            return HA_OK;
+        }
+    }
+    return ha_fail(err, HA_ERR_VALUE, "dtype must be float32, bfloat16 or int8, got '%.60s'", dtype);
+}
+
 static ha_status
 fill(ha_encoder *e, const ha_source *from, ha_error *err)
 {
@@ -273,10 +293,7 @@ fill(ha_encoder *e, const ha_source *from, ha_error *err)
         status = fill_relative(e, from, err);
     }
     for (int kind = 0; kind < 2 && e->inv_freq[kind] != NULL; kind++) {
-        for (size_t i = 0; i < c->head_dim / 2; i++) {      /* rounded to float32 step by step, as transformers has it */
-            const float exponent = (float)(2 * i) / (float)c->head_dim;
-            e->inv_freq[kind][i] = 1.0f / (float)pow(c->rope_theta[kind], (double)exponent);
-        }
+        ha_rotary_frequencies(c->rope_theta[kind], c->head_dim, e->inv_freq[kind]);
     }
     return status;
 }

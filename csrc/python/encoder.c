@@ -1,8 +1,6 @@
 /* _C.Encoder: the inference form of an encoder with a classification head. */
 #include "python/pyharmaug.h"
 
-#include <string.h>
-
 #include "models/encoder.h"
 #include "python/batch.h"
 
@@ -13,19 +11,27 @@ typedef struct encoder_object {
     int n_threads;
 } encoder_object;
 
-static const char *const format_names[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_I8] = "int8"};
+const ha_encoder *
+py_encoder(PyObject *module, PyObject *obj, int *n_threads)
+{
+    module_state *state = PyModule_GetState(module);
+    if (!PyObject_TypeCheck(obj, (PyTypeObject *)state->Encoder)) {
+        PyErr_Format(PyExc_TypeError, "expected a _C.Encoder, got %R", (PyObject *)Py_TYPE(obj));
+        return NULL;
+    }
+    *n_threads = ((encoder_object *)obj)->n_threads;
+    return ((encoder_object *)obj)->encoder;
+}
 
 static int
-parse_format(const char *dtype, ha_weight_format *out)
+parse_format(PyObject *module, const char *dtype, ha_weight_format *out)
 {
-    for (size_t i = 0; i < sizeof(format_names) / sizeof(format_names[0]); i++) {
-        if (strcmp(dtype, format_names[i]) == 0) {
-            *out = (ha_weight_format)i;
-            return 1;
-        }
+    ha_error err;
+    const ha_status status = ha_weight_format_named(dtype, out, &err);
+    if (status != HA_OK) {
+        py_raise(module, status, &err);
     }
-    PyErr_Format(PyExc_ValueError, "Encoder: dtype must be float32, bfloat16 or int8, got '%s'", dtype);
-    return 0;
+    return status == HA_OK;
 }
 
 /* An object around an empty encoder, which open() or from_params() fills. */
@@ -52,7 +58,7 @@ encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$si:Encoder", names, PyUnicode_FSConverter, &folder, &dtype, &n_threads)) {
         return NULL;
     }
-    encoder_object *self = parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    encoder_object *self = parse_format(PyType_GetModule(type), dtype, &format) ? allocate(type, format, n_threads) : NULL;
     if (self != NULL) {
         ha_error err;
         ha_status status;
@@ -87,7 +93,7 @@ encoder_from_params(PyObject *cls, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     const ha_encoder_params *params = py_encoder_params(module, params_obj);
-    encoder_object *self = params != NULL && parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    encoder_object *self = params != NULL && parse_format(module, dtype, &format) ? allocate(type, format, n_threads) : NULL;
     if (self != NULL) {
         ha_error err;
         ha_status status;
@@ -181,7 +187,7 @@ static PyObject *
 encoder_dtype(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyUnicode_FromString(format_names[((encoder_object *)self)->format]);
+    return PyUnicode_FromString(ha_weight_format_name(((encoder_object *)self)->format));
 }
 
 static PyObject *
@@ -240,8 +246,7 @@ static PyType_Spec encoder_spec = {
 int
 py_add_encoder(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
-    const int status = type != NULL ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
-    Py_XDECREF(type);
-    return status;
+    module_state *state = PyModule_GetState(module);
+    state->Encoder = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
+    return state->Encoder != NULL ? PyModule_AddType(module, (PyTypeObject *)state->Encoder) : -1;
 }
