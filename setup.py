@@ -40,8 +40,14 @@ __m512 ha_probe(__m512 a, __mmask64 m, __m512i b)
     return _mm512_and_ps(_mm512_scalef_ps(a, a), _mm512_castsi512_ps(_mm512_maskz_mov_epi8(m, b)));
 }
 """,
+    "avx512vnni": X86 + """#include <immintrin.h>
+__m512i ha_probe(__m512i a, __m512i b) { return _mm512_dpbusd_epi32(a, b, b); }
+""",
     "avx512bf16": X86 + """#include <immintrin.h>
-__m512 ha_probe(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)b); }
+__m512 ha_probe(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)_mm512_dpbusd_epi32(b, b, b)); }
+""",
+    "avxvnni": X86 + """#include <immintrin.h>
+__m256i ha_probe(__m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(a, b, b); }
 """,
     "neon": """#if !defined(__aarch64__)
 #error not aarch64
@@ -49,9 +55,16 @@ __m512 ha_probe(__m512 a, __m512i b) { return _mm512_dpbf16_ps(a, (__m512bh)b, (
 #include <arm_neon.h>
 float32x4_t ha_probe(float32x4_t a, float16x4_t h) { return vfmaq_f32(a, a, vcvt_f32_f16(h)); }
 """,
+    "neondot": """#if !defined(__aarch64__)
+#error not aarch64
+#endif
+#include <arm_neon.h>
+int32x4_t ha_probe(int32x4_t a, int8x16_t b) { return vdotq_s32(a, b, b); }
+""",
 }
 # kernels_<isa>.c -> the flags that one file, and no other, is compiled with
-ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512 + ["-mavx512bf16"], "neon": []}
+ISAS = {"avx2": AVX2, "avxvnni": AVX2 + ["-mavxvnni"], "avx512": AVX512, "avx512vnni": AVX512 + ["-mavx512vnni"],
+        "avx512bf16": AVX512 + ["-mavx512vnni", "-mavx512bf16"], "neon": [], "neondot": ["-march=armv8.2-a+dotprod"]}
 
 
 def package_hint(debian: str, fedora: str, macos: str) -> str:
@@ -147,7 +160,7 @@ class BuildExt(build_ext):
             if self._builds(PROBES[isa], flags):
                 ext.define_macros.append((f"HA_HAVE_{isa.upper()}", "1"))
                 jobs.append((f"csrc/kernels/kernels_{isa}.c", common + flags))
-            elif isa != "neon" and self._builds(X86):
+            elif not isa.startswith("neon") and self._builds(X86):
                 print(f"warning: the compiler does not know {isa}; its kernels are left out", file=sys.stderr)
         jobs += [(source, common) for source in ext.sources]
         objects = self._compile(jobs, ext)

@@ -3,14 +3,17 @@ AVX2 := -mavx2 -mfma -mf16c
 AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl
 ISA_avx2 := $(AVX2)
 ISA_avx512 := $(AVX512)
-ISA_avx512bf16 := $(AVX512) -mavx512bf16
+ISA_avxvnni := $(AVX2) -mavxvnni
+ISA_avx512vnni := $(AVX512) -mavx512vnni
+ISA_avx512bf16 := $(AVX512) -mavx512vnni -mavx512bf16
 ISA_neon :=
+ISA_neondot := -march=armv8.2-a+dotprod
 MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 accepts = $(shell echo 'int x;' | $(CC) $(1) -x c -c - -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(MACHINE),x86_64)
-KNOWN_ISAS := avx2 avx512 avx512bf16
+KNOWN_ISAS := avx2 avxvnni avx512 avx512vnni avx512bf16
 else ifeq ($(MACHINE),aarch64)
-KNOWN_ISAS := neon
+KNOWN_ISAS := neon neondot
 endif
 ISAS := $(foreach isa,$(KNOWN_ISAS),$(if $(and $(wildcard $(SRC)/kernels/kernels_$(isa).c),$(call accepts,$(ISA_$(isa)))),$(isa)))
 HAVE := $(foreach isa,$(ISAS),-DHA_HAVE_$(shell echo $(isa) | tr a-z A-Z)=1)

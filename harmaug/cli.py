@@ -111,6 +111,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
         add_options(evaluate)
 
+    _dtype(evaluate, "with --model: ")
+
     report = verbs.add_parser("report", help="write RUN/report.html")
     _common(report)
     report.add_argument("folder", nargs="?", metavar="RUN")
@@ -121,11 +123,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
     _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _number(score, "--batch-size", int, 32, "rows scored together")
+    _dtype(score)
     _common(score)
     score.set_defaults(run=_score)
 
     serve = verbs.add_parser("serve", help="the guard over HTTP: /v1/moderations, /score, /healthz")
     serve.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
+    _dtype(serve)
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine only)")
     for option, default, what in (("--port", 8000, "port; 0: a free one"), ("--max-queue", 256, "requests that may wait"),
                                   ("--max-body", 1 << 20, "largest request in bytes")):
@@ -155,6 +159,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: float | None, what: str,
             otherwise: str = "%(default)s") -> None:
     parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: {otherwise})")
+
+
+def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"),
+                        help=when + "storage of the weights (default: int8 where the folder holds such, else float32)")
 
 
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
@@ -287,7 +296,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _guard(args: argparse.Namespace, **options: Any) -> Any:
     from harmaug.teacher import GuardTeacher
 
-    return GuardTeacher.from_pretrained(args.model, n_threads=args.n_threads, **options).guard
+    return GuardTeacher.from_pretrained(args.model, dtype=args.dtype, n_threads=args.n_threads, **options).guard
 
 
 def _print_json(value: Any) -> None:

@@ -1,7 +1,9 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,7 +119,7 @@ class Guard:
                     input_tags=InputTags(two_d_array=False, string=True), requires_fit=False)
 
     @classmethod
-    def from_pretrained(cls, folder_or_name: str | os.PathLike[str], dtype: str = "float32",
+    def from_pretrained(cls, folder_or_name: str | os.PathLike[str], dtype: str | None = None,
                         n_threads: int | None = None, *, download: bool = False, max_length: int | None = None,
                         long: str = "windows") -> Guard:
         """Open a guard.
@@ -127,8 +129,9 @@ class Guard:
         folder_or_name : str or path-like
             A Hugging Face folder (config.json, model.safetensors, a tokenizer), a folder with a LoRA adapter in PEFT's
             format, whose base model is found by its name or beside it, or the name of a fetched model.
-        dtype : str, default "float32"
-            Storage of the weights: "float32" or "bfloat16".
+        dtype : str, optional
+            Storage of the weights: "float32", "bfloat16" or "int8", see `to`. None: "int8" where the folder holds such
+            weights, else "float32".
         n_threads : int, optional
             None: the library's default.
         download : bool, default False
@@ -164,8 +167,9 @@ class Guard:
         threads = _thread_count(n_threads)
         options: dict[str, Any] = {"max_length": max_length, "long": long}
         if not (folder / "adapter_config.json").exists():
-            encoder = _C.Encoder(folder, dtype=dtype, n_threads=threads)
             settings = read_object(folder / "config.json")
+            dtype = dtype or ("int8" if settings.get("quantization_config") else "float32")
+            encoder = _C.Encoder(folder, dtype=dtype, n_threads=threads)
             return cls(encoder, Tokenizer.from_pretrained(folder), settings, folder, **options)
         base = adapters.base_folder(folder, download)
         params = adapters.merge(folder, base)
@@ -175,7 +179,7 @@ class Guard:
         elif len(settings.get("id2label") or ()) != params.config["num_labels"]:
             settings["id2label"] = _labels(params.config["num_labels"])
         own = any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt"))
-        encoder = _C.Encoder.from_params(params, dtype=dtype, n_threads=threads)
+        encoder = _C.Encoder.from_params(params, dtype=dtype or "float32", n_threads=threads)
         tokenizer = Tokenizer.from_pretrained(folder if own else base)
         return cls(encoder, tokenizer, settings, base, adapter=folder, **options)
 
@@ -363,30 +367,66 @@ class Guard:
 
     # -- saving --
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: str = "float32") -> None:
-        """Write a Hugging Face folder that transformers loads too; an OSError names the file.
+    def to(self, dtype: str) -> Guard:
+        """The same guard with its weights stored as "float32", "bfloat16" or "int8".
+
+        "int8" rounds each row of a weight, and each word embedding, to 8 bits; activations are rounded row by row while
+        they are multiplied. Embeddings of positions, norms, softmax and the classification head stay float32. From
+        weights that are stored in fewer bits "float32" gives those weights, not the ones that they were made of.
+
+        Examples
+        --------
+        >>> guard.to("int8").save_pretrained("guard-int8")                  # doctest: +SKIP
+        """
+        other, threads = copy.copy(self), self.encoder.n_threads
+        if self._params is None and self._adapter is None:
+            other.encoder = _C.Encoder(self._folder, dtype=dtype, n_threads=threads)
+        else:
+            other.encoder = _C.Encoder.from_params(self._weights(), dtype=dtype, n_threads=threads)
+        other.thresholds = dict(self.thresholds)
+        return other
+
+    def _weights(self) -> _C.EncoderParams:
+        if self._params is not None:
+            return self._params
+        base, adapter = self._folder, self._adapter
+        return _C.EncoderParams.read(base) if adapter is None else adapters.merge(adapter, base)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: str | None = None,
+                        embeddings: str | None = None) -> None:
+        """Write a Hugging Face folder; an OSError names the file.
 
         Parameters
         ----------
         folder : str or path-like
             Made when it does not exist. config.json, model.safetensors, the tokenizer's files, and thresholds.json when
             a threshold was fitted.
-        dtype : str, default "float32"
-            "float32" or "float16".
+        dtype : str, optional
+            "float32", "float16", "bfloat16" or "int8"; None: that of the guard. Transformers loads all but "int8", which
+            it refuses for its shapes. Opened with the same dtype, a folder of "bfloat16" or "int8" gives the scores of a
+            guard of that dtype, bit for bit.
+        embeddings : str, optional
+            "int4" with "int8": word embeddings of 4 bits with a scale for each 64, half the size. The scores differ then
+            from those of ``to("int8")``.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        params = self._params
-        if params is None:
-            base, adapter = self._folder, self._adapter
-            params = _C.EncoderParams.read(base) if adapter is None else adapters.merge(adapter, base)
-        params.write(target / "model.safetensors", dtype=dtype)
+        dtype = dtype or self.encoder.dtype
+        stored = self._settings.get("quantization_config") if self._params is None and self._adapter is None else None
+        if dtype == "int8" and stored and embeddings is None:
+            if target.resolve() != self._folder.resolve():
+                shutil.copyfile(self._folder / "model.safetensors", target / "model.safetensors")
+        else:
+            self._weights().write(target / "model.safetensors", dtype=dtype, embeddings=embeddings)
+            stored = {"quant_method": "harmaug", "version": 1, "weights": dtype, "embeddings": embeddings or dtype}
         names = self._label_names()
-        drop = ("_name_or_path", "transformers_version", "torch_dtype", "num_labels", "_num_labels")
+        drop = ("_name_or_path", "transformers_version", "torch_dtype", "num_labels", "_num_labels", "quantization_config")
         config = {k: v for k, v in self._settings.items() if k not in drop}
+        if dtype == "int8":
+            config["quantization_config"] = stored
         kind = self.config["model_type"]
         config |= {"n_layers" if kind == "distilbert" else "num_hidden_layers": self.config["num_hidden_layers"],
-                   "architectures": [self.config["architecture"]], "dtype": dtype,
+                   "architectures": [self.config["architecture"]], "dtype": "float32" if dtype == "int8" else dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
         if "layer_types" in self.config:

@@ -15,7 +15,7 @@ C_TESTS = Path(__file__).parent / "c"
 def programs(tmp_path_factory):
     """Folder with the test programs, of every instruction set that this build has."""
     folder = tmp_path_factory.mktemp("c")
-    objects, macros = c_build.objects(folder, ["core/parallel.c", "core/status.c", "kernels/kernels.c", "kernels/kernels_scalar.c"])
+    objects, macros = c_build.objects(folder, ["core/parallel.c", "core/status.c", "kernels/kernels.c", "kernels/quantize.c", "kernels/kernels_scalar.c"])
     for test in ("test_kernels", "test_parallel"):
         subprocess.run([*c_build.CC, *c_build.FLAGS, *macros, C_TESTS / f"{test}.c", *objects, "-pthread", "-lm", "-o", folder / test], check=True)
     return folder

@@ -252,9 +252,7 @@ def test_rejects_files(model, tmp_path):
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(OSError):
         _C.Encoder(folder)
-    with pytest.raises(ValueError, match="int8 is not available yet; float32 and bfloat16 are"):
-        _C.Encoder(folder, dtype="int8")
-    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got 'f8'"):
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16 or int8, got 'f8'"):
         _C.Encoder(folder, dtype="f8")
     with pytest.raises(ValueError):
         _C.Encoder(str(folder) + "\0")
@@ -343,8 +341,8 @@ def test_written_files_are_read_back(model, tmp_path):
     half = load_file(str(tmp_path / "half.safetensors"))
     for name, value in w.items():
         np.testing.assert_array_equal(half[name], value.astype(np.float16))
-    with pytest.raises(ValueError, match="float32 or float16, got 'int8'"):
-        params.write(tmp_path / "x", dtype="int8")
+    with pytest.raises(ValueError, match="float32, float16, bfloat16 or int8, got 'int4'"):
+        params.write(tmp_path / "x", dtype="int4")
     with pytest.raises(OSError):
         params.write(tmp_path / "none" / "x")
 

@@ -343,8 +343,6 @@ def test_rejects_folders(folder, tmp_path):
         Guard.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(NotADirectoryError, match="a guard is a folder"):
         Guard.from_pretrained(folder / "vocab.txt")
-    with pytest.raises(ValueError, match="int8 is not available yet"):
-        Guard.from_pretrained(folder, dtype="int8")
     with pytest.raises(ValueError, match="n_threads must be >= 1, got 0"):
         Guard.from_pretrained(folder, n_threads=0)
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "more"]))

@@ -284,6 +284,19 @@ refuse_adapter(const char *folder, ha_error *err)
     return status;
 }
 
+/* The storage that is asked for, else that of the folder. */
+static ha_status
+format_of(const char *folder, const ha_guard_options *options, ha_weight_format *out, ha_error *err)
+{
+    ha_encoder_config config;
+    if (options != NULL && options->dtype != NULL) {
+        return ha_weight_format_named(options->dtype, out, err);
+    }
+    const ha_status status = ha_encoder_config_read(folder, &config, err);
+    *out = status == HA_OK && config.quantized ? HA_WEIGHT_I8 : HA_WEIGHT_F32;
+    return status;
+}
+
 ha_status
 ha_guard_open(const char *folder, const ha_guard_options *options, ha_guard **out, ha_error *err)
 {
@@ -298,7 +311,7 @@ ha_guard_open(const char *folder, const ha_guard_options *options, ha_guard **ou
     *out = NULL;
     ha_parallel_init();
     pthread_once(&once, choose_isa);
-    ha_status status = ha_weight_format_named(options != NULL && options->dtype != NULL ? options->dtype : "float32", &format, err);
+    ha_status status = format_of(folder, options, &format, err);
     if (status != HA_OK || (status = refuse_adapter(folder, err)) != HA_OK ||
         (status = ha_path_join(folder, "config.json", path, sizeof(path), err)) != HA_OK ||
         (status = ha_encoder_open(folder, format, &encoder, err)) != HA_OK || (status = ha_tokenizer_open(folder, NULL, &tokenizer, err)) != HA_OK ||

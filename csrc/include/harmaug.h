@@ -48,7 +48,7 @@ typedef struct ha_guard ha_guard;
 
 /* Zeroed: the defaults. */
 typedef struct ha_guard_options {
-    const char *dtype;      /* storage of the weights, as in Python; NULL: "float32" */
+    const char *dtype;      /* storage of the weights, as in Python; NULL: "int8" where the folder holds such, else "float32" */
     size_t max_length;      /* tokens read at once; 0: model_max_length of tokenizer_config.json when below 1e6, else max_position_embeddings */
 } ha_guard_options;
 

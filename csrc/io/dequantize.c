@@ -130,7 +130,7 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     if (overflow || __builtin_mul_overflow(cols, count, &n)) {
         return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': shape overflows", tensor->name);
     }
-    if (tensor->dtype == HA_OTHER) {
+    if (tensor->dtype >= HA_I8) {
         return ha_fail(err, HA_ERR_FORMAT, "tensor '%.64s' is stored as %s; read are " HA_READ_DTYPES, tensor->name, tensor->type_name);
     }
     if (n == 0) {
@@ -146,7 +146,7 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     case HA_Q4_1: from_q4_1(out, tensor->data + first * (cols / BLOCK) * 20, n); break;
     case HA_Q4_K: from_q4_k(out, tensor->data + first * (cols / SUPER) * 144, n); break;
     case HA_Q6_K: from_q6_k(out, tensor->data + first * (cols / SUPER) * 210, n); break;
-    case HA_OTHER: break;
+    case HA_I8: case HA_U8: case HA_OTHER: break;
     }
     return HA_OK;
 }

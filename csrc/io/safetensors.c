@@ -14,7 +14,7 @@
 static const struct { const char *name; ha_dtype dtype; size_t item; } dtypes[] = {
     {"F32", HA_F32, 4}, {"F16", HA_F16, 2}, {"BF16", HA_BF16, 2},
     {"F64", HA_OTHER, 8}, {"I64", HA_OTHER, 8}, {"U64", HA_OTHER, 8}, {"C64", HA_OTHER, 8}, {"I32", HA_OTHER, 4}, {"U32", HA_OTHER, 4},
-    {"I16", HA_OTHER, 2}, {"U16", HA_OTHER, 2}, {"I8", HA_OTHER, 1}, {"U8", HA_OTHER, 1}, {"BOOL", HA_OTHER, 1},
+    {"I16", HA_OTHER, 2}, {"U16", HA_OTHER, 2}, {"I8", HA_I8, 1}, {"U8", HA_U8, 1}, {"BOOL", HA_OTHER, 1},
     {"F8_E4M3", HA_OTHER, 1}, {"F8_E5M2", HA_OTHER, 1}, {"F8_E8M0", HA_OTHER, 1},
 };
 

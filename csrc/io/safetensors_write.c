@@ -74,14 +74,33 @@ append_quoted(text *t, const char *s)
 
 /* -- header -- */
 
+/* A type that is written, its name in the header and its bytes. */
+typedef struct dtype_name {
+    ha_dtype dtype;
+    const char *name;
+    size_t item;
+} dtype_name;
+
+static const dtype_name *
+written(ha_dtype dtype)
+{
+    static const dtype_name all[] = {{HA_F32, "F32", 4}, {HA_F16, "F16", 2}, {HA_BF16, "BF16", 2}, {HA_I8, "I8", 1}, {HA_U8, "U8", 1}};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        if (all[i].dtype == dtype) {
+            return &all[i];
+        }
+    }
+    return NULL;
+}
+
 static ha_status
 tensor_size(const ha_tensor_out *tensor, size_t *elements, size_t *bytes, ha_error *err)
 {
-    const size_t item = tensor->dtype == HA_F32 ? 4 : 2;
     *elements = 1;
-    if (tensor->dtype != HA_F32 && tensor->dtype != HA_F16 && tensor->dtype != HA_BF16) {
-        return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': only F32, F16 and BF16 are written", tensor->name);
+    if (written(tensor->dtype) == NULL) {
+        return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': only F32, F16, BF16, I8 and U8 are written", tensor->name);
     }
+    const size_t item = written(tensor->dtype)->item;
     if (tensor->ndim < 0 || tensor->ndim > HA_MAX_DIMS) {
         return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': %d dimensions, 0 to 8 are written", tensor->name, tensor->ndim);
     }
@@ -109,8 +128,9 @@ append_header(text *t, const ha_tensor_out *tensors, size_t count, const char *m
         }
         append_text(t, ",");
         append_quoted(t, tensors[i].name);
-        append_text(t, tensors[i].dtype == HA_F32 ? ":{\"dtype\":\"F32\",\"shape\":[" :
-                       tensors[i].dtype == HA_F16 ? ":{\"dtype\":\"F16\",\"shape\":[" : ":{\"dtype\":\"BF16\",\"shape\":[");
+        append_text(t, ":{\"dtype\":");
+        append_quoted(t, written(tensors[i].dtype)->name);
+        append_text(t, ",\"shape\":[");
         for (int d = 0; d < tensors[i].ndim; d++) {
             append_text(t, d > 0 ? "," : "");
             append_u64(t, tensors[i].shape[d]);
@@ -174,13 +194,13 @@ write_tensor(int fd, const char *path, const ha_tensor_out *tensor, uint16_t *bu
 {
     size_t elements = 0, bytes = 0;
     ha_status status = tensor_size(tensor, &elements, &bytes, err);
-    if (status != HA_OK || tensor->dtype == HA_F32) {
+    if (status != HA_OK || (tensor->dtype != HA_F16 && tensor->dtype != HA_BF16)) {
         return status != HA_OK ? status : write_all(fd, path, tensor->data, bytes, err);
     }
     void (*narrow)(uint16_t *, const float *, size_t) = tensor->dtype == HA_F16 ? ha_kernels_get()->f32_to_f16 : ha_kernels_get()->f32_to_bf16;
     for (size_t i = 0; i < elements && status == HA_OK; i += CHUNK) {
         const size_t n = elements - i < CHUNK ? elements - i : CHUNK;
-        narrow(buffer, tensor->data + i, n);
+        narrow(buffer, (const float *)tensor->data + i, n);
         status = write_all(fd, path, buffer, 2 * n, err);
     }
     return status;

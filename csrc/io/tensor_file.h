@@ -11,7 +11,7 @@
 
 typedef enum ha_dtype {
     HA_F32, HA_F16, HA_BF16, HA_Q8_0, HA_Q4_0, HA_Q4_1, HA_Q4_K, HA_Q6_K,
-    HA_OTHER            /* stored, listed, but no reader: ha_tensor_rows_f32 names `type_name` in its error */
+    HA_I8, HA_U8, HA_OTHER      /* stored, listed, but no reader: ha_tensor_rows_f32 names `type_name` in its error */
 } ha_dtype;
 
 #define HA_READ_DTYPES "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K"     /* for messages */
@@ -53,10 +53,10 @@ ha_status ha_tensor_file_expect(const ha_tensor_file *file, const char *name, in
 /* One tensor to write. */
 typedef struct ha_tensor_out {
     const char *name;
-    ha_dtype dtype;                 /* HA_F32, HA_F16 or HA_BF16: converted from float32 */
+    ha_dtype dtype;                 /* HA_F32, HA_F16 or HA_BF16: converted from float32; HA_I8 or HA_U8: as they are */
     int ndim;
     size_t shape[HA_MAX_DIMS];
-    const float *data;
+    const void *data;               /* float32, int8 or uint8 */
 } ha_tensor_out;
 
 /* Writes a safetensors file: to `path`.tmp-<pid>, fsync, rename, so that a partial file never stands under `path`.

@@ -60,7 +60,7 @@ tile_store(vf acc, float *c, const float *bias, size_t cols, const tile_out *out
 }
 
 /* What a step along k holds. */
-enum { STEP_F32, STEP_BF16, STEP_PAIR };    /* float32; float32 times bfloat16; a pair of bfloat16 times a pair of bfloat16 */
+enum { STEP_F32, STEP_BF16, STEP_PAIR, STEP_I8 };   /* float32; float32 times bfloat16; a pair of bfloat16 times a pair of bfloat16; linear_i8_impl.h */
 
 /* One step: a (rows,), b (GEMM_NR,) */
 HA_INLINE void

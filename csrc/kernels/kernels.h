@@ -12,14 +12,17 @@
 
 #include "core/status.h"
 
-/* Storage of a packed weight. BF16: on a CPU with a bfloat16 dot product both operands are rounded to bfloat16 (nearest even) and
+/* Storage of a packed weight. I8: see kernels/quantize.h and linear_i8_impl.h; x is rounded to 8 bits too, row by row. BF16: on a CPU with a bfloat16 dot product both operands are rounded to bfloat16 (nearest even) and
  * accumulated in float32; elsewhere the weight is widened and the activation stays float32. */
-typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16 } ha_weight_format;
+typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16, HA_WEIGHT_I8 } ha_weight_format;
 
 /* Activations between two Linears. GELU: with the error function (Hendrycks & Gimpel 2016, arXiv 1606.08415), x Phi(x), absolute error <= 1e-6;
  * GELU_TANH: its approximation, x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). */
 typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_SILU, HA_ACT_TANH, HA_N_ACTIVATIONS,
                              HA_ACT_NONE = HA_N_ACTIVATIONS } ha_activation;
+
+#define HA_I8_MAX_K ((size_t)1 << 17)   /* of an int8 weight: 127 * 127 * k and 127 * HA_I8_OUTLIERS * 127 * 2^6 together stay below 2^31 */
+#define HA_I8_OUTLIERS 16               /* elements of a row of x that may be longer than 8 bits */
 
 #define HA_PANEL 64     /* rows of a packed weight are laid out in panels of this many, on every instruction set */
 
@@ -47,7 +50,7 @@ typedef struct ha_kernels {
 
     /* A Linear's weight W (n, k) = (out_features, in_features), packed once: linear_pack is called for rows [first, first + count) with
      * first a multiple of HA_PANEL and count HA_PANEL (less only for the last rows), w (count, k) float32 with leading
-     * dimension ldw, so that a quantised matrix is packed without ever being held whole in float32. */
+     * dimension ldw, so that a quantised matrix is packed without ever being held whole in float32. I8: k <= HA_I8_MAX_K. */
     size_t (*linear_packed_bytes)(ha_weight_format format, size_t n, size_t k);
     void (*linear_pack)(void *packed, ha_weight_format format, size_t n, size_t k,
                         size_t first, size_t count, const float *w, size_t ldw);
@@ -117,14 +120,23 @@ extern const ha_kernels ha_kernels_scalar;
 #if defined(HA_HAVE_AVX2)
 extern const ha_kernels ha_kernels_avx2;
 #endif
+#if defined(HA_HAVE_AVXVNNI)
+extern const ha_kernels ha_kernels_avxvnni;
+#endif
 #if defined(HA_HAVE_AVX512)
 extern const ha_kernels ha_kernels_avx512;
+#endif
+#if defined(HA_HAVE_AVX512VNNI)
+extern const ha_kernels ha_kernels_avx512vnni;
 #endif
 #if defined(HA_HAVE_AVX512BF16)
 extern const ha_kernels ha_kernels_avx512bf16;
 #endif
 #if defined(HA_HAVE_NEON)
 extern const ha_kernels ha_kernels_neon;
+#endif
+#if defined(HA_HAVE_NEONDOT)
+extern const ha_kernels ha_kernels_neondot;
 #endif
 
 /* The table in use. Borrowed, never NULL after ha_kernels_select(). A model keeps the table that packed its weights. */

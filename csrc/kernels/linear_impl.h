@@ -8,6 +8,7 @@
 typedef struct linear_layout {
     int step;                   /* STEP_F32, ... */
     size_t steps;               /* along k */
+    size_t row_words;           /* of 4 bytes that a packed row of x takes */
     size_t step_bytes;          /* of one panel of the weight */
     const tile_fn *tiles;
 } linear_layout;
@@ -16,19 +17,33 @@ static linear_layout
 linear_layout_of(ha_weight_format format, size_t k)
 {
     if (format == HA_WEIGHT_F32) {
-        return (linear_layout){STEP_F32, k, GEMM_NR * sizeof(float), tiles_f32};
+        return (linear_layout){STEP_F32, k, k, GEMM_NR * sizeof(float), tiles_f32};
+    }
+    if (format == HA_WEIGHT_I8) {
+        const size_t steps = (k + I8_STEP - 1) / I8_STEP;
+        return (linear_layout){STEP_I8, steps, I8_ROW_WORDS(steps), GEMM_NR * I8_STEP, NULL};
     }
 #if defined(VF_HAS_DOT_BF16)
-    return (linear_layout){STEP_PAIR, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
+    return (linear_layout){STEP_PAIR, (k + 1) / 2, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
 #else
-    return (linear_layout){STEP_BF16, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
+    return (linear_layout){STEP_BF16, k, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
 #endif
+}
+
+/* Whether one row of x is its own tile. */
+static int
+linear_reads_x(const linear_layout *layout)
+{
+    return layout->step == STEP_F32 || layout->step == STEP_BF16;
 }
 
 static size_t
 linear_packed_bytes(ha_weight_format format, size_t n, size_t k)
 {
     const linear_layout layout = linear_layout_of(format, k);
+    if (format == HA_WEIGHT_I8) {
+        return i8_layout_of(n, k).bytes;
+    }
     return round_up(n, GEMM_NR) / GEMM_NR * layout.steps * layout.step_bytes;
 }
 
@@ -60,7 +75,10 @@ static void
 linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t first, size_t count, const float *w, size_t ldw)
 {
     const linear_layout layout = linear_layout_of(format, k);
-    (void)n;
+    if (format == HA_WEIGHT_I8) {
+        i8_pack(packed, n, k, first, count, w, ldw);
+        return;
+    }
     for (size_t j = 0; j < count; j += GEMM_NR) {
         const size_t cols = count - j < GEMM_NR ? count - j : GEMM_NR;
         char *panel = (char *)packed + (first + j) / GEMM_NR * layout.steps * layout.step_bytes;
@@ -78,10 +96,10 @@ linear_scratch_bytes(ha_weight_format format, size_t m, size_t n, size_t k, int 
 {
     const linear_layout layout = linear_layout_of(format, k);
     (void)n, (void)n_threads;
-    if (m == 1 && layout.step != STEP_PAIR) {
+    if (m == 1 && linear_reads_x(&layout)) {
         return 0;
     }
-    return (m < LINEAR_ROWS ? m : LINEAR_ROWS) * layout.steps * sizeof(float) + 64;
+    return (m < LINEAR_ROWS ? m : LINEAR_ROWS) * layout.row_words * sizeof(float) + 64;
 }
 
 typedef struct linear_run {
@@ -103,6 +121,10 @@ static void
 linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
 {
     const float *x = run->x + first * run->ldx;
+    if (run->layout.step == STEP_I8) {
+        i8_pack_rows((uint32_t *)tile, rows, x, run->ldx, run->k);
+        return;
+    }
     if (run->layout.step != STEP_PAIR) {
         pack(tile, rows, x, (ptrdiff_t)run->ldx, 1, rows, run->k);
         return;
@@ -145,41 +167,80 @@ linear_cut_of(size_t rows, size_t n, int n_threads)
     return c;
 }
 
-/* Task `task` of the chunk of rows_here rows that starts at row m0. A block of k of the group's rows stays in the second-level cache while the
- * panels pass by. */
+/* A task: tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, by panels [first_panel, end_panel). */
+typedef struct linear_part {
+    size_t m0, rows_here, tiles, first_tile, end_tile, first_panel, end_panel;
+} linear_part;
+
+/* A block of k of the part's rows stays in the second-level cache while the panels pass by. */
 static void
-linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut *cut, size_t task)
+linear_float_part(const linear_run *run, const linear_part *part)
 {
     const linear_layout *layout = &run->layout;
-    const size_t block = gemm_block(layout->steps), panel_bytes = layout->steps * layout->step_bytes;
-    const size_t first_tile = task / cut->panel_groups * cut->group_tiles, first_panel = task % cut->panel_groups * cut->group_panels;
-    const size_t end_tile = cut->tiles - first_tile < cut->group_tiles ? cut->tiles : first_tile + cut->group_tiles;
-    const size_t end_panel = cut->panels - first_panel < cut->group_panels ? cut->panels : first_panel + cut->group_panels;
-    const size_t begin = m0 + tile_start(first_tile, cut->tiles, rows_here), end = m0 + tile_start(end_tile, cut->tiles, rows_here);
+    const size_t block = gemm_block(layout->steps), panel_bytes = layout->steps * layout->step_bytes, tiles_here = part->end_tile - part->first_tile;
     const float *x = run->scratch != NULL ? run->scratch : run->x;
-    tile_out out = {.ldc = run->ldy, .alpha = 1.0f, .ahead_step = (layout->step_bytes + end_tile - first_tile - 1) / (end_tile - first_tile)};
+    tile_out out = {.ldc = run->ldy, .alpha = 1.0f, .ahead_step = (layout->step_bytes + tiles_here - 1) / tiles_here};
     size_t k0 = 0;
     do {
         const size_t kc = layout->steps - k0 < block ? layout->steps - k0 : block;
-        for (size_t panel = first_panel; panel < end_panel; panel++) {
+        for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
             const size_t col = panel * GEMM_NR;
             const char *w = (const char *)run->packed + panel * panel_bytes + k0 * layout->step_bytes;
-            const char *next = panel + 1 < end_panel ? w + panel_bytes : w - (panel - first_panel) * panel_bytes + kc * layout->step_bytes;
+            const char *next = panel + 1 < part->end_panel ? w + panel_bytes : w - (panel - part->first_panel) * panel_bytes + kc * layout->step_bytes;
             out.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
             out.beta = k0 == 0 ? 0.0f : 1.0f;
             out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
-            for (size_t t = first_tile; t < end_tile; t++) {
-                const size_t first = tile_start(t, cut->tiles, rows_here), rows = tile_start(t + 1, cut->tiles, rows_here) - first;
-                out.c = run->y + (m0 + first) * run->ldy + col;
-                out.ahead = next + (t - first_tile) * kc * out.ahead_step;
+            for (size_t t = part->first_tile; t < part->end_tile; t++) {
+                const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
+                out.c = run->y + (part->m0 + first) * run->ldy + col;
+                out.ahead = next + (t - part->first_tile) * kc * out.ahead_step;
                 layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w, &out);
             }
         }
         k0 += kc;
     } while (k0 < layout->steps);
+}
+
+static void
+linear_i8_part(const linear_run *run, const linear_part *part)
+{
+    const i8_layout p = i8_layout_of(run->n, run->k);
+    const char *packed = run->packed;
+    const size_t tiles_here = part->end_tile - part->first_tile;
+    i8_tile tile = {.ldy = run->ldy, .steps = p.steps, .ahead_step = (GEMM_NR * I8_STEP + tiles_here - 1) / tiles_here};
+    for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
+        const size_t col = panel * GEMM_NR;
+        tile.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+        tile.w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP;
+        tile.scale = (const float *)packed + col;
+        tile.excess = (const int32_t *)(packed + p.excess) + col;
+        tile.bias = run->bias != NULL ? run->bias + col : NULL;
+        for (size_t t = part->first_tile; t < part->end_tile; t++) {
+            const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
+            tile.y = run->y + (part->m0 + first) * run->ldy + col;
+            tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
+            tile.ahead = tile.w + (GEMM_NR * I8_STEP + (t - part->first_tile) * tile.ahead_step) * p.steps;     /* a share of the next panel */
+            i8_tile_run(rows, &tile);
+        }
+    }
+}
+
+/* Task `task` of the chunk of rows_here rows that starts at row m0. */
+static void
+linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut *cut, size_t task)
+{
+    const size_t tile = task / cut->panel_groups * cut->group_tiles, panel = task % cut->panel_groups * cut->group_panels;
+    const linear_part part = {
+        .m0 = m0, .rows_here = rows_here, .tiles = cut->tiles, .first_tile = tile, .first_panel = panel,
+        .end_tile = cut->tiles - tile < cut->group_tiles ? cut->tiles : tile + cut->group_tiles,
+        .end_panel = cut->panels - panel < cut->group_panels ? cut->panels : panel + cut->group_panels,
+    };
+    (run->layout.step == STEP_I8 ? linear_i8_part : linear_float_part)(run, &part);
+    const size_t begin = m0 + tile_start(part.first_tile, cut->tiles, rows_here), end = m0 + tile_start(part.end_tile, cut->tiles, rows_here);
+    const size_t col = panel * GEMM_NR, end_col = part.end_panel * GEMM_NR < run->n ? part.end_panel * GEMM_NR : run->n;
     for (size_t r = begin; r < end && run->act != HA_ACT_NONE; r++) {       /* while the rows are in the near caches */
-        float *y = run->y + r * run->ldy + first_panel * GEMM_NR;
-        activate(run->act, y, y, NULL, (end_panel * GEMM_NR < run->n ? end_panel * GEMM_NR : run->n) - first_panel * GEMM_NR);
+        float *y = run->y + r * run->ldy + col;
+        activate(run->act, y, y, NULL, end_col - col);
     }
 }
 
@@ -195,7 +256,7 @@ linear_body(void *arg, int thread, int n_threads)
         if (run->scratch != NULL) {
             while ((task = task_take(&run->counter) - base) < cut.tiles) {
                 const size_t first = tile_start(task, cut.tiles, rows_here), end = tile_start(task + 1, cut.tiles, rows_here);
-                linear_pack_rows(run, run->scratch + first * run->layout.steps, m0 + first, end - first);
+                linear_pack_rows(run, run->scratch + first * run->layout.row_words, m0 + first, end - first);
             }
             base += cut.tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
@@ -217,7 +278,7 @@ linear_f32(float *y, size_t ldy, const float *x, size_t ldx, const void *packed,
     }
     linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .act = act, .m = m, .n = n, .k = k,
                       .layout = linear_layout_of(format, k)};
-    run.scratch = m == 1 && run.layout.step != STEP_PAIR ? NULL : align_64(scratch);
+    run.scratch = m == 1 && linear_reads_x(&run.layout) ? NULL : align_64(scratch);
     atomic_init(&run.counter.next, 0);
     ha_parallel_run(ha_threads_for(m * n * k, GEMM_GRAIN, n_threads), linear_body, &run);
 }

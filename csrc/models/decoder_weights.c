@@ -65,7 +65,7 @@ static ha_status
 claim(reader *r, const char *name, int ndim, const size_t *shape, const ha_tensor **out)
 {
     ha_status status = ha_tensor_file_expect(r->decoder->file, name, ndim, shape, out, r->err);
-    if (status == HA_OK && (*out)->dtype == HA_OTHER) {
+    if (status == HA_OK && (*out)->dtype >= HA_I8) {
         return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s': type %.40s is not supported (" HA_READ_DTYPES " are)",
                        name, (*out)->type_name);
     }

@@ -7,25 +7,6 @@
 #include "models/encoder_impl.h"
 #include "models/encoder_parts.h"
 
-/* Where weights come from: one of the two. */
-typedef struct source {
-    const ha_encoder_config *config;
-    const ha_checkpoint *checkpoint;
-    const ha_encoder_params *params;
-} source;
-
-static ha_status
-source_rows(const source *from, size_t i, size_t first, size_t count, float *out, ha_error *err)
-{
-    if (from->checkpoint != NULL) {
-        return ha_checkpoint_rows(from->checkpoint, i, first, count, out, err);
-    }
-    const ha_param *item = &from->params->items[i];
-    const size_t cols = ha_param_cols(item);
-    memcpy(out, from->params->data + item->offset + first * cols, count * cols * sizeof(float));
-    return HA_OK;
-}
-
 /* -- layout -- */
 
 static size_t
@@ -88,7 +69,7 @@ lay_out(ha_encoder *e, ha_weight_format format)
     e->type = types > 0 ? ha_arena_take(&e->arena, types, one) : NULL;
     take_norm(e, &e->norm, HA_EMB_NORM_W);
     if (param_size(e, HA_EMB_PROJECT_W) > 0) {
-        take_linear(e, &e->project, HA_EMB_PROJECT_W, HA_EMB_PROJECT_B, 0, h, c->embedding_size, format);
+        take_linear(e, &e->project, HA_EMB_PROJECT_W, HA_EMB_PROJECT_B, 0, h, c->embedding_size, ha_param_format(c, HA_EMB_PROJECT_W, format));
     }
     for (size_t i = 0; i < c->n_layers; i++) {
         ha_encoder_layer unused;
@@ -114,7 +95,7 @@ lay_out(ha_encoder *e, ha_weight_format format)
 
 /* Rows [first, first + count) of the parameters from i on, one below the other. */
 static ha_status
-stacked_rows(const source *from, size_t i, size_t first, size_t count, float *out, ha_error *err)
+stacked_rows(const ha_source *from, size_t i, size_t first, size_t count, float *out, ha_error *err)
 {
     ha_status status = HA_OK;
     for (; count > 0 && status == HA_OK; i++) {
@@ -125,7 +106,7 @@ stacked_rows(const source *from, size_t i, size_t first, size_t count, float *ou
             continue;
         }
         const size_t run = param.shape[0] - first < count ? param.shape[0] - first : count;
-        status = source_rows(from, i, first, run, out, err);
+        status = ha_source_rows(from, i, first, run, out, err);
         out += run * ha_param_cols(&param);
         count -= run;
         first = 0;
@@ -135,7 +116,7 @@ stacked_rows(const source *from, size_t i, size_t first, size_t count, float *ou
 
 /* Elements [first, first + count) of the vectors from i on, one behind the other. */
 static ha_status
-stacked_elements(const source *from, size_t i, size_t first, size_t count, float *out, ha_error *err)
+stacked_elements(const ha_source *from, size_t i, size_t first, size_t count, float *out, ha_error *err)
 {
     ha_status status = HA_OK;
     for (; count > 0 && status == HA_OK; i++) {
@@ -150,7 +131,7 @@ stacked_elements(const source *from, size_t i, size_t first, size_t count, float
         if (whole == NULL) {
             return ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
         }
-        if ((status = source_rows(from, i, 0, 1, whole, err)) == HA_OK) {
+        if ((status = ha_source_rows(from, i, 0, 1, whole, err)) == HA_OK) {
             memcpy(out, whole + first, run * sizeof(float));
         }
         free(whole);
@@ -162,7 +143,7 @@ stacked_elements(const source *from, size_t i, size_t first, size_t count, float
 }
 
 static ha_status
-fill_linear(ha_encoder *e, const source *from, ha_linear *l, ha_error *err)
+fill_linear(ha_encoder *e, const ha_source *from, ha_linear *l, ha_error *err)
 {
     float *panel = malloc((HA_PANEL * l->k + 1) * sizeof(float));
     ha_status status = HA_OK;
@@ -176,18 +157,25 @@ fill_linear(ha_encoder *e, const source *from, ha_linear *l, ha_error *err)
         }
     }
     free(panel);
+    if (from->checkpoint != NULL && l->n > 0) {
+        ha_param param;
+        ha_param_describe(&e->config, l->weight, 0, &param);
+        for (size_t i = l->weight, rows = 0; rows < l->first + l->n; i++, rows += param.shape[0]) {
+            ha_checkpoint_forget(from->checkpoint, i);
+        }
+    }
     return status == HA_OK && l->bias != NULL ? stacked_elements(from, l->bias_param, l->first, l->n, l->bias, err) : status;
 }
 
 static ha_status
-fill_norm(const source *from, ha_norm *norm, ha_error *err)
+fill_norm(const ha_source *from, ha_norm *norm, ha_error *err)
 {
-    const ha_status status = norm->n > 0 ? source_rows(from, norm->param, 0, 1, norm->weight, err) : HA_OK;
-    return status == HA_OK && norm->bias != NULL ? source_rows(from, norm->param + 1, 0, 1, norm->bias, err) : status;
+    const ha_status status = norm->n > 0 ? ha_source_rows(from, norm->param, 0, 1, norm->weight, err) : HA_OK;
+    return status == HA_OK && norm->bias != NULL ? ha_source_rows(from, norm->param + 1, 0, 1, norm->bias, err) : status;
 }
 
 static ha_status
-fill_layer(ha_encoder *e, const source *from, size_t i, ha_error *err)
+fill_layer(ha_encoder *e, const ha_source *from, size_t i, ha_error *err)
 {
     ha_encoder_layer *l = &e->layers[i];
     ha_linear *const linears[] = {&l->qkv, &l->q, &l->kv, &l->out, &l->up, &l->down};
@@ -205,13 +193,14 @@ fill_layer(ha_encoder *e, const source *from, size_t i, ha_error *err)
 
 /* out (rows, hidden) = table (rows, hidden) W^T + b */
 static ha_status
-project_table(const ha_encoder *e, const source *from, const float *table, size_t weight, size_t bias, float *out, ha_error *err)
+project_table(const ha_encoder *e, const ha_source *from, const float *table, size_t weight, size_t bias, float *out, ha_error *err)
 {
     const size_t h = e->config.hidden_size, rows = 2 * e->config.relative_span;
     float *w = malloc(h * h * sizeof(float));
     void *scratch = malloc(e->kernels->gemm_scratch_bytes(rows, h, h, 0));
     ha_status status = w != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
-    if (status == HA_OK && (status = source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = source_rows(from, bias, 0, 1, out, err)) == HA_OK) {
+    if (status == HA_OK && (status = ha_source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = ha_source_rows(from, bias, 0, 1, out, err)) == HA_OK) {
+        ha_round_rows(e->kernels, e->format, w, h, h);
         for (size_t i = 1; i < rows; i++) {
             memcpy(out + i * h, out, h * sizeof(float));
         }
@@ -225,14 +214,14 @@ project_table(const ha_encoder *e, const source *from, const float *table, size_
 }
 
 static ha_status
-fill_relative(ha_encoder *e, const source *from, ha_error *err)
+fill_relative(ha_encoder *e, const ha_source *from, ha_error *err)
 {
     const ha_encoder_config *c = &e->config;
     const size_t h = c->hidden_size, rows = 2 * c->relative_span;
     float *table = malloc((rows + 2) * h * sizeof(float)), *norm = table + rows * h;
-    ha_status status = table != NULL ? source_rows(from, HA_RELATIVE, 0, rows, table, err) : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
-    if (status == HA_OK && c->norm_rel_ebd && (status = source_rows(from, HA_RELATIVE_NORM_W, 0, 1, norm, err)) == HA_OK &&
-        (status = source_rows(from, HA_RELATIVE_NORM_B, 0, 1, norm + h, err)) == HA_OK) {
+    ha_status status = table != NULL ? ha_source_rows(from, HA_RELATIVE, 0, rows, table, err) : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
+    if (status == HA_OK && c->norm_rel_ebd && (status = ha_source_rows(from, HA_RELATIVE_NORM_W, 0, 1, norm, err)) == HA_OK &&
+        (status = ha_source_rows(from, HA_RELATIVE_NORM_B, 0, 1, norm + h, err)) == HA_OK) {
         e->kernels->layer_norm_f32(table, table, norm, norm + h, rows, h, c->layer_norm_eps, 0);
     }
     for (size_t i = 0; i < c->n_layers && status == HA_OK; i++) {
@@ -245,6 +234,9 @@ fill_relative(ha_encoder *e, const source *from, ha_error *err)
         if (status == HA_OK && l->pos_query != NULL) {
             status = project_table(e, from, table, query, query_bias, l->pos_query, err);
         }
+        for (size_t w = 0; w < 2 && from->checkpoint != NULL; w++) {
+            ha_checkpoint_forget(from->checkpoint, w == 0 ? key : query);
+        }
     }
     free(table);
     return status;
@@ -252,33 +244,38 @@ fill_relative(ha_encoder *e, const source *from, ha_error *err)
 
 /* -- the whole -- */
 
+static const char *const format_names[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_I8] = "int8"};
+
+const char *
+ha_weight_format_name(ha_weight_format format)
+{
+    return format_names[format];
+}
+
 ha_status
 ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err)
 {
-    if (strcmp(dtype, "float32") == 0) {
-        *out = HA_WEIGHT_F32;
-    } else if (strcmp(dtype, "bfloat16") == 0) {
-        *out = HA_WEIGHT_BF16;
-    } else if (strcmp(dtype, "int8") == 0) {
-        return ha_fail(err, HA_ERR_VALUE, "dtype int8 is not available yet; float32 and bfloat16 are");
-    } else {
-        return ha_fail(err, HA_ERR_VALUE, "dtype must be float32 or bfloat16, got '%.60s'", dtype);
+    for (size_t i = 0; i < sizeof(format_names) / sizeof(format_names[0]); i++) {
+        if (strcmp(dtype, format_names[i]) == 0) {
+            *out = (ha_weight_format)i;
+            return HA_OK;
+        }
     }
-    return HA_OK;
+    return ha_fail(err, HA_ERR_VALUE, "dtype must be float32, bfloat16 or int8, got '%.60s'", dtype);
 }
 
 static ha_status
-fill(ha_encoder *e, const source *from, ha_error *err)
+fill(ha_encoder *e, const ha_source *from, ha_error *err)
 {
     const ha_encoder_config *c = &e->config;
     ha_linear *const linears[] = {&e->project, &e->pooler, &e->classifier};
     ha_norm *const norms[] = {&e->norm, &e->conv_norm, &e->final_norm, &e->head_norm};
     ha_status status = HA_OK;
     if (e->position != NULL) {
-        status = source_rows(from, HA_EMB_POSITION, 0, c->max_position_embeddings, e->position, err);
+        status = ha_source_rows(from, HA_EMB_POSITION, 0, c->max_position_embeddings, e->position, err);
     }
     if (status == HA_OK && e->type != NULL) {
-        status = source_rows(from, HA_EMB_TYPE, 0, c->type_vocab_size, e->type, err);
+        status = ha_source_rows(from, HA_EMB_TYPE, 0, c->type_vocab_size, e->type, err);
     }
     for (size_t i = 0; i < sizeof(linears) / sizeof(linears[0]) && status == HA_OK; i++) {
         status = fill_linear(e, from, linears[i], err);
@@ -301,8 +298,19 @@ fill(ha_encoder *e, const source *from, ha_error *err)
     return status;
 }
 
+/* Sums of an 8-bit product stay below 2^31. */
 static ha_status
-build(const ha_encoder_config *config, const source *from, ha_weight_format format, ha_encoder **out, ha_error *err)
+check_widths(const ha_encoder_config *c, ha_weight_format format, ha_error *err)
+{
+    const size_t conv = c->conv_groups > 0 ? c->hidden_size / c->conv_groups * c->conv_kernel_size : 0;
+    if (format == HA_WEIGHT_I8 && (c->hidden_size > HA_I8_MAX_K || c->intermediate_size > HA_I8_MAX_K || conv > HA_I8_MAX_K)) {
+        return ha_fail(err, HA_ERR_VALUE, "encoder: int8 takes layers of at most %zu inputs", HA_I8_MAX_K);
+    }
+    return HA_OK;
+}
+
+static ha_status
+build(const ha_encoder_config *config, const ha_source *from, ha_weight_format format, ha_encoder **out, ha_error *err)
 {
     ha_encoder *e = calloc(1, sizeof(*e));
     *out = e;
@@ -310,17 +318,19 @@ build(const ha_encoder_config *config, const source *from, ha_weight_format form
         return ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
     }
     e->config = *config;
+    e->format = format;
+    e->word_format = from->checkpoint != NULL && ha_checkpoint_is_quantized(from->checkpoint, HA_EMB_WORD) ? HA_WEIGHT_F32 : format;
     e->kernels = ha_kernels_get();
     ha_arena_begin(&e->arena);
     lay_out(e, format);
-    ha_status status = ha_arena_commit(&e->arena, err);
-    if (status != HA_OK) {
+    ha_status status = check_widths(config, format, err);
+    if (status != HA_OK || (status = ha_arena_commit(&e->arena, err)) != HA_OK) {
         return status;
     }
     lay_out(e, format);
     /* what is read with a row at hand is known to have a reader from the start */
     float *word = malloc(config->embedding_size * sizeof(float));
-    status = word != NULL ? source_rows(from, HA_EMB_WORD, 0, 1, word, err) : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
+    status = word != NULL ? ha_source_rows(from, HA_EMB_WORD, 0, 1, word, err) : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
     free(word);
     return status == HA_OK ? fill(e, from, err) : status;
 }
@@ -336,7 +346,7 @@ ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, h
     if (status != HA_OK || (status = ha_checkpoint_open(folder, &config, NULL, 0, 0, 0, &checkpoint, err)) != HA_OK) {
         return status;
     }
-    const source from = {.config = &config, .checkpoint = checkpoint};
+    const ha_source from = {.config = &config, .checkpoint = checkpoint};
     status = build(&config, &from, format, &encoder, err);
     if (status != HA_OK) {
         ha_checkpoint_close(checkpoint);
@@ -351,7 +361,7 @@ ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, h
 ha_status
 ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err)
 {
-    const source from = {.config = &params->config, .params = params};
+    const ha_source from = {.config = &params->config, .params = params};
     const size_t words = params->items[HA_EMB_WORD].size;
     ha_encoder *encoder = NULL;
     *out = NULL;

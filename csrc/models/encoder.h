@@ -31,6 +31,7 @@ typedef struct ha_encoder_config {
     float layer_norm_eps;
     ha_activation hidden_act, head_act;
 
+    int quantized;                  /* its weights may be stored in rows of 8 or 4 bits (kernels/quantize.h): quantization_config */
     int absolute_positions;         /* a table of max_position_embeddings rows is added to the words */
     int32_t pad_id;                 /* RoBERTa: positions count from pad_id + 1, and tokens of this id stand at pad_id; -1: from 0 */
     int project_first;              /* where embedding_size != hidden_size: the projection comes before the normalisation, and has no bias */
@@ -90,8 +91,10 @@ ha_status ha_encoder_params_read(const char *folder, const size_t *layers, size_
                                  ha_encoder_params **out, ha_error *err);
 ha_status ha_encoder_params_copy(const ha_encoder_params *params, ha_encoder_params **out, ha_error *err);
 const ha_param *ha_encoder_params_find(const ha_encoder_params *params, const char *name);   /* NULL: none */
-/* Writes model.safetensors (atomically); dtype of io/tensor_file.h as int (HA_F32, HA_F16). */
-ha_status ha_encoder_params_write(const ha_encoder_params *params, const char *path, int dtype, ha_error *err);
+/* Writes model.safetensors (atomically); dtype of io/tensor_file.h as int: HA_F32, HA_F16; HA_BF16 and HA_I8 store what an encoder of that format has in it,
+ * and the rest in float32, so that it gives the same logits again. HA_I8: rows of kernels/quantize.h, in a tensor of the weight's name and of shape (rows, bytes of a row);
+ * words_in_4_bits: those of the word embeddings hold 4 bits an element. config.json has to say so, see ha_encoder_config.quantized. */
+ha_status ha_encoder_params_write(const ha_encoder_params *params, const char *path, int dtype, int words_in_4_bits, ha_error *err);
 void ha_encoder_params_free(ha_encoder_params *params);
 
 /* -- inference -- */
@@ -100,6 +103,7 @@ typedef struct ha_encoder ha_encoder;
 
 /* The storage that a dtype's name stands for; HA_ERR_VALUE names those that there are. */
 ha_status ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err);
+const char *ha_weight_format_name(ha_weight_format format);
 
 ha_status ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err);
 ha_status ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err);   /* copies what it needs */

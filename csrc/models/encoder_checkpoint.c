@@ -5,7 +5,9 @@
 #include <string.h>
 
 #include "core/rng.h"
+#include "core/pages.h"
 #include "io/tensor_file.h"
+#include "kernels/quantize.h"
 #include "models/encoder_layout.h"
 
 #define INIT_STD 0.02   /* BERT's initializer_range (Devlin et al. 2018, arXiv 1810.04805, as in its released configurations) */
@@ -78,19 +80,26 @@ shape_text(char *out, size_t size, int ndim, const size_t *shape)
     }
 }
 
+/* A matrix whose type is I8 or U8 is stored in rows of 8 or 4 bits, where config.json says that there may be such. */
 static ha_status
-check_shape(const ha_tensor *tensor, const ha_param *param, ha_error *err)
+check_shape(const ha_tensor *tensor, const ha_param *param, int quantized, ha_error *err)
 {
-    int same = tensor->ndim == param->ndim;
-    for (int i = 0; i < param->ndim && same; i++) {
-        same = tensor->shape[i] == param->shape[i];
+    size_t shape[3] = {param->shape[0], param->shape[1], param->shape[2]};
+    int ndim = param->ndim;
+    if (quantized && ndim > 1 && (tensor->dtype == HA_I8 || tensor->dtype == HA_U8)) {
+        shape[1] = tensor->dtype == HA_I8 ? ha_i8_row_bytes(ha_param_cols(param)) : ha_i4_row_bytes(ha_param_cols(param));
+        ndim = 2;
+    }
+    int same = tensor->ndim == ndim;
+    for (int i = 0; i < ndim && same; i++) {
+        same = tensor->shape[i] == shape[i];
     }
     if (same) {
         return HA_OK;
     }
     char got[128], want[128];
     shape_text(got, sizeof(got), tensor->ndim, tensor->shape);
-    shape_text(want, sizeof(want), param->ndim, param->shape);
+    shape_text(want, sizeof(want), ndim, shape);
     return ha_fail(err, HA_ERR_FORMAT, "tensor '%.200s' has shape (%s), expected (%s)", tensor->name, got, want);
 }
 
@@ -126,7 +135,7 @@ select_tensors(ha_checkpoint *checkpoint, const ha_encoder_config *source, const
             return ha_fail(err, HA_ERR_FORMAT, "tensor '%s' is missing%s", param.name, i >= first_head && !new_head ?
                            " (a model without a classification head; give it a new one to train it)" : "");
         }
-        const ha_status status = check_shape(all[from], &param, err);
+        const ha_status status = check_shape(all[from], &param, source->quantized, err);
         if (status != HA_OK) {
             return status;
         }
@@ -206,6 +215,21 @@ ha_checkpoint_close(ha_checkpoint *checkpoint)
     }
 }
 
+int
+ha_checkpoint_is_quantized(const ha_checkpoint *checkpoint, size_t i)
+{
+    const ha_tensor *tensor = checkpoint->tensors[i];
+    return tensor != NULL && (tensor->dtype == HA_I8 || tensor->dtype == HA_U8) && checkpoint->config.quantized && tensor->ndim == 2;
+}
+
+void
+ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i)
+{
+    if (checkpoint->tensors[i] != NULL) {
+        ha_pages_forget(checkpoint->tensors[i]->data, checkpoint->tensors[i]->n_bytes);
+    }
+}
+
 /* Element j of a new weight: normal(0, INIT_STD) by Box and Muller, a function of (seed, parameter, j) alone. */
 static float
 new_weight(uint64_t seed, uint64_t param, uint64_t j)
@@ -218,8 +242,19 @@ new_weight(uint64_t seed, uint64_t param, uint64_t j)
 ha_status
 ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size_t count, float *out, ha_error *err)
 {
-    if (checkpoint->tensors[i] != NULL) {
-        return ha_tensor_rows_f32(checkpoint->tensors[i], first, count, out, err);
+    const ha_tensor *tensor = checkpoint->tensors[i];
+    if (ha_checkpoint_is_quantized(checkpoint, i)) {
+        ha_param param;
+        ha_param_describe(&checkpoint->config, i, 0, &param);
+        const size_t cols = ha_param_cols(&param);
+        void (*load)(float *, const uint8_t *, size_t) = tensor->dtype == HA_I8 ? ha_load_row_i8 : ha_load_row_i4;
+        for (size_t r = 0; r < count; r++) {        /* the file gives shape[0] rows, as the configuration does, and callers ask for those */
+            load(out + r * cols, tensor->data + (first + r) * tensor->shape[1], cols);
+        }
+        return HA_OK;
+    }
+    if (tensor != NULL) {
+        return ha_tensor_rows_f32(tensor, first, count, out, err);
     }
     ha_param param;
     ha_param_describe(&checkpoint->config, i, 0, &param);

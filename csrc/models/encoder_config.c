@@ -494,6 +494,27 @@ config_parse(const reader *r, ha_encoder_config *out)
                    "deberta-v2, modernbert)", r->path, type);
 }
 
+/* Weights of fewer bits are read as this library writes them. */
+static ha_status
+read_quantization(const reader *r, ha_encoder_config *out)
+{
+    const ha_json_node *node = ha_json_get(r->json, r->root, "quantization_config");
+    if (node == NULL || node->type == HA_JSON_NULL) {
+        return HA_OK;
+    }
+    const ha_json_node *method = ha_json_get(r->json, node, "quant_method"), *version = ha_json_get(r->json, node, "version");
+    if (method == NULL || method->type != HA_JSON_STRING || strcmp(method->string, "harmaug") != 0) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: quantization_config: only quant_method 'harmaug' is supported, got '%.60s'", r->path,
+                       method != NULL && method->type == HA_JSON_STRING ? method->string : "none");
+    }
+    uint64_t number = 0;
+    if (version == NULL || !ha_json_u64(version, &number) || number != 1) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: quantization_config: version must be 1; a newer harmaug may read it", r->path);
+    }
+    out->quantized = 1;
+    return HA_OK;
+}
+
 ha_status
 ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err)
 {
@@ -503,7 +524,9 @@ ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err
     *out = (ha_encoder_config){0};
     if (status == HA_OK && (status = ha_json_open(path, 0, &json, err)) == HA_OK) {
         const reader r = {json, ha_json_root(json), path, err};
-        status = config_parse(&r, out);
+        if ((status = config_parse(&r, out)) == HA_OK) {
+            status = read_quantization(&r, out);
+        }
     }
     ha_json_free(json);
     return status;

@@ -3,6 +3,7 @@
 #define HARMAUG_MODELS_ENCODER_IMPL_H
 
 #include "core/arena.h"
+#include "kernels/quantize.h"
 #include "models/encoder.h"
 #include "models/encoder_layout.h"
 
@@ -32,6 +33,7 @@ typedef struct ha_encoder_layer {
 
 struct ha_encoder {
     ha_encoder_config config;
+    ha_weight_format format, word_format;   /* of the weights; what word embeddings are rounded to when they are read */
     const ha_kernels *kernels;      /* those that packed the weights */
     ha_checkpoint *checkpoint;      /* where word embedding rows are read, or NULL: */
     float *word;                    /* (vocab_size, embedding_size) */
@@ -46,5 +48,21 @@ struct ha_encoder {
     ha_linear pooler, classifier;
     ha_norm head_norm;
 };
+
+/* Where weights come from: one of the two. */
+typedef struct ha_source {
+    const ha_encoder_config *config;
+    const ha_checkpoint *checkpoint;
+    const ha_encoder_params *params;
+} ha_source;
+
+/* Rows [first, first + count) of parameter i as float32: out (count, ha_param_cols). */
+ha_status ha_source_rows(const ha_source *from, size_t i, size_t first, size_t count, float *out, ha_error *err);
+
+/* How parameter i is held, and stored, in a model of `format`: what is small, and the head, stays float32. */
+ha_weight_format ha_param_format(const ha_encoder_config *config, size_t i, ha_weight_format format);
+
+/* w (rows, k): each element becomes what a weight or an embedding stored in `format` holds. */
+void ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k);
 
 #endif

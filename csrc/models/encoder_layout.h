@@ -93,6 +93,11 @@ void ha_checkpoint_close(ha_checkpoint *checkpoint);
 /* Rows [first, first + count) of parameter i (a vector is one row) as float32: out (count, ha_param_cols). */
 ha_status ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size_t count, float *out, ha_error *err);
 
+/* Whether parameter i is stored in rows of 8 or 4 bits. */
+int ha_checkpoint_is_quantized(const ha_checkpoint *checkpoint, size_t i);
+/* Gives the memory of parameter i's file pages back to the system: it comes again when it is read. */
+void ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i);
+
 /* folder/name into out (size bytes); HA_ERR_VALUE when it does not fit. */
 ha_status ha_path_join(const char *folder, const char *name, char *out, size_t size, ha_error *err);
 

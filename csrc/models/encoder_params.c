@@ -3,7 +3,8 @@
 #include <string.h>
 
 #include "io/tensor_file.h"
-#include "models/encoder_layout.h"
+#include "kernels/quantize.h"
+#include "models/encoder_impl.h"
 
 /* An empty block of this configuration; total is checked against overflow. */
 static ha_status
@@ -80,24 +81,54 @@ ha_encoder_params_find(const ha_encoder_params *params, const char *name)
     return i < params->count ? &params->items[i] : NULL;
 }
 
+/* Rows of 8 or 4 bits of parameter i as the tensor `out` and its bytes, which the caller frees. */
+static ha_status
+quantize_param(const ha_encoder_params *params, size_t i, int four, ha_tensor_out *out, uint8_t **bytes, ha_error *err)
+{
+    const ha_param *item = &params->items[i];
+    const size_t cols = ha_param_cols(item), rows = item->size / cols, width = four ? ha_i4_row_bytes(cols) : ha_i8_row_bytes(cols);
+    const float *w = params->data + item->offset;
+    if ((*bytes = malloc(rows * width)) == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "encoder parameters: out of memory (%zu bytes)", rows * width);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        (four ? ha_store_row_i4 : ha_store_row_i8)(*bytes + r * width, w + r * cols, cols);
+    }
+    *out = (ha_tensor_out){.name = item->name, .dtype = four ? HA_U8 : HA_I8, .ndim = 2, .shape = {rows, width}, .data = *bytes};
+    return HA_OK;
+}
+
 ha_status
-ha_encoder_params_write(const ha_encoder_params *params, const char *path, int dtype, ha_error *err)
+ha_encoder_params_write(const ha_encoder_params *params, const char *path, int dtype, int words_in_4_bits, ha_error *err)
 {
     ha_tensor_out *tensors = calloc(params->count, sizeof(*tensors));
-    if (tensors == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "%.200s: out of memory", path);
-    }
+    uint8_t **bytes = calloc(params->count, sizeof(*bytes));
+    const ha_weight_format format = dtype == HA_I8 ? HA_WEIGHT_I8 : dtype == HA_BF16 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32;
+    ha_status status = tensors != NULL && bytes != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "%.200s: out of memory", path);
     size_t count = 0;
-    for (size_t i = 0; i < params->count; i++) {
+    for (size_t i = 0; i < params->count && status == HA_OK; i++) {
         const ha_param *item = &params->items[i];
-        if (item->size > 0) {
-            tensors[count++] = (ha_tensor_out){
-                .name = item->name, .dtype = (ha_dtype)dtype, .ndim = item->ndim,
+        if (item->size == 0) {
+            continue;
+        }
+        const int kept = format != HA_WEIGHT_F32 && ha_param_format(&params->config, i, format) == HA_WEIGHT_F32;
+        if (format == HA_WEIGHT_I8 && !kept) {
+            status = quantize_param(params, i, words_in_4_bits && i == HA_EMB_WORD, &tensors[count], &bytes[count], err);
+        } else {
+            tensors[count] = (ha_tensor_out){
+                .name = item->name, .dtype = kept ? HA_F32 : (ha_dtype)dtype, .ndim = item->ndim,
                 .shape = {item->shape[0], item->shape[1], item->shape[2]}, .data = params->data + item->offset,
             };
         }
+        count++;
     }
-    const ha_status status = ha_safetensors_write(path, tensors, count, NULL, err);
+    if (status == HA_OK) {
+        status = ha_safetensors_write(path, tensors, count, NULL, err);
+    }
+    for (size_t i = 0; i < count && bytes != NULL; i++) {
+        free(bytes[i]);
+    }
+    free(bytes);
     free(tensors);
     return status;
 }

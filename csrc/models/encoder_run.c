@@ -179,6 +179,7 @@ embed(const run *r, size_t first, size_t last, ha_error *err)
             return status;
         }
     }
+    ha_round_rows(e->kernels, e->word_format, x, tokens, width);
     if (e->position != NULL || e->type != NULL) {
         ha_batch_add_positions(c, r->batch, first, last, e->position, e->type, x, r->n_threads);
     }

@@ -187,7 +187,7 @@ static PyObject *
 encoder_dtype(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyUnicode_FromString(((encoder_object *)self)->format == HA_WEIGHT_BF16 ? "bfloat16" : "float32");
+    return PyUnicode_FromString(ha_weight_format_name(((encoder_object *)self)->format));
 }
 
 static PyObject *
@@ -205,7 +205,7 @@ static PyMethodDef encoder_methods[] = {
 
 static PyGetSetDef encoder_getters[] = {
     {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
-    {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32 or bfloat16."), NULL},
+    {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32, bfloat16 or int8."), NULL},
     {"n_threads", encoder_n_threads, NULL, PyDoc_STR("Threads of a call; 0: the library's default."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -219,7 +219,7 @@ PyDoc_STRVAR(encoder_doc,
 "folder : str or path-like\n"
 "    Holds config.json and model.safetensors (or its shards). Stays mapped: word embedding rows are read from it.\n"
 "dtype : str, default 'float32'\n"
-"    float32 or bfloat16.\n"
+"    float32, bfloat16 or int8.\n"
 "n_threads : int, default 0\n"
 "    0: the library's default.\n\n"
 "Raises\n"

@@ -175,14 +175,16 @@ params_copy(PyObject *self, PyObject *unused)
 }
 
 PyDoc_STRVAR(write_doc,
-"write(path, *, dtype='float32')\n"
+"write(path, *, dtype='float32', embeddings=None)\n"
 "--\n\n"
 "Write a model.safetensors: whole, or not at all.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
 "dtype : str, default 'float32'\n"
-"    float32 or float16.\n\n"
+"    float32 or float16; bfloat16 or int8: what an Encoder of that dtype has in it, and the rest in float32.\n"
+"embeddings : str, optional\n"
+"    'int4' with dtype int8: word embeddings of 4 bits. None: as the other weights.\n\n"
 "Raises\n"
 "------\n"
 "OSError\n"
@@ -191,15 +193,26 @@ PyDoc_STRVAR(write_doc,
 static PyObject *
 params_write(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"path", "dtype", NULL};
+    static char *names[] = {"path", "dtype", "embeddings", NULL};
+    static const struct { const char *name; ha_dtype dtype; } known[] = {
+        {"float32", HA_F32}, {"float16", HA_F16}, {"bfloat16", HA_BF16}, {"int8", HA_I8},
+    };
     PyObject *path = NULL;
-    const char *dtype = "float32";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$s:write", names, PyUnicode_FSConverter, &path, &dtype)) {
+    const char *dtype = "float32", *embeddings = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$sz:write", names, PyUnicode_FSConverter, &path, &dtype, &embeddings)) {
         return NULL;
     }
-    const int half = strcmp(dtype, "float16") == 0;
-    if (!half && strcmp(dtype, "float32") != 0) {
-        PyErr_Format(PyExc_ValueError, "write: dtype must be float32 or float16, got '%s'", dtype);
+    size_t which = 0;
+    while (which < sizeof(known) / sizeof(known[0]) && strcmp(dtype, known[which].name) != 0) {
+        which++;
+    }
+    if (which == sizeof(known) / sizeof(known[0])) {
+        PyErr_Format(PyExc_ValueError, "write: dtype must be float32, float16, bfloat16 or int8, got '%s'", dtype);
+        Py_DECREF(path);
+        return NULL;
+    }
+    if (embeddings != NULL && (known[which].dtype != HA_I8 || strcmp(embeddings, "int4") != 0)) {
+        PyErr_Format(PyExc_ValueError, "write: embeddings must be None, or 'int4' with dtype int8, got '%s' with %s", embeddings, dtype);
         Py_DECREF(path);
         return NULL;
     }
@@ -207,7 +220,7 @@ params_write(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_status status;
     const char *file = PyBytes_AsString(path);
     Py_BEGIN_ALLOW_THREADS
-    status = ha_encoder_params_write(((params_object *)self)->params, file, half ? HA_F16 : HA_F32, &err);
+    status = ha_encoder_params_write(((params_object *)self)->params, file, known[which].dtype, embeddings != NULL, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     if (status != HA_OK) {

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "core/parallel.h"
 #include "kernels/kernels.h"
+#include "kernels/quantize.h"
 
 static const ha_kernels *kern;
 
@@ -141,6 +142,106 @@ test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias
     free(x), free(w), free(bias), free(y), free(y2), free(packed), free(scratch), free(scratch1), free(row);
 }
 
+/* The 8-bit product as it is defined: exact sums of the rounded rows; what is left is the rounding of a few float32 operations. Row i has i % 20 elements that
+ * are up to 300 times larger than the rest. */
+static void
+test_linear_i8(size_t m, size_t n, size_t k)
+{
+    const size_t ldx = k + 1, ldy = n + 2, ldw = k + 3;
+    float *x = floats(m * ldx, 4), *w = floats(n * ldw, 1), *bias = floats(n, 1), *y = floats(m * ldy, 1), *y2 = copy_of(y, m * ldy), *row = floats(n, 1);
+    void *packed = bytes(kern->linear_packed_bytes(HA_WEIGHT_I8, n, k));
+    int8_t *qw = bytes(n * k);
+    int16_t *qx = bytes(k * sizeof(*qx));
+    float *scale = floats(n, 1);
+    for (size_t i = 0; i < m; i++) {
+        for (size_t o = 0; k > 0 && o < i % 20; o++) {
+            x[i * ldx + (o * 37 + i) % k] *= 1 + 299 * fabsf(uniform());
+        }
+    }
+    for (size_t first = 0; first < n; first += HA_PANEL) {
+        kern->linear_pack(packed, HA_WEIGHT_I8, n, k, first, n - first < HA_PANEL ? n - first : HA_PANEL, w + first * ldw, ldw);
+    }
+    for (size_t j = 0; j < n; j++) {
+        scale[j] = ha_row_scale_i8(w + j * ldw, k);
+        ha_quantize_row_i8(qw + j * k, w + j * ldw, scale[j], k);
+    }
+    void *scratch = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, m, n, k, 2)), *scratch1 = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, 1, n, k, 1));
+    kern->linear_f32(y, ldy, x, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 1);
+    kern->linear_f32(y2, ldy, x, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 2);
+    CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s int8 linear %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, m, n, k);
+    int bad = 0, differ = 0;
+    for (size_t i = 0; i < m; i++) {
+        float most = 0;
+        for (size_t p = 0; p < k; p++) {
+            most = fmaxf(most, fabsf(x[i * ldx + p]));
+        }
+        for (int j = 0; j < 6 && most > 0; j++) {
+            size_t larger = 0;
+            for (size_t p = 0; p < k; p++) {
+                larger += fabsf(x[i * ldx + p]) > most / 2;
+            }
+            if (larger > HA_I8_OUTLIERS) {
+                break;
+            }
+            most /= 2;
+        }
+        const float to = most > 0 ? 127.0f / most : 0;
+        for (size_t p = 0; p < k; p++) {
+            qx[p] = (int16_t)lrintf(x[i * ldx + p] * to);
+        }
+        for (size_t j = 0; j < n; j++) {
+            int64_t sum = 0;
+            for (size_t p = 0; p < k; p++) {
+                sum += qx[p] * qw[j * k + p];
+            }
+            const double want = (double)sum * (most / 127.0f) * scale[j] + bias[j];
+            bad += !(fabs(y[i * ldy + j] - want) <= EPS * 4 * (fabs(want) + fabs(bias[j])) + 1e-37);
+        }
+        kern->linear_f32(row, n, x + i * ldx, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, 1, n, k, scratch1, 1);
+        differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
+    }
+    CHECK(bad == 0, "%s int8 linear %zu x %zu x %zu: %d elements off", kern->isa, m, n, k, bad);
+    CHECK(differ == 0, "%s int8 linear %zu x %zu x %zu: %d rows differ when alone", kern->isa, m, n, k, differ);
+    if (m > 1 && n > 0 && k > 1) {      /* a row that holds no number, and one of zeros */
+        x[k - 1] = m % 2 ? NAN : INFINITY;
+        memset(x + ldx, 0, k * sizeof(float));
+        kern->linear_f32(y2, ldy, x, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 1);
+        int finite = 0, off = 0;
+        for (size_t j = 0; j < n; j++) {
+            finite += isfinite(y2[j]);
+            off += y2[ldy + j] != bias[j];
+        }
+        CHECK(finite == 0 && off == 0, "%s int8 linear %zu x %zu x %zu: %d of NaN, %d of 0", kern->isa, m, n, k, finite, off);
+    }
+    free(x), free(w), free(bias), free(y), free(y2), free(row), free(packed), free(qw), free(qx), free(scale), free(scratch), free(scratch1);
+}
+
+/* Rows as they are stored: no q beyond 127, an error of at most half a step, and the same again from what they stand for. */
+static void
+test_quantize(size_t k)
+{
+    static const float sizes_of_w[] = {1, 1e-20f, 3e30f, 0, 1e-31f};
+    for (size_t s = 0; s < sizeof(sizes_of_w) / sizeof(sizes_of_w[0]); s++) {
+        float *w = floats(k, sizes_of_w[s]), *back = copy_of(w, k);
+        int8_t *q = bytes(k), *q2 = bytes(k);
+        const float scale = ha_row_scale_i8(w, k);
+        ha_quantize_row_i8(q, w, scale, k);
+        ha_dequantize_row_i8(back, q, scale, k);
+        int bad = 0;
+        for (size_t p = 0; p < k; p++) {
+            bad += !(fabsf(back[p] - w[p]) <= 0.5001f * scale + 0x1p-100f) || q[p] == -128;
+        }
+        const float again = ha_row_scale_i8(back, k);
+        ha_quantize_row_i8(q2, back, again, k);
+        CHECK(bad == 0 && again == scale && memcmp(q, q2, k) == 0, "row of %zu up to %g: %d off, scales %g %g", k, (double)sizes_of_w[s], bad, (double)scale, (double)again);
+        if (k > 0) {
+            w[k - 1] = -INFINITY;
+            CHECK(isnan(ha_row_scale_i8(w, k)), "row of %zu with infinity: scale", k);
+        }
+        free(w), free(back), free(q), free(q2);
+    }
+}
+
 static void
 test_products(void)
 {
@@ -152,12 +253,16 @@ test_products(void)
             const int t = (int)(i + 2 * j);
             test_gemm(m, n, k, t & 1, (t >> 1) & 1, i % 3 == 0 ? 0.5f : 1, j % 3 == 0 ? 0 : j % 3 == 1 ? 1 : -0.25f);
             test_linear(j % 2 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32, m, n, k, (int)(i % 2));
+            test_linear_i8(m, n, k);
         }
     }
     for (int t = 0; t < 4; t++) {
         test_gemm(130, 97, 801, t & 1, t >> 1, 1, 0);
         test_gemm(47, 200, 385, t & 1, t >> 1, -2, 1);
     }
+    test_linear_i8(1, 576, 1537);
+    test_linear_i8(37, 200, 769);
+    test_linear_i8(1030, 70, 50);
     for (int format = 0; format < 2; format++) {
         test_linear((ha_weight_format)format, 1, 576, 1537, 0);
         test_linear((ha_weight_format)format, 37, 200, 769, 1);
@@ -556,6 +661,9 @@ main(void)
         test_exp();
         test_formats();
         printf("%s: %d passed, %d failed\n", kern->isa, n_passed - passed, n_failed - failed);
+    }
+    for (size_t s = 0; s < N_SIZES; s++) {
+        test_quantize(sizes[s]);
     }
     printf("%d passed, %d failed\n", n_passed, n_failed);
     return n_failed > 0;

@@ -1,0 +1,40 @@
+/* Symmetric 8-bit rows: what a weight or an embedding row in int8 means. The same arithmetic on every instruction set, and stable: a row made of
+ * scale * q gives the same scale and the same q again, so that what was quantised once may be read as float32 and quantised again. */
+#ifndef HARMAUG_KERNELS_QUANTIZE_H
+#define HARMAUG_KERNELS_QUANTIZE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The scale of a row w (k,): at most 17 significant bits, so that 127 * scale is exact, and the least such that |q| <= 127. 0 where |w| < 2^-100, NaN where w
+ * has an element that is no finite number. */
+float ha_row_scale_i8(const float *w, size_t k);
+
+/* q (n,) = round(w / scale) of n elements of such a row; all 0 when the scale is 0 or NaN. */
+void ha_quantize_row_i8(int8_t *q, const float *w, float scale, size_t n);
+
+/* w (n,) = scale * q, exact. */
+void ha_dequantize_row_i8(float *w, const int8_t *q, float scale, size_t n);
+
+/* Rows of 4 bits, for word embeddings: groups of HA_I4_GROUP elements, each with a scale of float16; q is 0 to 15 and stands for scale * (q - 8). */
+#define HA_I4_GROUP 64
+
+/* A row as it is stored. int8: k bytes, then its scale, float32. int4: two elements a byte, the first in the low half, then the groups' scales. Little-endian. */
+static inline size_t
+ha_i8_row_bytes(size_t k)
+{
+    return k + sizeof(float);
+}
+
+static inline size_t
+ha_i4_row_bytes(size_t k)
+{
+    return (k + 1) / 2 + (k + HA_I4_GROUP - 1) / HA_I4_GROUP * 2;
+}
+
+void ha_store_row_i8(uint8_t *row, const float *w, size_t k);
+void ha_load_row_i8(float *w, const uint8_t *row, size_t k);
+void ha_store_row_i4(uint8_t *row, const float *w, size_t k);       /* the scales that leave the least squared error of a few that are tried */
+void ha_load_row_i4(float *w, const uint8_t *row, size_t k);
+
+#endif
