@@ -29,6 +29,9 @@ from harmaug.generator import CausalLM
 TEXT = "A list of different requests that people make of an assistant, one a line, each about something else than those before it:\n"
 
 
+CLOCK = time.perf_counter
+
+
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="smollm2", help="a .gguf, or a name that `harmaug models fetch` knows")
@@ -37,8 +40,10 @@ def parse():
     p.add_argument("--new", type=int, default=32)
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of harmaug; ratios are to the first")
     p.add_argument("--formats", nargs="*", default=["Q4_1", "Q4_0", "Q8_0", "BF16"], help="of llama.cpp")
     p.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by the beginning of their names")
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of the process, for one thread on a machine that others use too")
     p.add_argument("--json", help="also write the rows here")
     return p.parse_args()
 
@@ -55,10 +60,10 @@ class Ours:
         run = _C.GenerationRun(self.lm, None, batch_size=batch, max_new_tokens=new, seed=seed, temperature=0.8, top_k=40, top_p=0.95)
         run.add(ids, n=batch)
         run.step()
-        start = time.perf_counter()
+        start = CLOCK()
         while not run.idle:
             run.step()
-        return time.perf_counter() - start
+        return CLOCK() - start
 
 
 class LlamaCpp:
@@ -113,7 +118,7 @@ class LlamaCpp:
         api = self.api
         self.read(ids)
         api.llama_synchronize(self.context)
-        start = time.perf_counter()
+        start = CLOCK()
         for sequence in range(1, batch):
             api.llama_memory_seq_cp(api.llama_get_memory(self.context), 0, sequence, 0, -1)
         chains = [self.sampler(seed * 1000 + i) for i in range(batch)]
@@ -121,7 +126,7 @@ class LlamaCpp:
         for step in range(new - 1):
             self.decode(tokens, [len(ids) + step] * batch, range(batch), [True] * batch)
             tokens = [api.llama_sampler_sample(chain, self.context, i) for i, chain in enumerate(chains)]
-        seconds = time.perf_counter() - start
+        seconds = CLOCK() - start
         for chain in chains:
             api.llama_sampler_free(chain)
         return seconds
@@ -145,15 +150,15 @@ class Transformers:
     def __call__(self, ids, batch, new, seed):
         self.torch.manual_seed(seed)
         ids = self.torch.tensor([ids])
-        start = time.perf_counter()
+        start = CLOCK()
         self.model.generate(ids, attention_mask=self.torch.ones_like(ids), do_sample=True, num_return_sequences=batch, min_new_tokens=new,
                             max_new_tokens=new, temperature=0.8, top_k=40, top_p=0.95, pad_token_id=0)
-        return time.perf_counter() - start
+        return CLOCK() - start
 
 
 def contenders(path, a, threads, folder):
     """Those that can be made; a package that is not installed is named and left out."""
-    dtypes = ["bfloat16", "float32"] if _C.build_info()["cpu_isa"] == "avx512bf16" else ["float32", "bfloat16"]
+    dtypes = a.dtypes
     most = max(a.batch)
     makers = [(f"harmaug {dtype}", lambda dtype=dtype: Ours(path, dtype, threads)) for dtype in dtypes]
     makers += [(f"llama.cpp {kind}", lambda kind=kind: LlamaCpp(path, kind, threads, folder, most, a.prompt + most * a.new + 512)) for kind in a.formats]
@@ -168,7 +173,9 @@ def contenders(path, a, threads, folder):
 
 
 def main():
+    global CLOCK
     a = parse()
+    CLOCK = time.process_time if a.clock == "cpu" else time.perf_counter
     path = models.resolve(a.model)
     threads = a.threads or _C.build_info()["threads"]
     lm = CausalLM.from_pretrained(path, dtype="float32", n_threads=threads)
@@ -192,7 +199,7 @@ def main():
                 rows.append({"batch": batch, "name": name, "tokens_per_s": tokens[name], "best_tokens_per_s": batch * a.new / min(spent),
                              "harmaug_ratio": base / tokens[name], "logits_error": errors[name]})
     info = {**_C.build_info(), "machine": platform.processor() or platform.machine(), "threads_used": threads, "model": path.name, "prompt": a.prompt,
-            "new": a.new, "versions": versions()}
+            "new": a.new, "clock": a.clock, "versions": versions()}
     print(info)
     print(f"{'B':>4} {'':24}{'median tok/s':>13}{'best tok/s':>12}{engines[0].name + ' is x':>24}{'logits error':>14}")
     for r in rows:
