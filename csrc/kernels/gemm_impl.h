@@ -8,7 +8,6 @@
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
 #define GEMM_KC 512             /* k of a block at most: a block of one panel of B and of one tile of A stay in the near caches */
-#define PREFETCH_AHEAD 8192     /* bytes of B */
 #define GEMM_GRAIN 500000       /* multiply-adds a thread, below which starting a thread costs more */
 #define GEMM_GROUP 8            /* row tiles that one task packs and multiplies: they stay in the second-level cache */
 
@@ -41,6 +40,10 @@ typedef struct tile_out {
     size_t ldc, cols;           /* cols <= GEMM_NR of them are stored */
     float alpha, beta;          /* c = alpha * product + beta * c, beta 0 does not read c */
     const float *bias;          /* (cols,), instead of beta * c; or NULL */
+    /* While the tile is computed, ahead_step bytes from `ahead` on are asked for at each step: a share of the B that comes next, for a weight that
+     * is used once comes from memory, and the CPU's own prefetch stops at pages. */
+    const char *ahead;
+    size_t ahead_step;
 } tile_out;
 
 HA_INLINE void
@@ -95,6 +98,8 @@ HA_INLINE void
 tile_body(const size_t rows, const int step, size_t kc, const char *a, const char *b, const tile_out *out)
 {
     const size_t b_step = GEMM_NR * (step == STEP_BF16 ? sizeof(uint16_t) : sizeof(float));
+    const char *ahead = out->ahead;
+    const size_t ahead_step = out->ahead_step;
     vf acc[GEMM_MR][GEMM_NV];
 #pragma GCC unroll 16
     for (size_t r = 0; r < rows; r++) {
@@ -106,9 +111,10 @@ tile_body(const size_t rows, const int step, size_t kc, const char *a, const cha
         __builtin_prefetch(out->c + r * out->ldc + GEMM_NR - 1, 1);
     }
     for (size_t p = 0; p < kc; p++) {
-        for (size_t at = 0; at < b_step; at += 64) {    /* a weight that is used once comes from memory, across pages where the CPU's own prefetch stops */
-            __builtin_prefetch(b + PREFETCH_AHEAD + at);
+        for (size_t at = 0; at < b_step; at += 64) {
+            __builtin_prefetch(ahead + at, 0, 2);       /* into the second-level cache */
         }
+        ahead += ahead_step;
         tile_step(rows, step, a, b, acc);
         a += rows * sizeof(float);
         b += b_step;
@@ -256,7 +262,7 @@ gemm_group_task(const gemm_run *run, float *a, size_t first_tile, size_t end_til
 {
     const ha_gemm *g = run->g;
     const size_t first_row = tile_start(first_tile, tiles, g->m);
-    tile_out out = {.ldc = g->ldc, .alpha = g->alpha, .beta = k0 == 0 ? g->beta : 1.0f};
+    tile_out out = {.ldc = g->ldc, .alpha = g->alpha, .beta = k0 == 0 ? g->beta : 1.0f, .ahead = (const char *)run->packed_b};
     for (size_t t = first_tile; t < end_tile; t++) {
         const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
         pack(a + (row - first_row) * kc, rows, g->a + (ptrdiff_t)row * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, rows, kc);
@@ -307,7 +313,8 @@ static size_t
 gemm_scratch_bytes(size_t m, size_t n, size_t k, int n_threads)
 {
     const size_t threads = n_threads > 0 ? (size_t)n_threads : (size_t)ha_threads_max();
-    return (threads * gemm_group_floats(m, k) + round_up(n, GEMM_NR) * gemm_block(k)) * sizeof(float) + 64;
+    const size_t block = k < GEMM_KC ? k : GEMM_KC, rows = m < GEMM_GROUP * GEMM_MR ? m : GEMM_GROUP * GEMM_MR;     /* gemm_block(k) or more */
+    return (threads * rows + round_up(n, GEMM_NR)) * block * sizeof(float) + 64;
 }
 
 static float *

@@ -18,7 +18,8 @@ typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16 } ha_weight_format
 
 /* Activations between two Linears. GELU: with the error function (Hendrycks & Gimpel 2016, arXiv 1606.08415), x Phi(x), absolute error <= 1e-6;
  * GELU_TANH: its approximation, x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). */
-typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_SILU, HA_ACT_TANH, HA_N_ACTIVATIONS } ha_activation;
+typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_SILU, HA_ACT_TANH, HA_N_ACTIVATIONS,
+                             HA_ACT_NONE = HA_N_ACTIVATIONS } ha_activation;
 
 #define HA_PANEL 64     /* rows of a packed weight are laid out in panels of this many, on every instruction set */
 
@@ -40,7 +41,7 @@ typedef struct ha_kernels {
 
     /* -- matrix products -- */
 
-    /* Scratch bytes that gemm_f32 needs for this shape and thread count (packing buffers). */
+    /* Scratch bytes that gemm_f32 needs for this shape and thread count (packing buffers); enough for every smaller shape too. */
     size_t (*gemm_scratch_bytes)(size_t m, size_t n, size_t k, int n_threads);
     void (*gemm_f32)(const ha_gemm *gemm, void *scratch, int n_threads);
 
@@ -50,10 +51,10 @@ typedef struct ha_kernels {
     size_t (*linear_packed_bytes)(ha_weight_format format, size_t n, size_t k);
     void (*linear_pack)(void *packed, ha_weight_format format, size_t n, size_t k,
                         size_t first, size_t count, const float *w, size_t ldw);
-    /* y (m, n) = x (m, k) W^T + bias (n,) or no bias when NULL. y must not overlap x. m == 1 is a matrix-vector product. */
+    /* y (m, n) = act(x (m, k) W^T + bias (n,)), no bias when NULL. y must not overlap x. m == 1 is a matrix-vector product. */
     size_t (*linear_scratch_bytes)(ha_weight_format format, size_t m, size_t n, size_t k, int n_threads);
     void (*linear_f32)(float *y, size_t ldy, const float *x, size_t ldx, const void *packed, ha_weight_format format,
-                       const float *bias, size_t m, size_t n, size_t k, void *scratch, int n_threads);
+                       const float *bias, ha_activation act, size_t m, size_t n, size_t k, void *scratch, int n_threads);
 
     /* sum a[i] b[i], float32 lanes; and y[i] += alpha x[i]. */
     float (*dot_f32)(const float *a, const float *b, size_t n);
@@ -80,11 +81,12 @@ typedef struct ha_kernels {
     void (*activate_f32)(float *out, const float *x, ha_activation which, size_t n, int n_threads);
     /* Each row of out (rows, cols), leading dimension ldo: act(first half) * second half of a row of x (rows, 2 cols), ldx. out may be x. */
     void (*activate_gated_f32)(float *out, size_t ldo, const float *x, size_t ldx, ha_activation which, size_t rows, size_t cols, int n_threads);
-    void (*gelu_f32)(float *out, const float *x, size_t n, int n_threads);
-    void (*gelu_backward_f32)(float *dx, const float *dout, const float *x, size_t n, int n_threads);
+    /* dx = dout * act'(x); dx may be dout. Relu's slope at 0 is 0. */
+    void (*activate_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t n, int n_threads);
+    /* Of activate_gated_f32 without gaps between rows: dx, x (rows, 2 cols), dout (rows, cols). */
+    void (*activate_gated_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t rows, size_t cols, int n_threads);
     /* SwiGLU's gate (Shazeer 2020, arXiv 2002.05202): silu(gate) * up. */
     void (*silu_mul_f32)(float *out, const float *gate, const float *up, size_t n, int n_threads);
-    void (*tanh_f32)(float *out, const float *x, size_t n);
 
     /* -- softmax over rows of (rows, cols) with leading dimension ld, in place: softmax(scale * x). cols >= 1 -- */
     void (*softmax_f32)(float *x, size_t rows, size_t cols, size_t ld, float scale);

@@ -1,6 +1,8 @@
-/* y = x W^T + bias over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
+/* y = act(x W^T + bias) over a weight packed once: panels [steps][GEMM_NR] of the register tile, all of k for one panel, then the next. */
 
 #define LINEAR_ROWS 504         /* rows of x packed at once: bounds the scratch */
+#define LINEAR_GROUP_TILES (168 / GEMM_MR)      /* a task's rows, of which one block of k stays in the second-level cache, ... */
+#define LINEAR_GROUP_PANELS (128 / GEMM_NR)     /* ... and its panels */
 
 /* How a format is stored and computed on this instruction set. */
 typedef struct linear_layout {
@@ -89,6 +91,7 @@ typedef struct linear_run {
     size_t ldx;
     const void *packed;
     const float *bias;
+    ha_activation act;
     size_t m, n, k;
     linear_layout layout;
     float *scratch;             /* NULL: the one row of x is its own tile */
@@ -118,67 +121,101 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
     }
 }
 
-/* Row tiles [first_tile, end_tile) of the chunk of rows_here rows that starts at row m0, for one panel. */
+/* How the product of a chunk of rows is cut into tasks: groups of row tiles by groups of panels. */
+typedef struct linear_cut {
+    size_t tiles, panels, group_tiles, group_panels, row_groups, panel_groups;
+} linear_cut;
+
+static linear_cut
+linear_cut_of(size_t rows, size_t n, int n_threads)
+{
+    linear_cut c = {.tiles = (rows + GEMM_MR - 1) / GEMM_MR, .panels = (n + GEMM_NR - 1) / GEMM_NR, .group_tiles = LINEAR_GROUP_TILES,
+                    .group_panels = LINEAR_GROUP_PANELS};
+    const size_t wanted = n_threads > 1 ? 4 * (size_t)n_threads : 1;
+    c.row_groups = (c.tiles + c.group_tiles - 1) / c.group_tiles;
+    if (c.panels * c.row_groups < wanted * c.group_panels) {
+        c.group_panels = c.panels * c.row_groups / wanted > 0 ? c.panels * c.row_groups / wanted : 1;
+    }
+    c.panel_groups = (c.panels + c.group_panels - 1) / c.group_panels;
+    if (c.row_groups * c.panel_groups < wanted) {
+        c.group_tiles = c.tiles * c.panel_groups / wanted > 0 ? c.tiles * c.panel_groups / wanted : 1;
+        c.group_tiles = c.group_tiles < LINEAR_GROUP_TILES ? c.group_tiles : LINEAR_GROUP_TILES;
+        c.row_groups = (c.tiles + c.group_tiles - 1) / c.group_tiles;
+    }
+    return c;
+}
+
+/* Task `task` of the chunk of rows_here rows that starts at row m0. A block of k of the group's rows stays in the second-level cache while the
+ * panels pass by. */
 static void
-linear_tile_task(const linear_run *run, size_t m0, size_t rows_here, size_t tiles, size_t panel, size_t first_tile, size_t end_tile)
+linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut *cut, size_t task)
 {
     const linear_layout *layout = &run->layout;
-    const size_t col = panel * GEMM_NR, block = gemm_block(layout->steps);
-    const char *w = (const char *)run->packed + panel * layout->steps * layout->step_bytes;
+    const size_t block = gemm_block(layout->steps), panel_bytes = layout->steps * layout->step_bytes;
+    const size_t first_tile = task / cut->panel_groups * cut->group_tiles, first_panel = task % cut->panel_groups * cut->group_panels;
+    const size_t end_tile = cut->tiles - first_tile < cut->group_tiles ? cut->tiles : first_tile + cut->group_tiles;
+    const size_t end_panel = cut->panels - first_panel < cut->group_panels ? cut->panels : first_panel + cut->group_panels;
+    const size_t begin = m0 + tile_start(first_tile, cut->tiles, rows_here), end = m0 + tile_start(end_tile, cut->tiles, rows_here);
     const float *x = run->scratch != NULL ? run->scratch : run->x;
-    tile_out out = {.ldc = run->ldy, .cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR, .alpha = 1.0f};
+    tile_out out = {.ldc = run->ldy, .alpha = 1.0f, .ahead_step = (layout->step_bytes + end_tile - first_tile - 1) / (end_tile - first_tile)};
     size_t k0 = 0;
     do {
         const size_t kc = layout->steps - k0 < block ? layout->steps - k0 : block;
-        out.beta = k0 == 0 ? 0.0f : 1.0f;
-        out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
-        for (size_t t = first_tile; t < end_tile; t++) {
-            const size_t first = tile_start(t, tiles, rows_here), rows = tile_start(t + 1, tiles, rows_here) - first;
-            out.c = run->y + (m0 + first) * run->ldy + col;
-            layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w + k0 * layout->step_bytes, &out);
+        for (size_t panel = first_panel; panel < end_panel; panel++) {
+            const size_t col = panel * GEMM_NR;
+            const char *w = (const char *)run->packed + panel * panel_bytes + k0 * layout->step_bytes;
+            const char *next = panel + 1 < end_panel ? w + panel_bytes : w - (panel - first_panel) * panel_bytes + kc * layout->step_bytes;
+            out.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+            out.beta = k0 == 0 ? 0.0f : 1.0f;
+            out.bias = k0 == 0 && run->bias != NULL ? run->bias + col : NULL;
+            for (size_t t = first_tile; t < end_tile; t++) {
+                const size_t first = tile_start(t, cut->tiles, rows_here), rows = tile_start(t + 1, cut->tiles, rows_here) - first;
+                out.c = run->y + (m0 + first) * run->ldy + col;
+                out.ahead = next + (t - first_tile) * kc * out.ahead_step;
+                layout->tiles[rows - 1](kc, x + first * layout->steps + k0 * rows, w, &out);
+            }
         }
         k0 += kc;
     } while (k0 < layout->steps);
+    for (size_t r = begin; r < end && run->act != HA_ACT_NONE; r++) {       /* while the rows are in the near caches */
+        float *y = run->y + r * run->ldy + first_panel * GEMM_NR;
+        activate(run->act, y, y, NULL, (end_panel * GEMM_NR < run->n ? end_panel * GEMM_NR : run->n) - first_panel * GEMM_NR);
+    }
 }
 
 static void
 linear_body(void *arg, int thread, int n_threads)
 {
     linear_run *run = arg;
-    const size_t panels = (run->n + GEMM_NR - 1) / GEMM_NR;
     (void)thread;
-    size_t base = 0;
+    size_t base = 0, task;
     for (size_t m0 = 0; m0 < run->m; m0 += LINEAR_ROWS) {
         const size_t rows_here = run->m - m0 < LINEAR_ROWS ? run->m - m0 : LINEAR_ROWS;
-        const size_t tiles = (rows_here + GEMM_MR - 1) / GEMM_MR;
-        /* few panels for many threads: the tiles are shared out too */
-        size_t shares = n_threads > 1 ? (4 * (size_t)n_threads + panels - 1) / panels : 1, task;
-        shares = shares < tiles ? shares : tiles;
+        const linear_cut cut = linear_cut_of(rows_here, run->n, n_threads);
         if (run->scratch != NULL) {
-            while ((task = task_take(&run->counter) - base) < tiles) {
-                const size_t first = tile_start(task, tiles, rows_here), end = tile_start(task + 1, tiles, rows_here);
+            while ((task = task_take(&run->counter) - base) < cut.tiles) {
+                const size_t first = tile_start(task, cut.tiles, rows_here), end = tile_start(task + 1, cut.tiles, rows_here);
                 linear_pack_rows(run, run->scratch + first * run->layout.steps, m0 + first, end - first);
             }
-            base += tiles + (size_t)n_threads;
+            base += cut.tiles + (size_t)n_threads;
             ha_parallel_barrier(n_threads);
         }
-        while ((task = task_take(&run->counter) - base) < panels * shares) {
-            const size_t share = task % shares;
-            linear_tile_task(run, m0, rows_here, tiles, task / shares, share * tiles / shares, (share + 1) * tiles / shares);
+        while ((task = task_take(&run->counter) - base) < cut.row_groups * cut.panel_groups) {
+            linear_task(run, m0, rows_here, &cut, task);
         }
-        base += panels * shares + (size_t)n_threads;
+        base += cut.row_groups * cut.panel_groups + (size_t)n_threads;
         ha_parallel_barrier(n_threads);
     }
 }
 
 static void
 linear_f32(float *y, size_t ldy, const float *x, size_t ldx, const void *packed, ha_weight_format format,
-           const float *bias, size_t m, size_t n, size_t k, void *scratch, int n_threads)
+           const float *bias, ha_activation act, size_t m, size_t n, size_t k, void *scratch, int n_threads)
 {
     if (m == 0 || n == 0) {
         return;
     }
-    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .m = m, .n = n, .k = k,
+    linear_run run = {.y = y, .ldy = ldy, .x = x, .ldx = ldx, .packed = packed, .bias = bias, .act = act, .m = m, .n = n, .k = k,
                       .layout = linear_layout_of(format, k)};
     run.scratch = m == 1 && run.layout.step != STEP_PAIR ? NULL : align_64(scratch);
     atomic_init(&run.counter.next, 0);

@@ -279,8 +279,8 @@ norm(const ha_decoder *d, float *out, const float *x, const ha_norm *norm, size_
 static void
 apply(const ha_decoder *d, const ha_decoder_state *s, const ha_linear *linear, const float *x, float *y, size_t m)
 {
-    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, d->format, linear->bias, m, linear->n, linear->k, s->linear_scratch,
-                           s->n_threads);
+    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, d->format, linear->bias, HA_ACT_NONE, m, linear->n, linear->k,
+                           s->linear_scratch, s->n_threads);
 }
 
 /* state->gated from state->gate_up. */
@@ -346,7 +346,7 @@ ha_softcap(const ha_kernels *k, float *x, float scale, float cap, size_t n)
     for (size_t i = 0; i < n; i++) {
         x[i] = x[i] * scale / cap;
     }
-    k->tanh_f32(x, x, n);
+    k->activate_f32(x, x, HA_ACT_TANH, n, 1);
     for (size_t i = 0; i < n; i++) {
         x[i] *= cap;
     }

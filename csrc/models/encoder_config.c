@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/map_file.h"
 #include "io/json.h"
 #include "models/activation.h"
 #include "models/encoder.h"
@@ -202,6 +201,7 @@ read_roberta(const reader *r, ha_encoder_config *c)
     size_t pad;
     ha_status status;
     c->head_act = HA_ACT_TANH;
+    c->drop_head_input = 1;
     if ((status = read_bert_like(r, &keys, c)) != HA_OK ||
         (status = get_size(r, "pad_token_id", 1, 0, MAX_EXTENT, &pad)) != HA_OK) {
         return status;
@@ -220,6 +220,7 @@ read_electra(const reader *r, ha_encoder_config *c)
 {
     static const shape_keys keys = {BERT_KEYS, 30522, 256, 12, 4, 1024, 512, 1e-12};
     c->head_act = HA_ACT_GELU;
+    c->drop_head_input = 1;
     const ha_status status = read_bert_like(r, &keys, c);
     return status == HA_OK ? get_size(r, "embedding_size", 128, 1, MAX_EXTENT, &c->embedding_size) : status;
 }
@@ -473,9 +474,6 @@ config_parse(const reader *r, ha_encoder_config *out)
         {"modernbert", "ModernBertForSequenceClassification", HA_MODERNBERT, read_modernbert},
     };
     const char *type;
-    if (r->root == NULL || r->root->type != HA_JSON_OBJECT) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: must hold an object", r->path);
-    }
     const ha_status status = ha_json_get_string(r->json, r->root, "model_type", NULL, &type, r->err);
     if (status != HA_OK) {
         return status;
@@ -500,23 +498,13 @@ ha_status
 ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err)
 {
     char path[HA_PATH_MAX];
-    ha_map_file file = {0};
     ha_json *json = NULL;
     ha_status status = ha_path_join(folder, "config.json", path, sizeof(path), err);
-    if (status != HA_OK) {
-        return status;
-    }
     *out = (ha_encoder_config){0};
-    if ((status = ha_map_file_open(path, &file, err)) != HA_OK) {
-        goto done;
+    if (status == HA_OK && (status = ha_json_open(path, 0, &json, err)) == HA_OK) {
+        const reader r = {json, ha_json_root(json), path, err};
+        status = config_parse(&r, out);
     }
-    if ((status = ha_json_parse(path, (const char *)file.data, file.size, &json, err)) != HA_OK) {
-        goto done;
-    }
-    const reader r = {json, ha_json_root(json), path, err};
-    status = config_parse(&r, out);
-done:
     ha_json_free(json);
-    ha_map_file_close(&file);
     return status;
 }

@@ -126,8 +126,8 @@ logits_rows(const causal_lm_object *lm, ha_decoder_state *state, ha_kv_cache *ca
     return status == HA_OK ? ha_decoder_head(lm->decoder, state, rows, count, out, err) : status;
 }
 
-static int
-narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
+int
+py_narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
 {
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || (uint64_t)ids[i] >= vocab_size) {
@@ -158,6 +158,10 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         return NULL;
     }
     const size_t n = (size_t)PyArray_SIZE(wide), chunk = n < LOGITS_ROWS ? n : LOGITS_ROWS;
+    const int n_threads = py_threads(lm->n_threads);
+    if (n_threads == 0) {
+        goto done;
+    }
     if (n == 0 || n > c->max_position_embeddings) {
         status = ha_fail(&err, HA_ERR_VALUE, "logits: %zu tokens; the model's context takes 1..%zu", n, c->max_position_embeddings);
         goto done;
@@ -167,7 +171,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         PyErr_NoMemory();
         goto done;
     }
-    if (narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
+    if (py_narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
         goto done;
     }
     const npy_intp dims[2] = {(npy_intp)n, (npy_intp)c->vocab_size};
@@ -175,7 +179,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         goto done;
     }
     if ((status = ha_decoder_cache_new(lm->decoder, n, &cache, &err)) != HA_OK ||
-        (status = ha_decoder_state_new(lm->decoder, chunk, lm->n_threads, &state, &err)) != HA_OK) {
+        (status = ha_decoder_state_new(lm->decoder, chunk, n_threads, &state, &err)) != HA_OK) {
         Py_CLEAR(out);
         goto done;
     }

@@ -165,7 +165,9 @@ generation_run_create(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     options.stop_ids = stop_ids;
     options.banned = banned;
     options.banned_ends = banned_ends;
-    options.n_threads = options.n_threads > 0 ? options.n_threads : model->n_threads;
+    if ((options.n_threads = py_threads(options.n_threads > 0 ? options.n_threads : model->n_threads)) == 0) {
+        goto done;
+    }
     ha_run *run = NULL;
     ha_error err;
     ha_status status = ha_run_new(model->decoder, tok, &options, &run, &err);

@@ -118,7 +118,7 @@ linear_call(PyObject *self, PyObject *args, PyObject *kwargs)
     const linear_object *linear = (linear_object *)self;
     PyObject *x_obj;
     int n_threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:Linear", names, &x_obj, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:Linear", names, &x_obj, &n_threads) || (n_threads = py_threads(n_threads)) == 0) {
         return NULL;
     }
     void *scratch = NULL;
@@ -145,7 +145,7 @@ linear_call(PyObject *self, PyObject *args, PyObject *kwargs)
     float *out = PyArray_DATA(y);
     const float *in = PyArray_DATA(x);
     Py_BEGIN_ALLOW_THREADS
-    linear->kernels->linear_f32(out, n, in, k, linear->packed, linear->format, linear->bias, m, n, k, scratch, n_threads);
+    linear->kernels->linear_f32(out, n, in, k, linear->packed, linear->format, linear->bias, HA_ACT_NONE, m, n, k, scratch, n_threads);
     Py_END_ALLOW_THREADS
 done:
     free(scratch);
@@ -210,7 +210,8 @@ matmul(PyObject *module, PyObject *args, PyObject *kwargs)
     PyObject *a_obj, *b_obj;
     int n_threads = 0;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$i:matmul", names, &a_obj, &b_obj, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$i:matmul", names, &a_obj, &b_obj, &n_threads) ||
+        (n_threads = py_threads(n_threads)) == 0) {
         return NULL;
     }
     PyArrayObject *a = NULL, *b = NULL, *c = NULL;
