@@ -1,4 +1,5 @@
 """Decoders of every family against transformers' recorded logits, from folders and from GGUF; bits that nothing may change; refusals."""
+import json
 from pathlib import Path
 
 import decoder_models
@@ -129,3 +130,26 @@ def test_a_window_of_a_llama_gguf_bounds_its_context(tmp_path):
     assert lm.config["max_position_embeddings"] == 48 and lm.config["sliding_window"] == 0
     with pytest.raises(ValueError, match="49 tokens; the model's context takes 1..48"):
         lm.logits(IDS[:49])
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "llama-yarn", "mistral-window", "qwen2-window", "qwen3-window", "gemma", "gemma2", "gpt2"])
+def test_damaged_configurations_are_errors(tmp_path, name):
+    """Every member, in turn, replaced by what it should not be: opened as something that computes numbers, or refused by name."""
+    folder = folder_of(tmp_path, name)
+    c = decoder_models.config(name)
+    keys = [(key,) for key in c] + [(outer, key) for outer in c if isinstance(c[outer], dict) for key in c[outer]]
+    opened = 0
+    for path in keys:
+        for value in (None, -1, 0, 3, 2 ** 40, 1e300, 0.5, "x", [1], True):
+            damaged = json.loads(json.dumps(c))
+            (damaged if len(path) == 1 else damaged[path[0]])[path[-1]] = value
+            (folder / "config.json").write_text(json.dumps(damaged))
+            try:
+                lm = _C.CausalLM(folder, dtype="float32")
+            except FormatError as error:
+                assert "config.json" in str(error) or "tensor" in str(error) or path[-1] in str(error)
+                continue
+            opened += 1
+            n = min(5, lm.config["max_position_embeddings"])
+            assert lm.logits(IDS[:n] % lm.config["vocab_size"]).shape[0] == n
+    assert opened > 0

@@ -4,7 +4,7 @@ import llama_cpp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harmaug import _C
 
@@ -40,3 +40,20 @@ def test_gguf_matches_llama_cpp(tmp_path, name):
     got = _C.CausalLM(path, dtype="float32").logits(ids)
     assert np.abs(got - want).max() <= (2e-3 if name in ("gemma", "gemma2", "gpt2") else 2e-4) * np.abs(want).max()
     theirs.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folders_that_transformers_saves(tmp_path, name, dtype):
+    """Its own config.json, sharded, in both types."""
+    torch.manual_seed(0)
+    c = decoder_models.config(name)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**c), attn_implementation="eager").to(dtype)
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    ids = np.random.default_rng(0).integers(0, 97, 60)
+    with torch.no_grad():
+        want = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert np.abs(_C.CausalLM(tmp_path, dtype="float32").logits(ids) - want).max() <= 2e-4 * np.abs(want).max()
