@@ -45,6 +45,12 @@ take_linear(ha_encoder *e, ha_linear *l, size_t weight, size_t bias, size_t firs
     l->bias = param_size(e, bias) > 0 ? ha_arena_take(&e->arena, n, sizeof(float)) : NULL;
 }
 
+size_t
+ha_encoder_table_floats(const ha_encoder *encoder)
+{
+    return encoder->kernels->linear_packed_bytes(HA_WEIGHT_F32, 2 * encoder->config.relative_span, encoder->config.head_dim) / sizeof(float);
+}
+
 /* The norm whose weight is `param` and whose bias comes next. */
 static void
 take_norm(ha_encoder *e, ha_norm *norm, size_t param)
@@ -58,7 +64,7 @@ static void
 lay_out_layer(ha_encoder *e, ha_encoder_layer *l, size_t i, ha_weight_format format)
 {
     const ha_encoder_config *c = &e->config;
-    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = 2 * c->relative_span * h;
+    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = c->n_heads * ha_encoder_table_floats(e);
     memset(l, 0, sizeof(*l));
     l->cls_only = i + 1 == c->n_layers && !c->mean_pooling;
     if (l->cls_only) {
@@ -203,22 +209,30 @@ fill_layer(ha_encoder *e, const source *from, size_t i, ha_error *err)
 
 /* -- relative positions: their projections do not depend on the text (where dropout is off) -- */
 
-/* out (rows, hidden) = table (rows, hidden) W^T + b */
+/* out: table (rows, hidden) W^T + b, packed head by head */
 static ha_status
 project_table(const ha_encoder *e, const source *from, const float *table, size_t weight, size_t bias, float *out, ha_error *err)
 {
     const size_t h = e->config.hidden_size, rows = 2 * e->config.relative_span;
-    float *w = malloc(h * h * sizeof(float));
+    const size_t d = e->config.head_dim, floats = ha_encoder_table_floats(e);
+    float *w = malloc(h * h * sizeof(float)), *plain = malloc(rows * h * sizeof(float));
     void *scratch = malloc(e->kernels->gemm_scratch_bytes(rows, h, h, 0));
-    ha_status status = w != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
-    if (status == HA_OK && (status = source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = source_rows(from, bias, 0, 1, out, err)) == HA_OK) {
+    ha_status status = w != NULL && plain != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
+    if (status == HA_OK && (status = source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = source_rows(from, bias, 0, 1, plain, err)) == HA_OK) {
         for (size_t i = 1; i < rows; i++) {
-            memcpy(out + i * h, out, h * sizeof(float));
+            memcpy(plain + i * h, plain, h * sizeof(float));
         }
         const ha_gemm gemm = {.m = rows, .n = h, .k = h, .alpha = 1.0f, .beta = 1.0f, .a = table, .a_row = (ptrdiff_t)h, .a_col = 1,
-                              .b = w, .b_row = 1, .b_col = (ptrdiff_t)h, .c = out, .ldc = h};
+                              .b = w, .b_row = 1, .b_col = (ptrdiff_t)h, .c = plain, .ldc = h};
         e->kernels->gemm_f32(&gemm, scratch, 0);
+        for (size_t head = 0; head < e->config.n_heads; head++) {
+            for (size_t first = 0; first < rows; first += HA_PANEL) {
+                e->kernels->linear_pack(out + head * floats, HA_WEIGHT_F32, rows, d, first, rows - first < HA_PANEL ? rows - first : HA_PANEL,
+                                        plain + first * h + head * d, h);
+            }
+        }
     }
+    free(plain);
     free(scratch);
     free(w);
     return status;

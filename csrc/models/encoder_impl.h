@@ -27,7 +27,7 @@ typedef struct ha_encoder_layer {
     ha_linear qkv, q, kv;
     ha_linear out, up, down;
     ha_norm norm1, norm2;
-    float *pos_key, *pos_query; /* (2 relative_span, hidden): projections of the relative positions, or NULL */
+    float *pos_key, *pos_query; /* projections of the 2 relative_span positions, packed head by head (models/attend.h); or NULL */
 } ha_encoder_layer;
 
 struct ha_encoder {
@@ -46,5 +46,7 @@ struct ha_encoder {
     ha_linear pooler, classifier;
     ha_norm head_norm;
 };
+
+size_t ha_encoder_table_floats(const ha_encoder *encoder);    /* of one head's packed table of positions */
 
 #endif
