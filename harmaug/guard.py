@@ -1,6 +1,7 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -18,6 +19,8 @@ from harmaug.data import read_object, write_json
 from harmaug.tokenizer import Encoding, Tokenizer
 
 __all__ = ["Guard", "ScoreDetails"]
+
+_log = logging.getLogger(__name__)
 
 UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 """Labels of id2label, in any case, that mean unsafe."""
@@ -141,7 +144,9 @@ class Guard:
         threads = _thread_count(n_threads)
         options: dict[str, Any] = {"max_length": max_length, "long": long}
         if not (folder / "adapter_config.json").exists():
-            encoder = _C.Encoder(folder, dtype=dtype, n_threads=threads)
+            encoder = _C.Encoder(folder, dtype=dtype, n_threads=threads, cache=models.cache_place("weights"))
+            if encoder.cache_note:
+                _log.info("weights cache: %s", encoder.cache_note)
             settings = read_object(folder / "config.json")
             return cls(encoder, Tokenizer.from_pretrained(folder), settings, folder, **options)
         base = adapters.base_folder(folder, download)

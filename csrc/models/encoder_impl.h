@@ -3,6 +3,7 @@
 #define HARMAUG_MODELS_ENCODER_IMPL_H
 
 #include "core/arena.h"
+#include "core/map_file.h"
 #include "models/encoder.h"
 #include "models/encoder_layout.h"
 
@@ -35,11 +36,12 @@ struct ha_encoder {
     const ha_kernels *kernels;      /* those that packed the weights */
     ha_checkpoint *checkpoint;      /* where word embedding rows are read, or NULL: */
     float *word;                    /* (vocab_size, embedding_size) */
-    ha_arena arena;                 /* all that follows */
+    ha_map_file cached;             /* the cache file that `arena` lies in, if it does */
+    ha_arena arena;                 /* all weights that follow */
     float *position, *type;         /* (positions, embedding_size), (types, embedding_size), or NULL */
     ha_norm norm;
     ha_linear project;
-    ha_encoder_layer *layers;
+    ha_encoder_layer *layers;       /* allocated by itself, as conv is */
     ha_linear *conv;                /* (conv_groups,): from (kernel, hidden / groups) inputs of a group to its hidden / groups outputs */
     ha_norm conv_norm, final_norm;
     float *inv_freq[2];             /* (head_dim / 2,) of layers that see all tokens, of windowed ones; NULL: not rotary */
