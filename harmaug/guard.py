@@ -1,7 +1,6 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import shutil
@@ -381,12 +380,15 @@ class Guard:
         --------
         >>> guard.to("int8").save_pretrained("guard-int8")                  # doctest: +SKIP
         """
-        other, threads = copy.copy(self), self.encoder.n_threads
+        threads = self.encoder.n_threads
         if self._params is None and self._adapter is None:
-            other.encoder = _open_encoder(self._folder, dtype, threads)
+            encoder = _open_encoder(self._folder, dtype, threads)
         else:
-            other.encoder = _C.Encoder.from_params(self._weights(), dtype=dtype, n_threads=threads)
+            encoder = _C.Encoder.from_params(self._weights(), dtype=dtype, n_threads=threads)
+        other = type(self)(encoder, self.tokenizer, self._settings, self._folder, adapter=self._adapter,
+                           params=self._params, max_length=self.max_length, long=self.long)
         other.thresholds = dict(self.thresholds)
+        other.threshold, other.temperature = self.threshold, self.temperature
         return other
 
     def _weights(self) -> _C.EncoderParams:
