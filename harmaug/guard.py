@@ -1,7 +1,7 @@
 """A guard: a small encoder that gives P(unsafe) for a prompt, or for a prompt and its response."""
 from __future__ import annotations
 
-import copy
+import logging
 import os
 import shutil
 import warnings
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from harmaug.explain import Explanation
 
 __all__ = ["Guard", "ScoreDetails"]
+
+_log = logging.getLogger(__name__)
 
 UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 """Labels of id2label, in any case, that mean unsafe."""
@@ -169,7 +171,7 @@ class Guard:
         if not (folder / "adapter_config.json").exists():
             settings = read_object(folder / "config.json")
             dtype = dtype or ("int8" if settings.get("quantization_config") else "float32")
-            encoder = _C.Encoder(folder, dtype=dtype, n_threads=threads)
+            encoder = _open_encoder(folder, dtype, threads)
             return cls(encoder, Tokenizer.from_pretrained(folder), settings, folder, **options)
         base = adapters.base_folder(folder, download)
         params = adapters.merge(folder, base)
@@ -378,12 +380,15 @@ class Guard:
         --------
         >>> guard.to("int8").save_pretrained("guard-int8")                  # doctest: +SKIP
         """
-        other, threads = copy.copy(self), self.encoder.n_threads
+        threads = self.encoder.n_threads
         if self._params is None and self._adapter is None:
-            other.encoder = _C.Encoder(self._folder, dtype=dtype, n_threads=threads)
+            encoder = _open_encoder(self._folder, dtype, threads)
         else:
-            other.encoder = _C.Encoder.from_params(self._weights(), dtype=dtype, n_threads=threads)
+            encoder = _C.Encoder.from_params(self._weights(), dtype=dtype, n_threads=threads)
+        other = type(self)(encoder, self.tokenizer, self._settings, self._folder, adapter=self._adapter,
+                           params=self._params, max_length=self.max_length, long=self.long)
         other.thresholds = dict(self.thresholds)
+        other.threshold, other.temperature = self.threshold, self.temperature
         return other
 
     def _weights(self) -> _C.EncoderParams:
@@ -449,6 +454,13 @@ class Guard:
 
 
 # -- settings --
+
+def _open_encoder(folder: Path, dtype: str, n_threads: int) -> _C.Encoder:
+    encoder = _C.Encoder(folder, dtype=dtype, n_threads=n_threads, cache=models.cache_place("weights"))
+    if encoder.cache_note:
+        _log.info("weights cache: %s", encoder.cache_note)
+    return encoder
+
 
 def _thread_count(n_threads: int | None) -> int:
     if n_threads is not None and n_threads < 1:

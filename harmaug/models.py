@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from harmaug import _C
 from harmaug.runs import sha256
 
 __all__ = ["REGISTRY", "Model", "ModelFile", "cache_folder", "describe", "fetch", "list_models", "resolve", "show"]
@@ -78,6 +79,25 @@ def cache_folder() -> Path | None:
         return Path(chosen).expanduser() if chosen else None
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "harmaug"
+
+
+def cache_place(kind: str) -> Path | None:
+    """Where files of a kind ("tokenizers", "weights") are kept for this instruction set between runs.
+
+    None: caching is switched off, or no such folder can be made.
+    """
+    cache = cache_folder()
+    if cache is None:
+        return None
+    folder = cache / kind / str(_C.build_info()["cpu_isa"])
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        for part in (cache, folder.parent, folder):
+            part.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        logger.info("%s cache: %s", kind, error)
+        return None
+    return folder
 
 
 def _roots() -> list[Path]:

@@ -23,22 +23,6 @@ _SAVED_AS = {".json": "tokenizer.json", ".txt": "vocab.txt", ".model": "tokenize
 _log = logging.getLogger(__name__)
 
 
-def _tables_folder() -> Path | None:
-    """Where the tables of large tokenizers are kept between runs; None: caching is off, or there is no place for it."""
-    cache = models.cache_folder()
-    if cache is None:
-        return None
-    folder = cache / "tokenizers" / str(_C.build_info()["cpu_isa"])
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        for part in (cache, folder.parent, folder):
-            part.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        _log.info("tokenizer cache: %s", error)
-        return None
-    return folder
-
-
 class Encoding:
     """Rows of token ids of different lengths, one after the other.
 
@@ -187,7 +171,7 @@ class Tokenizer:
             self._options |= {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
         self._held: dict[str, bytes] | None = None
         self._stamps = {file: _stamp(file) for file in _files(self.path).values()}
-        self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options, cache=_tables_folder())
+        self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options, cache=models.cache_place("tokenizers"))
         if self._tokenizer.cache_note:
             _log.info("tokenizer cache: %s", self._tokenizer.cache_note)
         self.settings = self._read_settings()

@@ -11,6 +11,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#if defined(__APPLE__)
+#define HA_MTIME(info) (info).st_mtimespec
+#define HA_CTIME(info) (info).st_ctimespec
+#else
+#define HA_MTIME(info) (info).st_mtim
+#define HA_CTIME(info) (info).st_ctim
+#endif
+
 static const uint8_t nothing[1] = {0};      /* what an empty file maps to: mmap refuses length 0 */
 
 ha_status
@@ -37,6 +45,9 @@ ha_map_file_open(const char *path, ha_map_file *out, ha_error *err)
         status = ha_fail(err, HA_ERR_IO, "%.350s: too large for this address space", path);
         goto done;
     }
+    const uint64_t stamp[7] = {(uint64_t)info.st_dev, (uint64_t)info.st_ino, (uint64_t)info.st_size, (uint64_t)HA_MTIME(info).tv_sec,
+                               (uint64_t)HA_MTIME(info).tv_nsec, (uint64_t)HA_CTIME(info).tv_sec, (uint64_t)HA_CTIME(info).tv_nsec};
+    memcpy(out->stamp, stamp, sizeof(stamp));
     if (info.st_size == 0) {
         out->data = nothing;
         goto done;

@@ -10,6 +10,7 @@
 typedef struct ha_map_file {
     const uint8_t *data;
     size_t size;
+    uint64_t stamp[7];  /* what changes when the file does: device, inode, size, times of change of content and of inode (s, ns each) */
 } ha_map_file;
 
 /* HA_ERR_IO "path: cause". An empty file gives size 0 and a non-NULL pointer. A folder or a device is an error. */

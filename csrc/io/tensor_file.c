@@ -6,8 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
+#include "core/sha256.h"
 #include "io/tensor_file_impl.h"
+
+#define SETTLED 1       /* s after a change within which a second one may carry the same time */
 
 ha_status
 ha_tensor_file_add(ha_tensor_file *file, const ha_tensor *tensor, const char *path, ha_error *err)
@@ -278,6 +282,22 @@ ha_tensor_file_close(ha_tensor_file *file)
     free(file->entries);
     free(file->names);
     free(file);
+}
+
+int
+ha_tensor_file_stamp(const ha_tensor_file *file, uint8_t digest[32])
+{
+    uint8_t chain[32 + sizeof(file->maps[0].stamp)];
+    const uint64_t now = (uint64_t)time(NULL);
+    int settled = 1;
+    memset(digest, 0, 32);
+    for (size_t i = 0; i < file->n_maps; i++) {
+        memcpy(chain, digest, 32);
+        memcpy(chain + 32, file->maps[i].stamp, sizeof(file->maps[i].stamp));
+        ha_sha256(chain, sizeof(chain), digest);
+        settled = settled && file->maps[i].stamp[5] + SETTLED < now;
+    }
+    return settled;
 }
 
 size_t

@@ -41,6 +41,10 @@ size_t ha_tensor_file_count(const ha_tensor_file *file);
 const ha_tensor *ha_tensor_file_at(const ha_tensor_file *file, size_t i);              /* in file order */
 const ha_tensor *ha_tensor_file_find(const ha_tensor_file *file, const char *name);    /* NULL: no such tensor */
 
+/* A digest of the state in which the files were when they were opened: as long as it is the same, so is their content (device, inode, size and times,
+ * of which the time of the inode's change can't be set). Returns 0 when a change is so young that the next one might not show. */
+int ha_tensor_file_stamp(const ha_tensor_file *file, uint8_t digest[32]);
+
 /* Dequantised rows [first, first + count) of a tensor seen as (shape[0], rest): out (count, rest) float32.
  * A 1-D tensor is one row. HA_ERR_VALUE for rows outside it, HA_ERR_FORMAT for a type without a reader.
  * Values equal gguf-py's dequantize() and an exact widening of F16/BF16, bit for bit. */

@@ -156,23 +156,18 @@ TILES(GEMM_MR, STEP_PAIR)
 static const tile_fn tiles_pair[GEMM_MR] = {NAMES(GEMM_MR, STEP_PAIR)};
 #endif
 
-/* out[p * out_ld + r] = x[r * x_ld + p] for r < rows, p < cols */
+/* out[p * out_ld + r] = x[r * x_ld + p] for r < rows, p < cols. What is left of four rows or columns is taken with the ones before it. */
 static void
 pack_transposed(float *out, size_t out_ld, const float *x, size_t x_ld, size_t rows, size_t cols)
 {
-    size_t r;
-    for (r = 0; r + 4 <= rows; r += 4) {
-        size_t p;
-        for (p = 0; p + 4 <= cols; p += 4) {
+    for (size_t r0 = 0; r0 < rows && rows >= 4 && cols >= 4; r0 += 4) {
+        const size_t r = rows - r0 < 4 ? rows - 4 : r0;
+        for (size_t p0 = 0; p0 < cols; p0 += 4) {
+            const size_t p = cols - p0 < 4 ? cols - 4 : p0;
             vf_transpose_4x4(out + p * out_ld + r, out_ld, x + r * x_ld + p, x_ld);
         }
-        for (; p < cols; p++) {
-            for (size_t i = r; i < r + 4; i++) {
-                out[p * out_ld + i] = x[i * x_ld + p];
-            }
-        }
     }
-    for (; r < rows; r++) {
+    for (size_t r = 0; r < rows && (rows < 4 || cols < 4); r++) {
         for (size_t p = 0; p < cols; p++) {
             out[p * out_ld + r] = x[r * x_ld + p];
         }

@@ -39,6 +39,24 @@ typedef struct ha_gemm {
     size_t ldc;
 } ha_gemm;
 
+#define HA_ATTEND_PAD 64
+
+/* One head's attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) of queries [first, first + m) of a row of tokens over its keys
+ * [first_key, first_key + n): out = softmax(scale S) V, S_ij = Q_i . K_j and, with r the table's row for the distance i - j, the terms Q_i . key_r and
+ * K_j . query_r of disentangled attention (He et al. 2021, arXiv 2006.03654, eq. 4). d columns each. */
+typedef struct ha_attend {
+    size_t n, m, d, first, first_key;
+    const float *q, *k, *v;         /* of query `first` and key `first_key` */
+    size_t ldq, ldkv;
+    float scale;
+    size_t window;                  /* > 0: a query sees keys at most that far away, one of these at least */
+    const float *key, *query;       /* projections of table_rows positions, packed as the weight (table_rows, d) of a Linear in float32; NULL: no such term */
+    size_t table_rows;
+    const int32_t *row;             /* row[distance], not falling, within the table; HA_ATTEND_PAD more on both sides than the distances are read */
+    float *out;                     /* (m, d) */
+    size_t ldo;
+} ha_attend;
+
 typedef struct ha_kernels {
     const char *isa;
 
@@ -95,6 +113,9 @@ typedef struct ha_kernels {
     void (*softmax_f32)(float *x, size_t rows, size_t cols, size_t ld, float scale);
     /* dx = scale * p * (dp - sum_j p_j dp_j) per row; p the softmax's output; dx may be dp. */
     void (*softmax_backward_f32)(float *dx, const float *dp, const float *p, size_t rows, size_t cols, size_t ld, float scale);
+    /* -- attention: on this thread; an element's bits depend on its row of tokens and on the block of queries alone -- */
+    size_t (*attend_scratch_bytes)(const ha_attend *a);     /* reads n, m, d, table_rows and whether key and query are there */
+    void (*attend_f32)(const ha_attend *a, void *scratch);
     /* max of x, n >= 1; and out[i] = exp(scale * (x[i] - max)), returning the sum in float64 accumulated in float32 lanes of a fixed width. */
     float (*max_f32)(const float *x, size_t n);
     double (*exp_sum_f32)(float *out, const float *x, float max, float scale, size_t n);

@@ -53,6 +53,13 @@ static inline vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 static inline vf vf_abs(vf a) { return vabsq_f32(a); }
 static inline vf vf_copysign(vf a, vf s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
 static inline vf vf_keep_n(vf a, size_t n) { return vbslq_f32(vf_first_n(n), a, vdupq_n_f32(0.0f)); }
+static inline vf
+vf_pick(const float *p, const int32_t *at, int32_t base)
+{
+    const float lanes[VF_LANES] = {p[at[0] - base], p[at[1] - base], p[at[2] - base], p[at[3] - base]};
+    return vld1q_f32(lanes);
+}
+
 static inline float vf_sum(vf a) { return vaddvq_f32(a); }
 static inline float vf_max_lanes(vf a) { return vmaxvq_f32(a); }
 static inline vf vf_round(vf a) { return vrndnq_f32(a); }

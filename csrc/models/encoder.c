@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/pages.h"
+#include "models/encoder_cache.h"
 #include "models/encoder_impl.h"
 #include "models/encoder_parts.h"
 
@@ -26,6 +28,12 @@ take_linear(ha_encoder *e, ha_linear *l, size_t weight, size_t bias, size_t firs
     l->bias = param_size(e, bias) > 0 ? ha_arena_take(&e->arena, n, sizeof(float)) : NULL;
 }
 
+size_t
+ha_encoder_table_floats(const ha_encoder *encoder)
+{
+    return encoder->kernels->linear_packed_bytes(HA_WEIGHT_F32, 2 * encoder->config.relative_span, encoder->config.head_dim) / sizeof(float);
+}
+
 /* The norm whose weight is `param` and whose bias comes next. */
 static void
 take_norm(ha_encoder *e, ha_norm *norm, size_t param)
@@ -39,7 +47,7 @@ static void
 lay_out_layer(ha_encoder *e, ha_encoder_layer *l, size_t i, ha_weight_format format)
 {
     const ha_encoder_config *c = &e->config;
-    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = 2 * c->relative_span * h;
+    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = c->n_heads * ha_encoder_table_floats(e);
     memset(l, 0, sizeof(*l));
     l->cls_only = i + 1 == c->n_layers && !c->mean_pooling;
     if (l->cls_only) {
@@ -64,7 +72,6 @@ lay_out(ha_encoder *e, ha_weight_format format)
     const ha_encoder_config *c = &e->config;
     const size_t h = c->hidden_size, p = ha_head_param(c, 0), one = sizeof(float);
     const size_t positions = param_size(e, HA_EMB_POSITION), types = param_size(e, HA_EMB_TYPE);
-    e->layers = ha_arena_take(&e->arena, c->n_layers, sizeof(*e->layers));
     e->position = positions > 0 ? ha_arena_take(&e->arena, positions, one) : NULL;
     e->type = types > 0 ? ha_arena_take(&e->arena, types, one) : NULL;
     take_norm(e, &e->norm, HA_EMB_NORM_W);
@@ -72,14 +79,11 @@ lay_out(ha_encoder *e, ha_weight_format format)
         take_linear(e, &e->project, HA_EMB_PROJECT_W, HA_EMB_PROJECT_B, 0, h, c->embedding_size, ha_param_format(c, HA_EMB_PROJECT_W, format));
     }
     for (size_t i = 0; i < c->n_layers; i++) {
-        ha_encoder_layer unused;
-        lay_out_layer(e, e->layers != NULL ? &e->layers[i] : &unused, i, format);
+        lay_out_layer(e, &e->layers[i], i, format);
     }
-    e->conv = ha_arena_take(&e->arena, c->conv_groups, sizeof(*e->conv));
     for (size_t g = 0; g < c->conv_groups; g++) {
         const size_t n = h / c->conv_groups;
-        ha_linear unused;
-        take_linear(e, e->conv != NULL ? &e->conv[g] : &unused, HA_CONV_W, HA_CONV_B, g * n, n, n * c->conv_kernel_size, format);
+        take_linear(e, &e->conv[g], HA_CONV_W, HA_CONV_B, g * n, n, n * c->conv_kernel_size, format);
     }
     take_norm(e, &e->conv_norm, HA_CONV_NORM_W);
     take_norm(e, &e->final_norm, HA_FINAL_NORM_W);
@@ -157,10 +161,11 @@ fill_linear(ha_encoder *e, const ha_source *from, ha_linear *l, ha_error *err)
         }
     }
     free(panel);
-    if (from->checkpoint != NULL && l->n > 0) {
-        ha_param param;
-        ha_param_describe(&e->config, l->weight, 0, &param);
-        for (size_t i = l->weight, rows = 0; rows < l->first + l->n; i++, rows += param.shape[0]) {
+    if (from->checkpoint != NULL && l->n > 0) {     /* a copy is enough */
+        for (size_t rows = 0, i = l->weight; rows < l->first + l->n; i++) {
+            ha_param param;
+            ha_param_describe(from->config, i, 0, &param);
+            rows += param.shape[0];
             ha_checkpoint_forget(from->checkpoint, i);
         }
     }
@@ -191,23 +196,34 @@ fill_layer(ha_encoder *e, const ha_source *from, size_t i, ha_error *err)
 
 /* -- relative positions: their projections do not depend on the text (where dropout is off) -- */
 
-/* out (rows, hidden) = table (rows, hidden) W^T + b */
+/* out: table (rows, hidden) W^T + b, packed head by head */
 static ha_status
 project_table(const ha_encoder *e, const ha_source *from, const float *table, size_t weight, size_t bias, float *out, ha_error *err)
 {
     const size_t h = e->config.hidden_size, rows = 2 * e->config.relative_span;
-    float *w = malloc(h * h * sizeof(float));
+    const size_t d = e->config.head_dim, floats = ha_encoder_table_floats(e);
+    float *w = malloc(h * h * sizeof(float)), *plain = malloc(rows * h * sizeof(float));
     void *scratch = malloc(e->kernels->gemm_scratch_bytes(rows, h, h, 0));
-    ha_status status = w != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
-    if (status == HA_OK && (status = ha_source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = ha_source_rows(from, bias, 0, 1, out, err)) == HA_OK) {
+    ha_status status = w != NULL && plain != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
+    if (status == HA_OK && (status = ha_source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = ha_source_rows(from, bias, 0, 1, plain, err)) == HA_OK) {
         ha_round_rows(e->kernels, e->format, w, h, h);
         for (size_t i = 1; i < rows; i++) {
-            memcpy(out + i * h, out, h * sizeof(float));
+            memcpy(plain + i * h, plain, h * sizeof(float));
         }
         const ha_gemm gemm = {.m = rows, .n = h, .k = h, .alpha = 1.0f, .beta = 1.0f, .a = table, .a_row = (ptrdiff_t)h, .a_col = 1,
-                              .b = w, .b_row = 1, .b_col = (ptrdiff_t)h, .c = out, .ldc = h};
+                              .b = w, .b_row = 1, .b_col = (ptrdiff_t)h, .c = plain, .ldc = h};
         e->kernels->gemm_f32(&gemm, scratch, 0);
+        if (from->checkpoint != NULL) {
+            ha_checkpoint_forget(from->checkpoint, weight);
+        }
+        for (size_t head = 0; head < e->config.n_heads; head++) {
+            for (size_t first = 0; first < rows; first += HA_PANEL) {
+                e->kernels->linear_pack(out + head * floats, HA_WEIGHT_F32, rows, d, first, rows - first < HA_PANEL ? rows - first : HA_PANEL,
+                                        plain + first * h + head * d, h);
+            }
+        }
     }
+    free(plain);
     free(scratch);
     free(w);
     return status;
@@ -309,22 +325,32 @@ check_widths(const ha_encoder_config *c, ha_weight_format format, ha_error *err)
     return HA_OK;
 }
 
+/* An encoder whose weights are counted, and stand nowhere yet. */
 static ha_status
-build(const ha_encoder_config *config, const ha_source *from, ha_weight_format format, ha_encoder **out, ha_error *err)
+begin(const ha_encoder_config *config, ha_weight_format format, ha_encoder **out, ha_error *err)
 {
     ha_encoder *e = calloc(1, sizeof(*e));
     *out = e;
-    if (e == NULL) {
+    if (e == NULL || (e->layers = calloc(config->n_layers, sizeof(*e->layers))) == NULL ||
+        (e->conv = calloc(config->conv_groups + 1, sizeof(*e->conv))) == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
     }
     e->config = *config;
     e->format = format;
-    e->word_format = from->checkpoint != NULL && ha_checkpoint_is_quantized(from->checkpoint, HA_EMB_WORD) ? HA_WEIGHT_F32 : format;
+    e->word_format = format;
     e->kernels = ha_kernels_get();
     ha_arena_begin(&e->arena);
     lay_out(e, format);
-    ha_status status = check_widths(config, format, err);
-    if (status != HA_OK || (status = ha_arena_commit(&e->arena, err)) != HA_OK) {
+    return check_widths(config, format, err);
+}
+
+/* Packs the weights of an encoder that was begun. */
+static ha_status
+build(ha_encoder *e, const ha_source *from, ha_weight_format format, ha_error *err)
+{
+    const ha_encoder_config *config = &e->config;
+    ha_status status = ha_arena_commit(&e->arena, err);
+    if (status != HA_OK) {
         return status;
     }
     lay_out(e, format);
@@ -335,19 +361,75 @@ build(const ha_encoder_config *config, const ha_source *from, ha_weight_format f
     return status == HA_OK ? fill(e, from, err) : status;
 }
 
+/* Takes the weights from the cache file: 1 when it could be used. */
+static int
+map_cached(ha_encoder *e, ha_weight_format format, const char *path, const uint8_t stamp[32], ha_error *note)
+{
+    uint8_t *weights;
+    const size_t size = e->arena.used;
+    const ha_status status = ha_encoder_cache_open(path, stamp, size, &e->cached, &weights, note);
+    if (status != HA_OK) {
+        note->message[0] = status == HA_ERR_IO ? '\0' : note->message[0];      /* there is none: nothing to tell */
+        return 0;
+    }
+    e->arena = (ha_arena){.base = weights, .capacity = size};
+    lay_out(e, format);
+    for (size_t i = 0; i < e->config.n_layers; i++) {       /* the checksum read them whole; a short row uses few */
+        const size_t bytes = e->config.n_heads * ha_encoder_table_floats(e) * sizeof(float);
+        float *const tables[2] = {e->layers[i].pos_key, e->layers[i].pos_query};
+        for (size_t j = 0; j < 2 && tables[j] != NULL; j++) {
+            ha_pages_forget(tables[j], bytes);
+        }
+    }
+    return 1;
+}
+
+static ha_status
+fill_or_map(ha_encoder *e, const ha_source *from, ha_weight_format format, const char *folder, const char *cache_folder, ha_error *note, ha_error *err)
+{
+    char *path = NULL;
+    uint8_t stamp[32];
+    int settled = 0;
+    const size_t size = e->arena.used;
+    const int cache = cache_folder != NULL && !e->arena.overflow && size >= HA_ENCODER_CACHE_LEAST &&
+                      ha_encoder_cache_name(cache_folder, folder, e, format, from->checkpoint, &path, stamp, &settled, note) == HA_OK;
+    ha_status status = HA_OK;
+    if (!cache || !map_cached(e, format, path, stamp, note)) {
+        status = build(e, from, format, err);
+        if (status == HA_OK && cache && settled) {
+            ha_encoder_cache_write(path, stamp, e->arena.base, size, note);
+        }
+    }
+    free(path);
+    return status;
+}
+
 ha_status
 ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err)
+{
+    ha_error note;
+    return ha_encoder_open_cached(folder, format, NULL, out, &note, err);
+}
+
+ha_status
+ha_encoder_open_cached(const char *folder, ha_weight_format format, const char *cache_folder, ha_encoder **out, ha_error *note, ha_error *err)
 {
     ha_encoder_config config;
     ha_checkpoint *checkpoint = NULL;
     ha_encoder *encoder = NULL;
     *out = NULL;
+    note->message[0] = '\0';
     ha_status status = ha_encoder_config_read(folder, &config, err);
     if (status != HA_OK || (status = ha_checkpoint_open(folder, &config, NULL, 0, 0, 0, &checkpoint, err)) != HA_OK) {
         return status;
     }
     const ha_source from = {.config = &config, .checkpoint = checkpoint};
-    status = build(&config, &from, format, &encoder, err);
+    if ((status = begin(&config, format, &encoder, err)) == HA_OK) {
+        if (ha_checkpoint_is_quantized(checkpoint, HA_EMB_WORD)) {      /* what is stored in few bits is what it is */
+            encoder->word_format = HA_WEIGHT_F32;
+        }
+        status = fill_or_map(encoder, &from, format, folder, cache_folder, note, err);
+    }
     if (status != HA_OK) {
         ha_checkpoint_close(checkpoint);
         ha_encoder_free(encoder);
@@ -365,7 +447,10 @@ ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format,
     const size_t words = params->items[HA_EMB_WORD].size;
     ha_encoder *encoder = NULL;
     *out = NULL;
-    ha_status status = build(&params->config, &from, format, &encoder, err);
+    ha_status status = begin(&params->config, format, &encoder, err);
+    if (status == HA_OK) {
+        status = build(encoder, &from, format, err);
+    }
     if (status == HA_OK && (encoder->word = malloc(words * sizeof(float))) == NULL) {
         status = ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory (%zu word embeddings)", words);
     }
@@ -384,7 +469,10 @@ ha_encoder_free(ha_encoder *encoder)
     if (encoder != NULL) {
         ha_checkpoint_close(encoder->checkpoint);
         free(encoder->word);
+        free(encoder->layers);
+        free(encoder->conv);
         ha_arena_free(&encoder->arena);
+        ha_map_file_close(&encoder->cached);
         free(encoder);
     }
 }

@@ -107,6 +107,9 @@ const char *ha_weight_format_name(ha_weight_format format);
 
 ha_status ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err);
 ha_status ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err);   /* copies what it needs */
+/* The same through a cache folder, which exists: weights packed before are mapped, others are left there for the next time. note: why a file was not used or
+ * could not be written, or "". Nothing else about the cache is an error. */
+ha_status ha_encoder_open_cached(const char *folder, ha_weight_format format, const char *cache_folder, ha_encoder **out, ha_error *note, ha_error *err);
 void ha_encoder_free(ha_encoder *encoder);
 const ha_encoder_config *ha_encoder_config_of(const ha_encoder *encoder);
 /* logits (n_rows, num_labels). Thread-safe: all run state is local to the call. HA_ERR_VALUE names a row that is empty, too long, or holds an id outside the vocabulary. */

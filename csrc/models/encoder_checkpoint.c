@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/pages.h"
 #include "core/rng.h"
 #include "core/pages.h"
 #include "io/tensor_file.h"
@@ -222,14 +223,6 @@ ha_checkpoint_is_quantized(const ha_checkpoint *checkpoint, size_t i)
     return tensor != NULL && (tensor->dtype == HA_I8 || tensor->dtype == HA_U8) && checkpoint->config.quantized && tensor->ndim == 2;
 }
 
-void
-ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i)
-{
-    if (checkpoint->tensors[i] != NULL) {
-        ha_pages_forget(checkpoint->tensors[i]->data, checkpoint->tensors[i]->n_bytes);
-    }
-}
-
 /* Element j of a new weight: normal(0, INIT_STD) by Box and Muller, a function of (seed, parameter, j) alone. */
 static float
 new_weight(uint64_t seed, uint64_t param, uint64_t j)
@@ -264,4 +257,18 @@ ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size
         out[j] = param.ndim == 2 ? new_weight(checkpoint->seed, from_head, begin + j) : from_head == HA_HEAD_NORM_W ? 1.0f : 0.0f;
     }
     return HA_OK;
+}
+
+int
+ha_checkpoint_stamp(const ha_checkpoint *checkpoint, uint8_t digest[32])
+{
+    return ha_tensor_file_stamp(checkpoint->file, digest);
+}
+
+void
+ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i)
+{
+    if (checkpoint->tensors[i] != NULL) {
+        ha_pages_forget(checkpoint->tensors[i]->data, checkpoint->tensors[i]->n_bytes);
+    }
 }

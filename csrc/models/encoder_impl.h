@@ -3,6 +3,7 @@
 #define HARMAUG_MODELS_ENCODER_IMPL_H
 
 #include "core/arena.h"
+#include "core/map_file.h"
 #include "kernels/quantize.h"
 #include "models/encoder.h"
 #include "models/encoder_layout.h"
@@ -28,7 +29,7 @@ typedef struct ha_encoder_layer {
     ha_linear qkv, q, kv;
     ha_linear out, up, down;
     ha_norm norm1, norm2;
-    float *pos_key, *pos_query; /* (2 relative_span, hidden): projections of the relative positions, or NULL */
+    float *pos_key, *pos_query; /* projections of the 2 relative_span positions, packed head by head (models/attend.h); or NULL */
 } ha_encoder_layer;
 
 struct ha_encoder {
@@ -37,11 +38,12 @@ struct ha_encoder {
     const ha_kernels *kernels;      /* those that packed the weights */
     ha_checkpoint *checkpoint;      /* where word embedding rows are read, or NULL: */
     float *word;                    /* (vocab_size, embedding_size) */
-    ha_arena arena;                 /* all that follows */
+    ha_map_file cached;             /* the cache file that `arena` lies in, if it does */
+    ha_arena arena;                 /* all weights that follow */
     float *position, *type;         /* (positions, embedding_size), (types, embedding_size), or NULL */
     ha_norm norm;
     ha_linear project;
-    ha_encoder_layer *layers;
+    ha_encoder_layer *layers;       /* allocated by itself, as conv is */
     ha_linear *conv;                /* (conv_groups,): from (kernel, hidden / groups) inputs of a group to its hidden / groups outputs */
     ha_norm conv_norm, final_norm;
     float *inv_freq[2];             /* (head_dim / 2,) of layers that see all tokens, of windowed ones; NULL: not rotary */
@@ -64,5 +66,6 @@ ha_weight_format ha_param_format(const ha_encoder_config *config, size_t i, ha_w
 
 /* w (rows, k): each element becomes what a weight or an embedding stored in `format` holds. */
 void ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k);
+size_t ha_encoder_table_floats(const ha_encoder *encoder);    /* of one head's packed table of positions */
 
 #endif

@@ -92,11 +92,11 @@ ha_status ha_checkpoint_open(const char *folder, ha_encoder_config *config, cons
 void ha_checkpoint_close(ha_checkpoint *checkpoint);
 /* Rows [first, first + count) of parameter i (a vector is one row) as float32: out (count, ha_param_cols). */
 ha_status ha_checkpoint_rows(const ha_checkpoint *checkpoint, size_t i, size_t first, size_t count, float *out, ha_error *err);
+int ha_checkpoint_stamp(const ha_checkpoint *checkpoint, uint8_t digest[32]);     /* of its files: ha_tensor_file_stamp */
+void ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i);              /* the pages of parameter i are not needed for now */
 
 /* Whether parameter i is stored in rows of 8 or 4 bits. */
 int ha_checkpoint_is_quantized(const ha_checkpoint *checkpoint, size_t i);
-/* Gives the memory of parameter i's file pages back to the system: it comes again when it is read. */
-void ha_checkpoint_forget(const ha_checkpoint *checkpoint, size_t i);
 
 /* folder/name into out (size bytes); HA_ERR_VALUE when it does not fit. */
 ha_status ha_path_join(const char *folder, const char *name, char *out, size_t size, ha_error *err);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "core/parallel.h"
-#include "models/attention.h"
+#include "models/attend.h"
 #include "models/encoder_batch.h"
 #include "models/encoder_impl.h"
 #include "models/encoder_parts.h"
@@ -26,8 +26,7 @@ typedef struct run {
     float *x, *sum, *first, *wide;
     float *embedded;            /* (tokens, hidden): the first layer's input, for the convolution */
     float *cosine[2], *sine[2]; /* (longest, head_dim / 2) by kind of layer */
-    int32_t *relative_rows;     /* (2 longest - 1,) */
-    ha_relative relative;
+    int32_t *relative_rows;     /* (2 (longest + HA_ATTEND_PAD) - 1,): the table's row of each distance, or NULL */
     int64_t *offsets;
     void *scratch;
 } run;
@@ -59,15 +58,18 @@ need_linear(run *r, const ha_linear *l, size_t m)
     }
 }
 
-static ha_attention
+static ha_attend_batch
 attention_of(const run *r, size_t i, size_t rows, const int64_t *offsets)
 {
     const ha_encoder *e = r->encoder;
     const ha_encoder_config *c = &e->config;
     const int terms = 1 + c->c2p + c->p2c;      /* transformers counts them whether the model has relative positions or not */
-    return (ha_attention){
+    return (ha_attend_batch){
         .kernels = e->kernels, .n_rows = rows, .n_heads = c->n_heads, .head_dim = c->head_dim, .offsets = offsets, .cls_only = e->layers[i].cls_only,
         .scale = 1.0f / sqrtf((float)c->head_dim * (float)terms), .window = c->windowed[i] ? c->window : 0,
+        .key = e->layers[i].pos_key, .query = e->layers[i].pos_query, .table_rows = 2 * c->relative_span,
+        .table_floats = c->relative_span > 0 ? ha_encoder_table_floats(e) : 0,
+        .row = r->relative_rows != NULL ? r->relative_rows + r->longest + HA_ATTEND_PAD - 1 : NULL,
     };
 }
 
@@ -91,6 +93,10 @@ need_chunk(run *r, size_t first, size_t last)
         need_linear(r, &l->out, m);
         need_linear(r, &l->up, m);
         need_linear(r, &l->down, m);
+        if (i == 0 || i + 1 == e->config.n_layers || e->config.windowed[i] != e->config.windowed[i - 1]) {
+            const ha_attend_batch attention = attention_of(r, i, rows, offsets + first);
+            r->scratch_bytes = larger(r->scratch_bytes, ha_attend_batch_scratch_bytes(&attention, r->n_threads));
+        }
     }
     for (size_t g = 0; g < e->config.conv_groups; g++) {
         need_linear(r, &e->conv[g], e->layers[0].cls_only ? rows : tokens);
@@ -98,21 +104,6 @@ need_chunk(run *r, size_t first, size_t last)
     need_linear(r, &e->project, tokens);
     need_linear(r, &e->pooler, rows);
     need_linear(r, &e->classifier, rows);
-}
-
-/* Attention's scratch, which depends on the table of distances. */
-static void
-need_attention(run *r, size_t first, size_t last)
-{
-    const ha_encoder_config *c = &r->encoder->config;
-    for (size_t i = 0; i < c->n_layers; i++) {
-        if (i > 0 && i + 1 < c->n_layers && c->windowed[i] == c->windowed[i - 1]) {
-            continue;
-        }
-        ha_attention a = attention_of(r, i, last - first, r->batch->offsets + first);
-        a.relative = r->relative.row != NULL ? &r->relative : NULL;
-        r->scratch_bytes = larger(r->scratch_bytes, ha_attention_scratch_bytes(&a, r->n_threads));
-    }
 }
 
 static void
@@ -132,6 +123,8 @@ lay_out_run(run *r, ha_arena *arena)
     r->embedded = c->conv_groups > 0 ? ha_arena_take(arena, r->tokens, h * one) : NULL;
     r->first = ha_arena_take(arena, r->rows, h * one);
     r->offsets = ha_arena_take(arena, r->rows + 1, sizeof(int64_t));
+    r->relative_rows = e->layers[0].pos_key != NULL || e->layers[0].pos_query != NULL ?
+                       ha_arena_take(arena, 2 * (r->longest + HA_ATTEND_PAD) - 1, sizeof(int32_t)) : NULL;
     for (int kind = 0; kind < 2; kind++) {
         r->cosine[kind] = e->inv_freq[kind] != NULL ? ha_arena_take(arena, r->longest, c->head_dim / 2 * one) : NULL;
         r->sine[kind] = e->inv_freq[kind] != NULL ? ha_arena_take(arena, r->longest, c->head_dim / 2 * one) : NULL;
@@ -242,8 +235,7 @@ run_layer(const run *r, size_t i, size_t rows, size_t tokens)
     const int kind = c->windowed[i];
     const size_t h = c->hidden_size;
     const float *in = r->x;
-    ha_attention a = attention_of(r, i, rows, r->offsets);
-    ha_relative relative = {.key = l->pos_key, .query = l->pos_query, .row = r->relative.row};
+    ha_attend_batch a = attention_of(r, i, rows, r->offsets);
     float *q, *k, *context, *x = l->cls_only ? r->first : r->x;
     if (c->pre_norm && l->norm1.n > 0) {
         normalise(r, &l->norm1, r->sum, r->x, tokens);
@@ -273,8 +265,7 @@ run_layer(const run *r, size_t i, size_t rows, size_t tokens)
         }
     }
     a.q = q, a.k = k, a.v = k + h;
-    a.relative = r->relative.row != NULL ? &relative : NULL;
-    ha_attention_forward(&a, context, h, r->scratch, r->n_threads);
+    ha_attend_batch_run(&a, context, h, r->scratch, r->n_threads);
     finish_layer(r, l, x, context, l->cls_only ? rows : tokens);
 }
 
@@ -345,7 +336,7 @@ ha_status
 ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logits, int n_threads, ha_error *err)
 {
     run r = {.encoder = encoder, .batch = batch, .n_threads = n_threads};
-    ha_arena arena = {0}, table = {0};
+    ha_arena arena = {0};
     ha_status status = ha_batch_check(&encoder->config, batch, err);
     if (status != HA_OK || batch->n_rows == 0) {
         return status;
@@ -354,24 +345,14 @@ ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logit
         last = chunk_end(batch, first, n_threads);
         need_chunk(&r, first, last);
     }
-    if (encoder->layers[0].pos_key != NULL || encoder->layers[0].pos_query != NULL) {
-        ha_arena_take(&table, 2 * r.longest - 1, sizeof(*r.relative_rows));
-        if ((status = ha_arena_commit(&table, err)) != HA_OK) {
-            return status;
-        }
-        r.relative_rows = ha_arena_take(&table, 2 * r.longest - 1, sizeof(*r.relative_rows));
-        ha_relative_rows(&encoder->config, r.relative_rows, r.longest);
-        r.relative = (ha_relative){.key = encoder->layers[0].pos_key, .query = encoder->layers[0].pos_query, .row = r.relative_rows + (r.longest - 1)};
-    }
-    for (size_t first = 0, last; first < batch->n_rows; first = last) {
-        last = chunk_end(batch, first, n_threads);
-        need_attention(&r, first, last);
-    }
     lay_out_run(&r, &arena);
     if ((status = ha_arena_commit(&arena, err)) == HA_OK) {
         lay_out_run(&r, &arena);
         for (int kind = 0; kind < 2 && r.cosine[kind] != NULL; kind++) {
             ha_rotary_angles(encoder->inv_freq[kind], encoder->config.head_dim / 2, r.longest, r.cosine[kind], r.sine[kind]);
+        }
+        if (r.relative_rows != NULL) {
+            ha_relative_rows(&encoder->config, r.relative_rows, r.longest + HA_ATTEND_PAD);
         }
         for (size_t first = 0, last; first < batch->n_rows && status == HA_OK; first = last) {
             last = chunk_end(batch, first, n_threads);
@@ -379,6 +360,5 @@ ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logit
         }
     }
     ha_arena_free(&arena);
-    ha_arena_free(&table);
     return status;
 }

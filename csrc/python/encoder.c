@@ -7,6 +7,7 @@
 typedef struct encoder_object {
     PyObject_HEAD
     ha_encoder *encoder;
+    ha_error note;              /* about the cache */
     ha_weight_format format;
     int n_threads;
 } encoder_object;
@@ -50,21 +51,22 @@ allocate(PyTypeObject *type, ha_weight_format format, int n_threads)
 static PyObject *
 encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"folder", "dtype", "n_threads", NULL};
-    PyObject *folder = NULL;
+    static char *names[] = {"folder", "dtype", "n_threads", "cache", NULL};
+    PyObject *folder = NULL, *cache = NULL;
     const char *dtype = "float32";
     int n_threads = 0;
     ha_weight_format format;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$si:Encoder", names, PyUnicode_FSConverter, &folder, &dtype, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$siO&:Encoder", names, PyUnicode_FSConverter, &folder, &dtype, &n_threads,
+                                     py_optional_path, &cache)) {
         return NULL;
     }
     encoder_object *self = parse_format(PyType_GetModule(type), dtype, &format) ? allocate(type, format, n_threads) : NULL;
     if (self != NULL) {
         ha_error err;
         ha_status status;
-        const char *path = PyBytes_AsString(folder);
+        const char *path = PyBytes_AsString(folder), *cache_path = cache != NULL ? PyBytes_AsString(cache) : NULL;
         Py_BEGIN_ALLOW_THREADS
-        status = ha_encoder_open(path, format, &self->encoder, &err);
+        status = ha_encoder_open_cached(path, format, cache_path, &self->encoder, &self->note, &err);
         Py_END_ALLOW_THREADS
         if (status != HA_OK) {
             py_raise(PyType_GetModule(type), status, &err);
@@ -72,6 +74,7 @@ encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         }
     }
     Py_DECREF(folder);
+    Py_XDECREF(cache);
     return (PyObject *)self;
 }
 
@@ -197,6 +200,13 @@ encoder_n_threads(PyObject *self, void *unused)
     return PyLong_FromLong(((encoder_object *)self)->n_threads);
 }
 
+static PyObject *
+encoder_cache_note(PyObject *self, void *unused)
+{
+    (void)unused;
+    return PyUnicode_DecodeFSDefault(((encoder_object *)self)->note.message);
+}
+
 static PyMethodDef encoder_methods[] = {
     {"from_params", (PyCFunction)(void (*)(void))encoder_from_params, METH_VARARGS | METH_KEYWORDS | METH_CLASS, from_params_doc},
     {"logits", (PyCFunction)(void (*)(void))encoder_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
@@ -206,12 +216,13 @@ static PyMethodDef encoder_methods[] = {
 static PyGetSetDef encoder_getters[] = {
     {"config", encoder_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
     {"dtype", encoder_dtype, NULL, PyDoc_STR("Storage of the weights: float32, bfloat16 or int8."), NULL},
+    {"cache_note", encoder_cache_note, NULL, PyDoc_STR("Why a file in the cache was not used or could not be written; empty when there is nothing to tell."), NULL},
     {"n_threads", encoder_n_threads, NULL, PyDoc_STR("Threads of a call; 0: the library's default."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyDoc_STRVAR(encoder_doc,
-"Encoder(folder, *, dtype='float32', n_threads=0)\n"
+"Encoder(folder, *, dtype='float32', n_threads=0, cache=None)\n"
 "--\n\n"
 "An encoder with its classification head, ready to run; immutable, so that one serves many threads.\n\n"
 "Parameters\n"
@@ -221,7 +232,9 @@ PyDoc_STRVAR(encoder_doc,
 "dtype : str, default 'float32'\n"
 "    float32, bfloat16 or int8.\n"
 "n_threads : int, default 0\n"
-"    0: the library's default.\n\n"
+"    0: the library's default.\n"
+"cache : str or path-like, optional\n"
+"    A folder in which packed weights are kept, for the next opening to map them.\n\n"
 "Raises\n"
 "------\n"
 "OSError, FormatError\n"

@@ -376,9 +376,8 @@ tokenizer_pad_id(PyObject *self, void *unused)
     return id >= 0 ? PyLong_FromLong(id) : Py_NewRef(Py_None);
 }
 
-/* PyArg converter: a path, or None for NULL. */
-static int
-optional_path(PyObject *obj, void *out)
+int
+py_optional_path(PyObject *obj, void *out)
 {
     return obj == Py_None ? 1 : PyUnicode_FSConverter(obj, out);
 }
@@ -427,7 +426,7 @@ tokenizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     ha_open_options options = {0};
     ha_special_token *tokens = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$szO!O&:Tokenizer", names, PyUnicode_FSConverter, &path, &reference, &options.pattern,
-                                     &PyDict_Type, &given, optional_path, &cache)) {
+                                     &PyDict_Type, &given, py_optional_path, &cache)) {
         return NULL;
     }
     options.reference = strcmp(reference, "sentencepiece") == 0 ? HA_REFERENCE_SENTENCEPIECE : HA_REFERENCE_TOKENIZERS;

@@ -10,8 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/cache_file.h"
 #include "core/pages.h"
-#include "core/sha256.h"
 #include "core/utf8.h"
 #include "tokenizer/word_table.h"
 
@@ -59,35 +59,11 @@ free_tables(ha_tables *tables)
     }
 }
 
-/* Against damage, not against malice: four lanes of multiplications. */
-static uint64_t
-checksum(uint64_t seed, const void *data, size_t length)
-{
-    const uint8_t *p = data;
-    uint64_t lane[4] = {seed, seed ^ 0x9E3779B97F4A7C15u, seed + 0xC2B2AE3D27D4EB4Fu, ~seed}, last[4] = {0};
-    size_t i = 0;
-    for (; i + 32 <= length; i += 32) {
-        uint64_t w[4];
-        memcpy(w, p + i, 32);
-        for (int k = 0; k < 4; k++) {
-            lane[k] = (lane[k] ^ w[k]) * 0x9FB21C651E98DF25u;
-            lane[k] ^= lane[k] >> 29;
-        }
-    }
-    memcpy(last, p + i, length - i);
-    uint64_t sum = length;
-    for (int k = 0; k < 4; k++) {
-        sum = (sum ^ lane[k] ^ last[k] * 0xD6E8FEB86659FD93u) * 0x9FB21C651E98DF25u;
-        sum ^= sum >> 32;
-    }
-    return sum;
-}
-
 static uint64_t
 checksum_header(const header *head)
 {
     const size_t from = offsetof(header, order);
-    return checksum(0, (const uint8_t *)head + from, sizeof(*head) - from);
+    return ha_cache_checksum(0, (const uint8_t *)head + from, sizeof(*head) - from);
 }
 
 static size_t
@@ -99,23 +75,7 @@ padded(uint64_t count, size_t size)
 ha_status
 ha_tables_path(const char *folder, const void *source, size_t length, char **out, ha_error *err)
 {
-    static const char digits[] = "0123456789abcdef";
-    uint8_t digest[32];
-    const size_t n = strlen(folder);
-    char *path = malloc(n + 96);
-    if (path == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory");
-    }
-    ha_sha256(source, length, digest);
-    memcpy(path, folder, n);
-    path[n] = '/';
-    for (size_t i = 0; i < 32; i++) {
-        path[n + 1 + 2 * i] = digits[digest[i] >> 4];
-        path[n + 2 + 2 * i] = digits[digest[i] & 15];
-    }
-    strcpy(path + n + 65, ".tables2");
-    *out = path;
-    return HA_OK;
+    return ha_cache_path(folder, source, length, ".tables2", out, err);
 }
 
 /* ---- checks ---- */
@@ -323,7 +283,7 @@ read_file(int fd, ha_tables **out, ha_error *err)
         }
         left -= padded(head->counts[i], element_size[i]);
     }
-    return left == 0 && head->checksum == checksum(checksum_header(head), head + 1, size - sizeof(*head)) ? HA_OK : bad(err, "the checksum is wrong");
+    return left == 0 && head->checksum == ha_cache_checksum(checksum_header(head), head + 1, size - sizeof(*head)) ? HA_OK : bad(err, "the checksum is wrong");
 }
 
 ha_status
@@ -355,20 +315,6 @@ ha_tables_read(const char *path, ha_tokenizer *tok, ha_json_sink *sinks, size_t 
 }
 
 /* ---- writing ---- */
-
-static int
-write_all(int fd, const void *data, size_t length)
-{
-    for (const uint8_t *p = data; length > 0;) {
-        const ssize_t n = write(fd, p, length);
-        if (n < 0 && errno != EINTR) {
-            return 0;
-        }
-        p += n > 0 ? n : 0;
-        length -= n > 0 ? (size_t)n : 0;
-    }
-    return 1;
-}
 
 static void
 describe(const ha_tokenizer *tok, const ha_json_sink *sinks, size_t n, header *head, const void *at[N_SECTIONS])
@@ -410,31 +356,18 @@ ha_tables_write(const char *path, const ha_tokenizer *tok, const ha_json_sink *s
     for (int i = 0; i < N_SECTIONS; i++) {
         size += padded(head.counts[i], element_size[i]);
     }
-    char *aside = malloc(strlen(path) + 32);
-    uint8_t *data = calloc(sizeof(head) + size, 1);
-    if (aside == NULL || data == NULL) {
-        free(aside);
-        free(data);
+    uint8_t *data = calloc(size + 1, 1);
+    if (data == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu bytes of tables", size);
     }
-    for (size_t i = 0, done = sizeof(head); i < N_SECTIONS; i++) {
+    for (size_t i = 0, done = 0; i < N_SECTIONS; i++) {
         if (head.counts[i] > 0) {
             memcpy(data + done, at[i], (size_t)head.counts[i] * element_size[i]);
         }
         done += padded(head.counts[i], element_size[i]);
     }
-    head.checksum = checksum(checksum_header(&head), data + sizeof(head), size);
-    memcpy(data, &head, sizeof(head));
-    sprintf(aside, "%s.XXXXXX", path);
-    const int fd = mkstemp(aside);          /* mode 0600 */
-    int good = fd >= 0 && write_all(fd, data, sizeof(head) + size);
-    good &= fd < 0 || close(fd) == 0;
-    good = good && rename(aside, path) == 0;
-    const ha_status status = good ? HA_OK : ha_fail(err, HA_ERR_IO, "%.350s: %s", path, strerror(errno));
-    if (!good && fd >= 0) {
-        unlink(aside);
-    }
-    free(aside);
+    head.checksum = ha_cache_checksum(checksum_header(&head), data, size);
+    const ha_status status = ha_cache_write(path, &head, sizeof(head), data, size, err);
     free(data);
     return status;
 }

@@ -24,7 +24,7 @@ def rows():
     assert files
     found = []
     for file in files:
-        lines = file.read_text().splitlines()
+        lines = file.read_text().strip("\n").split("\n")
         found += [json.loads(line) for line in lines[::len(lines) // 100 + 1]]
     return found
 
