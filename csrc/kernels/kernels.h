@@ -100,14 +100,13 @@ typedef struct ha_kernels {
 
     void (*add_f32)(float *out, const float *a, const float *b, size_t n, int n_threads);
     void (*activate_f32)(float *out, const float *x, ha_activation which, size_t n, int n_threads);
-    /* Each row of out (rows, cols), leading dimension ldo: act(first half) * second half of a row of x (rows, 2 cols), ldx. out may be x. */
+    /* A gated MLP's middle (Shazeer 2020, arXiv 2002.05202). Each row of out (rows, cols), leading dimension ldo: act(first half) * second half of a
+     * row of x (rows, 2 cols), ldx. out may be x. */
     void (*activate_gated_f32)(float *out, size_t ldo, const float *x, size_t ldx, ha_activation which, size_t rows, size_t cols, int n_threads);
     /* dx = dout * act'(x); dx may be dout. Relu's slope at 0 is 0. */
     void (*activate_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t n, int n_threads);
     /* Of activate_gated_f32 without gaps between rows: dx, x (rows, 2 cols), dout (rows, cols). */
     void (*activate_gated_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t rows, size_t cols, int n_threads);
-    /* SwiGLU's gate (Shazeer 2020, arXiv 2002.05202): silu(gate) * up. */
-    void (*silu_mul_f32)(float *out, const float *gate, const float *up, size_t n, int n_threads);
 
     /* -- softmax over rows of (rows, cols) with leading dimension ld, in place: softmax(scale * x). cols >= 1 -- */
     void (*softmax_f32)(float *x, size_t rows, size_t cols, size_t ld, float scale);

@@ -275,34 +275,19 @@ test_products(void)
 static void
 test_elementwise(size_t n)
 {
-    float *a = floats(n, 6), *b = floats(n, 3), *out = floats(n, 1), *two = floats(n, 1);
-    double worst[3] = {0};
-    kern->silu_mul_f32(out, a, b, n, 1);
-    for (size_t i = 0; i < n; i++) {
-        worst[0] = fmax(worst[0], fabs(out[i] - a[i] / (1 + exp(-(double)a[i])) * b[i]));
-    }
+    float *a = floats(n, 6), *b = floats(n, 3), *out = floats(n, 1);
+    double worst[2] = {0};
     kern->add_f32(out, a, b, n, 1);
     for (size_t i = 0; i < n; i++) {
-        worst[1] += out[i] != a[i] + b[i];
+        worst[0] += out[i] != a[i] + b[i];
     }
     memcpy(out, b, n * sizeof(float));
     kern->axpy_f32(out, 0.75f, a, n);
     for (size_t i = 0; i < n; i++) {
-        worst[2] = fmax(worst[2], fabs(out[i] - (b[i] + 0.75 * a[i])));
+        worst[1] = fmax(worst[1], fabs(out[i] - (b[i] + 0.75 * a[i])));
     }
-    CHECK(worst[0] <= 18 * 6 * EPS, "%s silu_mul %zu: %g", kern->isa, n, worst[0]);
-    CHECK(worst[1] == 0 && worst[2] <= 9 * 2 * EPS, "%s add, axpy %zu: %g", kern->isa, n, worst[2]);
-
-    /* each element alone has the same bits */
-    kern->silu_mul_f32(two, a, b, n, 2);
-    int differ = 0;
-    for (size_t i = 0; i < n; i++) {
-        float s;
-        kern->silu_mul_f32(&s, a + i, b + i, 1, 1);
-        differ += memcmp(&s, two + i, 4) != 0;
-    }
-    CHECK(differ == 0, "%s silu_mul %zu: %d elements differ when alone", kern->isa, n, differ);
-    free(a), free(b), free(out), free(two);
+    CHECK(worst[0] == 0 && worst[1] <= 9 * 2 * EPS, "%s add, axpy %zu: %g", kern->isa, n, worst[1]);
+    free(a), free(b), free(out);
 }
 
 static double
