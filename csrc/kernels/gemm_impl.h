@@ -175,9 +175,23 @@ pack_transposed(float *out, size_t out_ld, const float *x, size_t x_ld, size_t r
 }
 
 /* out[p * out_ld + r] = x[p * x_ld + r] for r < rows, p < cols */
+HA_INLINE void
+pack_few(float *out, size_t out_ld, const float *x, ptrdiff_t x_ld, const size_t rows, size_t cols)
+{
+    for (size_t p = 0; p < cols; p++) {
+        memcpy(out + p * out_ld, x + (ptrdiff_t)p * x_ld, rows * sizeof(*out));
+    }
+}
+
 static void
 pack_copied(float *out, size_t out_ld, const float *x, ptrdiff_t x_ld, size_t rows, size_t cols)
 {
+    switch (rows) {     /* a tile of few rows: copies of a constant size */
+    case 4: pack_few(out, out_ld, x, x_ld, 4, cols); return;
+    case 5: pack_few(out, out_ld, x, x_ld, 5, cols); return;
+    case 6: pack_few(out, out_ld, x, x_ld, 6, cols); return;
+    default: break;
+    }
     for (size_t p = 0; p < cols; p++) {
         for (size_t r = 0; r < rows; r += VF_LANES) {
             write_n(out + p * out_ld + r, read_n(x + (ptrdiff_t)p * x_ld + (ptrdiff_t)r, rows - r), rows - r);
@@ -265,6 +279,7 @@ gemm_group_task(const gemm_run *run, float *a, size_t first_tile, size_t end_til
     for (size_t panel = first_panel; panel < end_panel; panel++) {
         const size_t col = panel * GEMM_NR;
         out.cols = g->n - col < GEMM_NR ? g->n - col : GEMM_NR;
+        out.bias = g->bias != NULL && k0 == 0 ? g->bias + col : NULL;
         for (size_t t = first_tile; t < end_tile; t++) {
             const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
             out.c = g->c + row * g->ldc + col;

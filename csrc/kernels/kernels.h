@@ -27,7 +27,8 @@ typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_
 #define HA_PANEL 64     /* rows of a packed weight are laid out in panels of this many, on every instruction set */
 
 /* C (m, n) = alpha * A (m, k) * B (k, n) + beta * C. Element (i, p) of A is a[i * a_row + p * a_col], of B (p, j) b[p * b_row + j * b_col],
- * so that transposes are strides. beta == 0 does not read C. */
+ * so that transposes are strides. beta == 0 does not read C.
+ * bias (n,), or NULL: added to each row, in place of beta * C. */
 typedef struct ha_gemm {
     size_t m, n, k;
     float alpha, beta;
@@ -37,6 +38,7 @@ typedef struct ha_gemm {
     ptrdiff_t b_row, b_col;
     float *c;
     size_t ldc;
+    const float *bias;
 } ha_gemm;
 
 #define HA_ATTEND_PAD 64

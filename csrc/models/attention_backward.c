@@ -178,7 +178,9 @@ block_backward(const task *t, size_t i, size_t m)
     product(a, m, n, d, g, ldo, 1, t->v + at, 1, ldkv, 0.0f, w->grads, n, w->pack);
     if (a->dropout.drop != 0) {
         drop_block(a, query, t->head, first, w->kept, w->scores, m, n);
-        drop_block(a, query, t->head, first, w->grads, w->grads, m, n);
+        for (size_t j = 0; j < m * n; j++) {    /* a probability that is 0 without being dropped gives its score no gradient either */
+            w->grads[j] = w->kept[j] != 0.0f ? w->grads[j] * a->dropout.scale : 0.0f;
+        }
         used = w->kept;
     }
     product(a, n, d, m, used, 1, ld, g, ldo, 1, 1.0f, t->dv + at, a->ldkv, w->pack);

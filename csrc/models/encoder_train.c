@@ -265,11 +265,8 @@ void
 ha_affine_forward(const ha_tape *tape, const ha_affine *l, float *y, size_t ldy, const float *x, size_t m, int n_threads)
 {
     const float *data = tape->params->data;
-    for (size_t i = 0; l->has_bias && i < m; i++) {
-        memcpy(y + i * ldy, data + l->bias, l->n * sizeof(float));
-    }
-    const ha_gemm gemm = {.m = m, .n = l->n, .k = l->k, .alpha = 1.0f, .beta = l->has_bias ? 1.0f : 0.0f, .a = x, .a_row = (ptrdiff_t)l->k, .a_col = 1,
-                          .b = data + l->weight, .b_row = 1, .b_col = (ptrdiff_t)l->k, .c = y, .ldc = ldy};
+    const ha_gemm gemm = {.m = m, .n = l->n, .k = l->k, .alpha = 1.0f, .a = x, .a_row = (ptrdiff_t)l->k, .a_col = 1, .b = data + l->weight, .b_row = 1,
+                          .b_col = (ptrdiff_t)l->k, .c = y, .ldc = ldy, .bias = l->has_bias ? data + l->bias : NULL};
     tape->kernels->gemm_f32(&gemm, tape->scratch.base, n_threads);
 }
 

@@ -62,6 +62,20 @@ test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
         kern->gemm_f32(&g, scratch, 7);
         CHECK(memcmp(c, c2, m * ldc * sizeof(float)) == 0, "%s gemm %zu x %zu x %zu: 1 and 7 threads differ", kern->isa, m, n, k);
     }
+    float *bias = floats(n, 1), *biased = copy_of(c0, m * ldc);     /* a bias is what beta = 1 makes of rows that hold it */
+    for (size_t i = 0; i < m; i++) {
+        memcpy(c2 + i * ldc, bias, n * sizeof(float));
+    }
+    ha_gemm with_bias = g, onto = g;
+    with_bias.bias = bias, with_bias.c = biased, onto.beta = 1;
+    kern->gemm_f32(&with_bias, scratch, 2);
+    kern->gemm_f32(&onto, scratch, 1);
+    bad = 0;
+    for (size_t i = 0; i < m; i++) {
+        bad += memcmp(biased + i * ldc, c2 + i * ldc, n * sizeof(float)) != 0 || memcmp(biased + i * ldc + n, c0 + i * ldc + n, 3 * sizeof(float)) != 0;
+    }
+    CHECK(bad == 0, "%s gemm %zu x %zu x %zu: %d rows off with a bias", kern->isa, m, n, k, bad);
+    free(bias), free(biased);
     if (m > 0 && beta == 0) {                               /* the last row alone */
         float *row = floats(n, 1);
         g.a += (ptrdiff_t)(m - 1) * g.a_row, g.m = 1, g.c = row, g.ldc = n;
