@@ -259,6 +259,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert "--junit needs --gate" in fails(capsys, "evaluate", "--scores", "scored.jsonl", "--junit", "j.xml")
     assert "--save needs --model" in fails(capsys, "evaluate", "--model", "nowhere", "more.csv", "--save", "--calibrate")
     assert "--fit-threshold needs --model or --scores" in fails(capsys, "evaluate", "config.toml", "--fit-threshold", "f1")
+    assert "with --long truncate" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "f1", "--protocol", "harmaug-2024")
     assert "--protocol must be one of default, harmaug-2024" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--protocol", "x")
     assert "target must be f1, fpr=X or recall=X" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "x")
 
