@@ -371,16 +371,21 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
             value = math.nan
         if not math.isfinite(value):
             raise data.DataError(f"{where}: score must be a finite number")
-        labels, scores, groups = parts.setdefault(str(columns.get("set", stem)), ([], [], {column: [] for column in by}))
+        name = str(columns.get("set", stem))
+        if name not in parts:
+            parts[name] = [], [], {column: [] for column in by}
+        labels, scores, groups = parts[name]
         label = data.parse_label(columns.get("label"), where)
         if label is None and "label" not in columns:
             raise data.DataError(f"{where}: a row needs a label (null: unknown)")
         labels.append(label)
         scores.append(value)
         for column in by:
-            derived = column == "length" and column not in columns
-            size = len(columns.get("prompt") or "") + len(columns.get("response") or "")
-            groups[column].append(_length(size) if derived else _shown(columns.get(column)))
+            if column == "length" and column not in columns:
+                size = len(columns.get("prompt") or "") + len(columns.get("response") or "")
+                groups[column].append(_length(size))
+            else:
+                groups[column].append(_shown(columns.get(column)))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
     cohort = {"file": fspath(path), "sha256": runs.sha256(path)}
@@ -539,10 +544,12 @@ def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate_guard` as aligned text, one line a set."""
-    from harmaug.report import measures_table
+    """The report of `evaluate_guard` as aligned text, one line a set, and a table for each kind of slice."""
+    from harmaug.report import measures_table, slices_tables
 
-    return repr(measures_table(report))
+    parts = {**report["datasets"], **report["over_refusal"]}
+    tables = [measures_table(report), *(table for name, entry in parts.items() for table in slices_tables(name, entry))]
+    return "\n\n".join(map(repr, tables))
 
 
 def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:

@@ -36,7 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature first")
-    parser.add_argument("--fit-on", nargs="+", metavar="FILE", help="rows to fit on (default: those that are measured)")
+    parser.add_argument("--fit-on", action="append", metavar="FILE",
+                        help="rows to fit on; may be repeated (default: those that are measured)")
     parser.add_argument("--save", action="store_true", help="write what was fitted into the guard's thresholds.json")
     parser.add_argument("--gate", metavar="CONDITIONS", help="such as 'auprc>=0.8,xstest:fpr<=0.1': status 1 on failure")
     parser.add_argument("--junit", metavar="FILE", help="write the gates' results as JUnit XML")
@@ -52,6 +53,9 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         raise ValueError(f"--draws must be >= 0, got {args.draws}")
     if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
+    fits, rules = args.fit_threshold or args.calibrate, evaluate.PROTOCOLS[args.protocol]
+    if fits and rules.max_length is not None and args.long != "truncate":
+        raise ValueError(f"protocol {rules.name} cuts long rows: fit as it reads them, with --long truncate")
     files = [file for file in (args.config, *args.files) if file]
     layout = datasets.parse_layout(args.layout) if args.layout and "=" in args.layout else args.layout
     apart = [name for name in _named(files) if name in datasets.MANIFEST and datasets.MANIFEST[name].over_refusal]
@@ -67,7 +71,7 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         guard = _open(args.model, args, open_guard)
         if args.training:
             reading["training"] = evaluate.contamination(data.read_rows(args.training))
-    fitted = _fit(args, guard, files, layout) if args.fit_threshold or args.calibrate else None
+    fitted = _fit(args, guard, files, layout) if fits else None
     if guard is not None:
         measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)
     elif fitted is not None and fitted["temperature"] != 1:

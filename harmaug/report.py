@@ -97,12 +97,21 @@ def measures_table(report: Mapping[str, Any]) -> Table:
     lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
     notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
              f"{report['threshold']:g}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+    if "fitted" in report:
+        found = report["fitted"]
+        low, high = found["interval"] or (None, None)
+        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {found['threshold']:.4f} "
+                     f"({_plain(low)} .. {_plain(high)}), temperature {found['temperature']:.3f}"
+                     + (f"; {found['note']}" if "note" in found else ""))
     parts = [*report["datasets"].items()]
     if len(parts) > 1:
         parts.append(("mean", report["mean"]))
     parts += [(f"over-refusal: {name}", entry) for name, entry in report["over_refusal"].items()]
     for name, entry in parts:
         lines.append([name, *(entry.get(key) for _, key in columns)])
+        fitted = entry.get("at_fitted_threshold")
+        if fitted:
+            lines.append([f"{name}, at {fitted['threshold']:.3f} (fitted)", *(fitted.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
@@ -119,6 +128,14 @@ def measures_table(report: Mapping[str, Any]) -> Table:
                     notes.append(f"{name}: {metric} minus that of {other} {gain['difference']:+.3f} "
                                  f"({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): {verdict}")
     return Table(lines, notes)
+
+
+def slices_tables(name: str, entry: Mapping[str, Any]) -> list[Table]:
+    """The slices of a set as tables, one a column that parts it."""
+    shown = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"), ("recall", "recall"), ("FPR", "fpr")]
+    return [Table([[f"{name} by {column}".strip(), *(title for title, _ in shown)],
+                   *([value, *(found[key] for _, key in shown)] for value, found in parts.items())])
+            for column, parts in entry.get("slices", {}).items() if len(parts) > 1]
 
 
 def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
@@ -157,10 +174,7 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
             at = _metrics(y, s, fitted.threshold)
             lines.append([target, fitted.threshold, fitted.interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
-        names = ("n", "base_rate", "f1", "auprc", "recall", "fpr")
-        for column, found in entry.get("slices", {}).items():
-            if len(found) > 1:
-                tables.append([[f"by {column}", *names], *([value, *(m[name] for name in names)] for value, m in found.items())])
+        tables += [table.lines for table in slices_tables("", entry)]
         yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables)
 
 

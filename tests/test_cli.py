@@ -250,6 +250,8 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     report = json.loads(run(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "fpr=0", "--by", "length", "--baseline", "other", "--json", "--draws", "20").out)
     assert 18 / 40 < report["fitted"]["threshold"] < 22 / 40 and "flatter" in report["fitted"]["note"] and report["datasets"]["more"]["at_fitted_threshold"]["f1"] == 1
     assert report["datasets"]["more"]["baselines"]["other"]["comparison"]["mcnemar"]["p"] == 1 and report["datasets"]["more"]["slices"]["length"]["0-99"]["n"] == 8
+    out = run(capsys, "evaluate", "--model", "m", "more.csv", "test.jsonl", "--fit-threshold", "fpr=0", "--by", "length", "--draws", "20").out
+    assert "fitted for fpr=0 on 10 rows: threshold" in out and "flatter" in out and "(fitted)" in out
     scored = run(capsys, "score", "--model", "m", "more.csv").out
     Path("scored.jsonl").write_text(scored)
     again = json.loads(run(capsys, "evaluate", "--scores", "scored.jsonl", "--baseline", "scored.jsonl", "--json", "--draws", "20").out)
@@ -257,6 +259,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert "--junit needs --gate" in fails(capsys, "evaluate", "--scores", "scored.jsonl", "--junit", "j.xml")
     assert "--save needs --model" in fails(capsys, "evaluate", "--model", "nowhere", "more.csv", "--save", "--calibrate")
     assert "--fit-threshold needs --model or --scores" in fails(capsys, "evaluate", "config.toml", "--fit-threshold", "f1")
+    assert "with --long truncate" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "f1", "--protocol", "harmaug-2024")
     assert "--protocol must be one of default, harmaug-2024" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--protocol", "x")
     assert "target must be f1, fpr=X or recall=X" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "x")
 
