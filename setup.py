@@ -159,7 +159,7 @@ class BuildExt(build_ext):
 isa_files = {f"kernels_{isa}.c" for isa in ISAS}    # build_extension compiles these with their own flags
 ext = Extension(
     "harmaug._C",
-    sources=sorted(str(p) for p in Path("csrc").rglob("*.c") if p.name not in isa_files),
+    sources=sorted(str(p) for p in Path("csrc").rglob("*.c") if p.name not in isa_files and p.parent.name != "program"),
     depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]

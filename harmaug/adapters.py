@@ -10,6 +10,8 @@ from harmaug import _C, models
 from harmaug.data import read_object
 
 _PREFIX = "base_model.model."
+_CLASSIFIERS = ("classifier", "classifier.out_proj")
+_BEFORE_CLASSIFIER = ("pooler.dense.weight", "classifier.dense.weight", "pre_classifier.weight", "head.dense.weight")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "alora_invocation_tokens", "megatron_config",
                 "layer_replication", "lora_bias")
 
@@ -36,11 +38,11 @@ def merge(adapter: Path, base: Path) -> _C.EncoderParams:
     path = adapter / "adapter_model.safetensors"
     file = _C.TensorFile(path)
     whole, pairs = _tensors(path, file)
-    head = "classifier.weight" in whole and "classifier.bias" in whole
-    params = _C.EncoderParams.read(base, new_head=file.info(whole["classifier.weight"])[1][0] if head else 0)
-    pooler = (*whole, *(_C.TensorFile(base).names if head else ()))
-    if head and not any(name.endswith("pooler.dense.weight") for name in pooler):
-        raise _C.FormatError(f"{path}: neither the adapter nor its base model {base} holds 'bert.pooler.dense.weight'")
+    heads = [name for name in _CLASSIFIERS if f"{name}.weight" in whole and f"{name}.bias" in whole]
+    params = _C.EncoderParams.read(base, new_head=file.info(whole[f"{heads[0]}.weight"])[1][0] if heads else 0)
+    before = [name for name in params.names if name.endswith(_BEFORE_CLASSIFIER)]
+    if heads and not any(name.endswith(_BEFORE_CLASSIFIER) for name in (*whole, *_C.TensorFile(base).names)):
+        raise _C.FormatError(f"{path}: neither the adapter nor its base model {base} holds '{before[0]}'")
     try:
         for key, name in whole.items():
             params.set(key, file.read(name))

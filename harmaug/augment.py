@@ -272,8 +272,8 @@ class _Judge:
         """Return the row to record for one sample, and whether it is kept."""
         text = clean(generation.text)
         reason, match, similarity = self._reason(text, generation, draw)
-        about: dict[str, Any] = {"key": key, "kind": draw.kind, "tokens": len(generation.ids), **self._stamp}
-        self._count(draw.kind, reason or "kept", len(generation.ids))
+        about: dict[str, Any] = {"key": key, "kind": draw.kind, "tokens": generation.tokens, **self._stamp}
+        self._count(draw.kind, reason or "kept", generation.tokens)
         if reason is None:
             category = draw.category if draw.category not in (None, OTHER) else self._table.assign(text)
             assert category is not None

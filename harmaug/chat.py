@@ -87,15 +87,30 @@ class ChatTemplate:
 
         return cls(source=source, name=name, bos_token=token("bos"), eos_token=token("eos"))
 
-    def render(self, messages: Sequence[Mapping[str, str]], prefix: str = "") -> ChatPrompt:
+    @classmethod
+    def load(cls, path: Path, like: ChatTemplate | None = None) -> ChatTemplate:
+        """The template of a folder or .gguf, or a jinja file with the special tokens of another template.
+
+        A FormatError if there is none.
+        """
+        if path.is_dir() or path.suffix == ".gguf":
+            found = cls.read(path)
+            if found is None:
+                raise FormatError(f"{path}: no chat template")
+            return found
+        bos, eos = ("", "") if like is None else (like.bos_token, like.eos_token)
+        return cls(source=path.read_text(encoding="utf-8"), name=str(path), bos_token=bos, eos_token=eos)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], prefix: str = "", **variables: Any) -> ChatPrompt:
         """Return the messages with the assistant's turn opened and begun with `prefix`.
 
         `prefix` is put behind the rendered text as it is: nothing is stripped, and the turn stays open. Roles are those
-        that the template knows: "system", "user", "assistant". A ValueError if it is wrong, or refuses these messages.
+        that the template knows: "system", "user", "assistant". `variables` are further names for the template, such as
+        a guard's ``guideline``. A ValueError if it is wrong, or refuses these messages.
         """
         env = _environment()
         values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None,
-                  "bos_token": self.bos_token, "eos_token": self.eos_token}
+                  "bos_token": self.bos_token, "eos_token": self.eos_token, **variables}
         try:
             template = env.from_string(self.source)
             closed = template.render(**values, add_generation_prompt=False)

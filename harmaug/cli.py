@@ -106,9 +106,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
-    evaluate.add_argument("--model", metavar="DIR", help="measure this guard, on FILE instead of CONFIG; no run folder")
-    evaluate.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
-    _number(evaluate, "--threshold", float, 0.5, "with --model: flagged from here on")
+    if argv[:1] == ["evaluate"]:
+        from harmaug.evaluate_cli import add_options
+
+        add_options(evaluate)
 
     report = verbs.add_parser("report", help="write RUN/report.html")
     _common(report)
@@ -123,6 +124,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _common(score)
     score.set_defaults(run=_score)
 
+    serve = verbs.add_parser("serve", help="the guard over HTTP: /v1/moderations, /score, /healthz")
+    serve.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine only)")
+    for option, default, what in (("--port", 8000, "port; 0: a free one"), ("--max-queue", 256, "requests that may wait"),
+                                  ("--max-body", 1 << 20, "largest request in bytes")):
+        _number(serve, option, int, default, what)
+    _number(serve, "--timeout", float, 30.0, "seconds for a request to arrive, and again to be scored")
+    _number(serve, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
+    _common(serve)
+    serve.set_defaults(run=_serve)
+
     if argv[:1] == ["models"]:      # its parser needs the registry; --help need not
         from harmaug.models_cli import add_models_parser, run_models
 
@@ -130,6 +142,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         verbs.choices["models"].set_defaults(run=run_models)
     else:
         verbs.add_parser("models", help="list, fetch and check the pinned models")
+    if argv[:1] == ["data"]:
+        from harmaug.data_cli import add_data_parser, run_data
+
+        add_data_parser(verbs)
+        verbs.choices["data"].set_defaults(run=run_data)
+    else:
+        verbs.add_parser("data", help="list and fetch public sets")
     return parser
 
 
@@ -172,8 +191,12 @@ def _run(args: argparse.Namespace) -> int:
     from harmaug import pipeline
     from harmaug.runs import RunFolder
 
-    if args.only == "evaluate" and args.model:
-        return _evaluate_files(args)
+    if args.only == "evaluate":
+        from harmaug.evaluate_cli import refuse_unused
+
+        if args.model or args.scores:
+            return _evaluate_files(args)
+        refuse_unused(args)
     if args.config is None and args.out is None:
         raise ValueError(f"harmaug {args.only} needs CONFIG, or --out RUN of a run that was begun")
     tables = pipeline.read_config(args.config) if args.config is not None else None
@@ -203,23 +226,23 @@ def _run(args: argparse.Namespace) -> int:
 
             print(format_table(report["evaluate"]))
         print(f"run folder {out}, report {page}")
+    if args.only == "evaluate":
+        from harmaug.evaluate_cli import check_gates
+
+        return check_gates(args, report["evaluate"], _say)
     return 0
 
 
 def _evaluate_files(args: argparse.Namespace) -> int:
-    from harmaug import evaluate
+    from harmaug.evaluate import format_table
+    from harmaug.evaluate_cli import check_gates, evaluate_files
 
-    files = [file for file in (args.config, *args.files) if file]
-    if not files:
-        raise ValueError("harmaug evaluate --model needs a labelled FILE")
-    stems = [Path(file).stem for file in files]
-    names = {stem if stems.count(stem) == 1 else file: file for stem, file in zip(stems, files)}
-    report = evaluate.evaluate_guard(_guard(args), names, threshold=args.threshold)
+    report = evaluate_files(args, lambda name, **options: _guard(argparse.Namespace(**{**vars(args), "model": name}), **options))
     if args.json:
         _print_json(report)
     else:
-        print(evaluate.format_table(report))
-    return 0
+        print(format_table(report))
+    return check_gates(args, report, _say)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -253,10 +276,18 @@ def _score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _guard(args: argparse.Namespace) -> Any:
+def _serve(args: argparse.Namespace) -> int:
+    from harmaug.server import serve
+
+    serve(_guard(args), host=args.host, port=args.port, name=Path(args.model).name, threshold=args.threshold,
+          max_body=args.max_body, max_queue=args.max_queue, timeout=args.timeout)
+    return 0
+
+
+def _guard(args: argparse.Namespace, **options: Any) -> Any:
     from harmaug.teacher import GuardTeacher
 
-    return GuardTeacher.from_pretrained(args.model, n_threads=args.n_threads).guard
+    return GuardTeacher.from_pretrained(args.model, n_threads=args.n_threads, **options).guard
 
 
 def _print_json(value: Any) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -73,6 +74,11 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
         return self.unsafe_score if self.soft_label is None else self.soft_label
 
     @property
+    def unknown(self) -> bool:
+        """Whether the label is null, which says that it is unknown, rather than left out."""
+        return self.label is None and "label" in self.extra
+
+    @property
     def hard_label(self) -> int | None:
         """Hard label: label, else whether unsafe_score (or soft_label, when it is all there is) is over 0.5."""
         if self.label is not None:
@@ -89,7 +95,7 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
     @classmethod
     def from_dict(cls, columns: dict[str, Any], where: str = "row") -> Row:
-        """Check and convert one row; None and absent columns mean the same.
+        """Check and convert one row; None and absent columns mean the same, but for a label (see `unknown`).
 
         Raises
         ------
@@ -114,7 +120,7 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
             kinds = _PROVENANCE.get(name)
             if kinds is not None and (value is None or (isinstance(value, kinds) and not isinstance(value, bool))):
                 fields[name] = value
-            elif kinds is not None or name not in _NAMES:
+            elif kinds is not None or name not in _NAMES or (name == "label" and value is None):
                 extra[name] = value
         return cls(**fields, extra=extra)
 
@@ -145,6 +151,8 @@ def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """
     found = False
     for where, columns in iter_columns(path):
+        if not found and isinstance(columns, dict) and "prompt" not in columns:
+            raise DataError(f"{where}: the column prompt is missing{_looks_like(columns)}")
         found = True
         yield Row.from_dict(columns, where)
     if not found:
@@ -156,17 +164,27 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return list(iter_rows(path))
 
 
-def iter_columns(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, columns) of each row as it stands in the file, unchecked but for its syntax; see iter_rows."""
+def stem(path: str | os.PathLike[str]) -> str:
+    """Return a file's name without folder and suffixes of layout and compression."""
+    return re.sub(r"\.(jsonl|ndjson|json|csv|tsv|parquet)$", "", Path(path).name.removesuffix(".gz"))
+
+
+def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, columns) of each row as it stands in the file, unchecked but for its syntax; see iter_rows.
+
+    A CSV header must hold the column that `needs` names.
+    """
     name = os.fspath(path)
     try:
         with open(path, "rb") as raw:
-            yield from columns_of_stream(raw, name)
+            read = _parquet_columns(raw, name) if raw.peek(4)[:4] == b"PAR1" else columns_of_stream(raw, name, needs=needs)
+            yield from read
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
 
 
-def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False,
+                      needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages.
 
     With `verbatim` the values of JSON rows are msgspec.Raw: their bytes as they stand in the file.
@@ -192,7 +210,7 @@ def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False) -> I
     elif name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         raise DataError(f"{name}, line {first[0]}: wrong JSON: expected an object or a list of objects")
     else:
-        yield from _csv_columns(first, lines, name)
+        yield from _csv_columns(first, lines, name, needs)
 
 
 def decode_json(text: str, where: str, kind: Any = Any) -> Any:
@@ -314,15 +332,32 @@ def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[_Line]:
             raise DataError(f"{name}, line {n}: not UTF-8: {place}") from None
 
 
-def _csv_columns(first: _Line, lines: Iterator[_Line], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ImportError(f"{name}: Parquet files need pyarrow: pip install 'harmaug[parquet]'") from None
+    n = 0
+    try:
+        for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+            for columns in batch.to_pylist():
+                n += 1
+                yield f"{name}, row {n}", columns
+    except (ArrowException, OSError) as exc:
+        raise DataError(f"{name}: damaged Parquet file ({str(exc).splitlines()[0]})") from None
+
+
+def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
+                 needs: str) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
     offset = first[0] - 1
     limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
     try:
         reader = csv.reader((line for part in ([first], lines) for _, line in part), delimiter=delimiter, strict=True)
         header = [column.strip() for column in next(reader)]
-        if "prompt" not in header:
-            raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column prompt")
+        if needs not in header:
+            raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}"
+                            f"{_looks_like(header)}")
         start = reader.line_num + 1
         for cells in reader:
             where = f"{name}, line {offset + start}"
@@ -336,6 +371,13 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str) -> Iterator[tu
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _looks_like(names: Iterable[str]) -> str:
+    from harmaug.datasets import guess
+
+    found = guess(names)
+    return f"; these look like columns of {found}: read it with layout {found}" if found else ""
 
 
 def _text(value: Any, name: str, where: str) -> str | None:

@@ -37,14 +37,29 @@ __all__ = ["DistillConfig", "Distiller", "merge_duplicates", "split_validation"]
 
 _log = logging.getLogger(__name__)
 
-LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense")
+# of each model_type: what LoRA adapts where the configuration names nothing
+LORA_TARGETS = {
+    "bert": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense"),
+    "roberta": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
+    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense",
+                   "output.dense", "pooler.dense"),
+    "modernbert": ("Wqkv", "Wi", "Wo"),
+}
+LORA_TARGETS["xlm-roberta"] = LORA_TARGETS["electra"] = LORA_TARGETS["roberta"]
+# settings in config.json, and transformers' defaults: of hidden states, attention, the head
+_DROPOUT = {"distilbert": (("dropout", 0.1), ("attention_dropout", 0.1), ("seq_classif_dropout", 0.2)),
+            "deberta-v2": (("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1), ("cls_dropout", None)),
+            "modernbert": (("mlp_dropout", 0.0), ("attention_dropout", 0.0), ("classifier_dropout", 0.0))}
+_DROPOUT_OF_OTHERS = (("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1), ("classifier_dropout", None))
 _COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "examples_per_second", "validation_loss", "validation_auprc")
-_TRAINER = ("ce_weight", "kl_weight", "temperature", "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens",
-            "n_threads", "lora_rank", "lora_alpha")
+_TRAINER = ("ce_weight", "kl_weight", "temperature", "weight_decay", "layer_decay", "clip_norm", "seed",
+            "micro_tokens", "n_threads", "lora_rank", "lora_alpha")
 _RANGES = {
     "ce_weight": "in [0, 1e6]", "kl_weight": "in [0, 1e6]", "temperature": "in [1e-3, 1e3]", "lr": "in [0, 10]",
     "warmup_steps": "in [0, 1e12]", "weight_decay": "in [0, 1e3]", "clip_norm": "in [0, 1e12]",
-    "dropout": "in [0, 0.99]", "batch_size": "in [1, 1e7]", "micro_tokens": "in [0, 1e9]", "epochs": "in [1e-9, 1e9]",
+    "dropout": "in [0, 0.99]", "attention_dropout": "in [0, 0.99]", "classifier_dropout": "in [0, 0.99]",
+    "layer_decay": "in (0, 1]", "batch_size": "in [1, 1e7]", "micro_tokens": "in [0, 1e9]", "epochs": "in [1e-9, 1e9]",
     "max_steps": "in [1, 1e12]", "max_length": "in [3, 1e6]", "validation_fraction": "in [0, 0.9]",
     "eval_every": "in [1, 1e12]", "patience": "in [1, 1e9]", "checkpoint_every": "in [1, 1e12]",
     "lora_rank": "in [0, 1e5]", "lora_alpha": "in [1e-6, 1e6]", "seed": "in [0, 9e18]", "n_threads": "in [0, 4096]",
@@ -54,7 +69,7 @@ _KEEPS = ("n_threads", "checkpoint_every")      # of the configuration: changes 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """How a student is trained; the defaults are the paper's.
+    """How a student is trained; the defaults are the paper's (`examples/paper.toml` is the whole of its recipe).
 
     Parameters
     ----------
@@ -75,8 +90,12 @@ class DistillConfig:
         Of matrices; biases and LayerNorm have none.
     clip_norm : float
         Largest global gradient norm; 0: no clipping.
-    dropout : float
-        Of hidden states and attention.
+    layer_decay : float
+        The learning rate of what stands d levels below the head (the last layer 1, the embeddings the number of layers
+        and 1) is multiplied by layer_decay**d.
+    dropout, attention_dropout, classifier_dropout : float, optional
+        Probabilities on hidden states, on attention's, in the head, where transformers' model of the family has its
+        dropout layers. None: the two last are as dropout where that is given; otherwise the student's config.json says.
     batch_size : int
         Rows a step, at most as many as there are.
     micro_tokens : int
@@ -98,8 +117,8 @@ class DistillConfig:
     lora_rank, lora_alpha : int, float
         Rank 0: train all weights. Otherwise train, in place of the matrices that lora_targets names, factors whose
         product is scaled by lora_alpha / lora_rank.
-    lora_targets : tuple of str
-        Ends of module names, as PEFT's target_modules.
+    lora_targets : tuple of str, optional
+        Ends of module names, as PEFT's target_modules. None: the matrices of the layers, and a pooler (`LORA_TARGETS`).
     freeze : tuple of str
         Patterns of parameter names that are not trained; "*" stands for any text ("bert.embeddings.*").
     seed : int
@@ -119,7 +138,10 @@ class DistillConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    dropout: float = 0.1
+    layer_decay: float = 1.0
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    classifier_dropout: float | None = None
     batch_size: int = 256
     micro_tokens: int = 4096
     epochs: float = 3.0
@@ -132,7 +154,7 @@ class DistillConfig:
     checkpoint_every: int = 500
     lora_rank: int = 0
     lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = LORA_TARGETS
+    lora_targets: tuple[str, ...] | None = None
     freeze: tuple[str, ...] = ()
     seed: int = 42
     n_threads: int = 0
@@ -427,7 +449,7 @@ class _Run:
         self.folder = models.resolve(config.student)
         self.tokenizer = Tokenizer.from_pretrained(self.folder)
         self.params = _read_student(self.folder, config)
-        max_length = min(config.max_length, self.params.config["max_position_embeddings"])
+        max_length = min(config.max_length, self.params.config["max_tokens"])
         self.train_set, self.validation = (_Set(train, self.tokenizer, max_length),
                                            _Set(validation, self.tokenizer, max_length))
         self.train_set.weights = weights[list(kept)]
@@ -440,9 +462,12 @@ class _Run:
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.batch_size)
         self.eval_every = config.eval_every or math.ceil(len(train) / self.batch_size)
         self.order = _Order(self.train_set.hard, config.balanced, config.seed)
+        kind = self.params.config["model_type"]
+        self.lora_targets = config.lora_targets if config.lora_targets is not None else LORA_TARGETS[kind]
+        settings: dict[str, Any] = {**_dropouts(self.folder, kind, config),
+                                    **{name: getattr(config, name) for name in _TRAINER}}
         self.trainer = _C.Trainer(self.params, frozen=config.freeze,
-                                  lora_targets=config.lora_targets if config.lora_rank else (),
-                                  **{name: getattr(config, name) for name in _TRAINER})
+                                  lora_targets=self.lora_targets if config.lora_rank else (), **settings)
         self.work = out / "checkpoint"
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state = self._resume()
@@ -534,6 +559,7 @@ class _Run:
         return {"validation_loss": loss, "validation_auprc": auprc}
 
     def _logits(self) -> NDArray[np.float32]:
+        self.trainer.settle()
         encoder = _C.Encoder.from_params(self.params)
         v = self.validation
         return encoder.logits(v.ids, v.offsets, v.types, n_threads=self.config.n_threads)
@@ -594,6 +620,7 @@ class _Run:
 
     def guard(self) -> Guard:
         """Return the trained student as a Guard."""
+        self.trainer.settle()
         return Guard.from_params(self.params, self.folder)
 
     def save(self, guard: Guard) -> None:
@@ -610,8 +637,8 @@ class _Run:
         config = self.config
         student = os.path.abspath(config.student) if os.path.exists(config.student) else config.student
         return {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": student, "r": config.lora_rank,
-                "lora_alpha": config.lora_alpha, "lora_dropout": 0.0, "target_modules": list(config.lora_targets),
-                "modules_to_save": ["classifier", "LayerNorm"], "bias": "all", "fan_in_fan_out": False,
+                "lora_alpha": config.lora_alpha, "lora_dropout": 0.0, "target_modules": list(self.lora_targets),
+                "modules_to_save": ["classifier"], "bias": "all", "fan_in_fan_out": False,
                 "inference_mode": True}
 
 
@@ -621,6 +648,23 @@ def _unsafe(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0.0, -margin)))
 
 
+def _dropouts(folder: Path, kind: str, config: DistillConfig) -> dict[str, float]:
+    """Probabilities of dropout as `Trainer` takes them."""
+    path = folder / "config.json"
+    settings = data.decode_json(path.read_text(), str(path))
+    names = _DROPOUT.get(kind, _DROPOUT_OF_OTHERS)
+    hidden, attention, head = (settings.get(name, default) for name, default in names)
+    if config.dropout is not None:
+        hidden, attention, head = config.dropout, None, None
+    elif settings.get("pooler_dropout") or settings.get("embedding_dropout", hidden) != hidden:
+        raise ValueError(f"{path}: a pooler_dropout, or an embedding_dropout that is not mlp_dropout, is not supported; "
+                         "give dropout")
+    attention = config.attention_dropout if config.attention_dropout is not None else attention
+    head = config.classifier_dropout if config.classifier_dropout is not None else head
+    return {"dropout": hidden, "attention_dropout": hidden if attention is None else attention,
+            "classifier_dropout": hidden if head is None else head}
+
+
 def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
     """Weights to start from: with the head of the folder, or a new one of two labels."""
     settings = data.decode_json((folder / "config.json").read_text(), str(folder / "config.json"))
@@ -628,10 +672,10 @@ def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
     if new_head is None:
         new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
     params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
-    params.check_trainable()
     labels = settings.get("id2label")
     first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
     if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe
-        for name in ("classifier.weight", "classifier.bias"):
+        classifier = "classifier.out_proj" if "classifier.out_proj.weight" in params.names else "classifier"
+        for name in (f"{classifier}.weight", f"{classifier}.bias"):
             params.set(name, params.get(name)[::-1])
     return params

@@ -1,37 +1,117 @@
-"""How good a guard is: F1, AUPRC and their kin, with bootstrap intervals and paired comparisons.
+"""How good a guard is: F1, AUPRC and their kin, with bootstrap intervals, paired comparisons and slices.
 
-The positive class is *unsafe*. A row is flagged when its score is at or above the threshold. A figure that the data
-cannot give (precision without a flagged row, AUPRC with one class only) is None, never 0.
+The positive class is *unsafe*. A figure that the data cannot give (precision without a flagged row, AUPRC with one
+class only) is None, never 0. How rows are read and counted is a `Protocol`; "default" is ours, "harmaug-2024" that of
+the paper's code, and every report says which.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Shape
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harmaug.checks import one_of
+
 if TYPE_CHECKING:
     from harmaug.data import Row
 
-__all__ = ["Scorer", "best_f1_threshold", "bootstrap", "evaluate_guard", "format_table", "metrics", "paired_difference"]
+__all__ = ["METRICS", "PROTOCOLS", "Protocol", "ScoredSet", "Scorer", "bootstrap", "compare", "evaluate_guard",
+           "format_table", "intervals", "mcnemar", "metrics", "over_seeds", "paired_difference", "read_scores",
+           "score_sets", "summarise"]
 
 SCHEMA_VERSION = 1
-_CHUNK = 4_000_000      # elements of a bootstrap block: bounds its memory to some 100 MB
+METRICS = ("f1", "auprc", "precision", "recall", "accuracy", "fpr", "fnr", "auroc", "brier", "ece")
+ECE_BINS = 15                                   # equal widths (Guo et al. 2017, arXiv 1706.04599)
+LENGTHS = (0, 100, 300, 1000, 3000)             # first characters of the bins of the column "length"
+_CHUNK = 4_000_000                              # elements of a bootstrap block: bounds its memory to some 200 MB
+_UNKNOWN = "(none)"
 
 Labels = NDArray[np.int8]
-Scores = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
-class Scorer(Protocol):
+class Scorer(Shape):
     """What is evaluated: anything with a ``score`` method, such as a Guard or a Teacher."""
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]: ...
 
 
-def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dict[str, Any]:
-    """Classification metrics of P(unsafe) against 0/1 labels.
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How rows become figures.
+
+    Parameters
+    ----------
+    name, says : str
+        `says` tells in words where it differs from "default".
+    null_label : int, optional
+        What a row whose label is null (unknown) counts as. None: it is left out, and counted in ``n_unlabelled``.
+    tie_unsafe : bool
+        Whether a score that equals the threshold is flagged.
+    zero_division : float, optional
+        Precision, recall and F1 where their denominator is 0.
+    max_length : int, optional
+        Cut rows to so many tokens. None: read them as the guard does.
+    """
+
+    name: str
+    says: str
+    null_label: int | None = None
+    tie_unsafe: bool = True
+    zero_division: float | None = None
+    max_length: int | None = None
+
+    def flagged(self, scores: Floats, threshold: float) -> NDArray[np.bool_]:
+        """Return which rows are flagged."""
+        return scores >= threshold if self.tie_unsafe else scores > threshold
+
+
+PROTOCOLS = {protocol.name: protocol for protocol in (
+    Protocol(name="default", says="a row whose label is null is left out, a score at the threshold is flagged, "
+             "what cannot be computed is missing, long rows are read as the guard reads them"),
+    Protocol(name="harmaug-2024", says="as the paper's code counts: a null label is safe, a score at the "
+             "threshold is not flagged, precision, recall and F1 of 0/0 are 1, rows are cut to 1,024 tokens",
+             null_label=0, tie_unsafe=False, zero_division=1.0, max_length=1024),
+)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSet:
+    """The labelled rows of one evaluation set and their scores.
+
+    Attributes
+    ----------
+    name : str
+    labels, scores : ndarray, shape (n,)
+        Rows without a label are not among them (or count as safe, by the protocol).
+    groups : dict
+        Column name to the value of each row as text, for slices.
+    cohort : dict
+        Where the rows come from and how they were read.
+    """
+
+    name: str
+    labels: Labels
+    scores: Floats
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    cohort: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a file that `read_scores` reads, without text."""
+        for i, (label, score) in enumerate(zip(self.labels.tolist(), self.scores.tolist())):
+            yield {"set": self.name, "label": label, "score": score,
+                   **{column: values[i] for column, values in self.groups.items()}}
+
+
+def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sample_weight: ArrayLike | None = None,
+            protocol: str = "default") -> dict[str, Any]:
+    """Classification metrics of P(unsafe) against 0/1 labels; equal to scikit-learn's to the last bit.
 
     Parameters
     ----------
@@ -41,19 +121,25 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dic
         P(unsafe); any finite real number does, higher is worse.
     threshold : float, default 0.5
         A row is flagged when its score >= threshold.
+    sample_weight : array_like, shape (n,), optional
+        Finite, >= 0.
+    protocol : {"default", "harmaug-2024"}
+        See `Protocol`.
 
     Returns
     -------
     dict
         ``n``, ``n_unsafe``, ``base_rate``, ``threshold``, ``tp``, ``fp``, ``fn``, ``tn``, ``f1``, ``precision``,
-        ``recall``, ``accuracy``, ``fpr``, ``fnr`` (at the threshold), ``auprc`` (average precision) and ``auroc``.
-        None where undefined: ``auprc`` and ``auroc`` need both classes, and ``note`` then says which is missing.
+        ``recall``, ``accuracy``, ``fpr``, ``fnr`` (at the threshold), ``auprc`` (average precision), ``auroc``,
+        ``brier`` and ``ece`` (expected calibration error over 15 bins of equal width, closed on the right).
+        None where undefined: ``auprc`` and ``auroc`` need both classes, ``brier`` and ``ece`` scores in [0, 1];
+        ``note`` then says why.
 
     Raises
     ------
     ValueError
-        For an empty set, unequal lengths, a label other than 0 and 1, or a score that is not finite; the row is named,
-        from 0.
+        For an empty set, unequal lengths, a label other than 0 and 1, a score that is not finite, a weight that is
+        negative or not finite; the row is named, from 0.
 
     Examples
     --------
@@ -61,165 +147,450 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> dic
     >>> m["f1"], round(m["auprc"], 4)
     (0.5, 0.8333)
     """
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     y, s = _checked(labels, scores)
-    flagged = s >= threshold
+    w = _weights(sample_weight, len(y))
+    flagged = rules.flagged(s, threshold)
     n, unsafe = len(y), int(y.sum())
-    tp, flags = int((flagged & (y == 1)).sum()), int(flagged.sum())
-    fp, fn = flags - tp, unsafe - tp
-    tn = n - unsafe - fp
+    # sums in scikit-learn's order, so that weights round alike
+    positives, flags = _sum(y == 1, w), _sum(flagged, w)
+    tp, total = _sum((y == 1) & flagged, w), _sum(np.ones(n, bool), w)
+    fp, fn = flags - tp, positives - tp
+    tn = total - positives - fp
+    zero = rules.zero_division
     result: dict[str, Any] = {
-        "n": n, "n_unsafe": unsafe, "base_rate": unsafe / n, "threshold": float(threshold),
+        "n": n, "n_unsafe": unsafe, "base_rate": _ratio(positives, total), "threshold": float(threshold),
         "tp": tp, "fp": fp, "fn": fn, "tn": tn,
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn), "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
-        "accuracy": (tp + tn) / n, "fpr": _ratio(fp, fp + tn), "fnr": _ratio(fn, fn + tp),
-        "auprc": None, "auroc": None,
+        "f1": _ratio(2 * tp, (tp + fn) + (tp + fp), zero), "precision": _ratio(tp, tp + fp, zero),
+        "recall": _ratio(tp, tp + fn, zero), "accuracy": _mean(flagged == y, w),
+        "fpr": _ratio(fp, fp + tn), "fnr": _ratio(fn, fn + tp),
+        "auprc": None, "auroc": None, "brier": None, "ece": None,
     }
-    if unsafe in (0, n):
+    notes = []
+    if positives == 0 or positives == total:
         which = "unsafe" if unsafe else "safe"
-        result["note"] = f"one class only: all {n} rows are {which}, so AUPRC and AUROC are undefined"
+        notes.append(f"one class only: all {n} rows are {which}, so AUPRC and AUROC are undefined")
     else:
-        tps, fps = _curve(y, s)
+        tps, fps, _ = _curve(y, s, w)
         result["auprc"], result["auroc"] = _average_precision(tps, fps), _auroc(tps, fps)
-    return result
+    if s.min() < 0 or s.max() > 1:
+        notes.append("scores outside [0, 1], so Brier score and ECE are undefined")
+    elif total:
+        result["brier"] = _mean(((1 - y) - (1 - s)) ** 2 + (y - s) ** 2, w) * 0.5
+        gaps = np.bincount(_bin(s), weights=(y - s) * (1 if w is None else w), minlength=ECE_BINS)
+        result["ece"] = float(np.abs(gaps).sum() / total)
+    return result | ({"note": "; ".join(notes)} if notes else {})
 
 
-def best_f1_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The threshold with the highest F1 on these rows: halfway between two neighbouring scores, so ties never split.
-
-    Fit it on validation rows, never on the rows that are reported. Of several with the same F1 it is the highest.
-    A ValueError as for `metrics`, and when no row is unsafe.
-    """
-    y, s = _checked(labels, scores)
-    if not y.any():
-        raise ValueError("best_f1_threshold: no unsafe row among the labels")
-    tps, fps = _curve(y, s)
-    f1 = 2 * tps / (tps + fps + tps[-1])
-    best = int(np.argmax(f1))
-    distinct = np.unique(s)[::-1]
-    return float((distinct[best] + distinct[best + 1]) / 2 if best + 1 < len(distinct) else distinct[best])
-
-
-def bootstrap(labels: ArrayLike, scores: ArrayLike, metric: str = "auprc", *, threshold: float = 0.5, draws: int = 1000,
-              level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of one metric over the rows (Efron & Tibshirani 1993, ch. 13).
+def intervals(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] = METRICS, *, threshold: float = 0.5,
+              sample_weight: ArrayLike | None = None, draws: int = 1000, level: float = 0.95, seed: int = 0,
+              protocol: str = "default") -> dict[str, tuple[float, float] | None]:
+    """Percentile bootstrap intervals of metrics over the rows (Efron & Tibshirani 1993, ch. 13).
 
     Parameters
     ----------
-    labels, scores : array_like, shape (n,)
+    labels, scores, threshold, sample_weight, protocol
         As for `metrics`.
-    metric : {"auprc", "f1"}
-    threshold : float, default 0.5
-        For ``f1``.
+    names : sequence of str, default METRICS
     draws : int, default 1000
     level : float, default 0.95
     seed : int, default 0
 
     Returns
     -------
-    tuple of float or None
-        (low, high). None when one class is missing. Draws without both classes are left out.
+    dict
+        Name to (low, high), or None where the metric itself is. Draws that cannot give a metric are left out of its
+        interval.
     """
     y, s = _checked(labels, scores)
-    if y.min() == y.max():
-        return None
-    values = _draw(y, [s], metric, threshold, draws, seed)[0]
-    return _percentiles(values, level)
+    point = metrics(y, s, threshold, sample_weight=sample_weight, protocol=protocol)
+    values = _draw(y, [(s, threshold)], names, _weights(sample_weight, len(y)), draws, seed, PROTOCOLS[protocol])[0]
+    return {name: None if point[name] is None else _percentiles(values[name], level) for name in names}
 
 
-def paired_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, metric: str = "auprc", *,
-                      threshold: float = 0.5, draws: int = 1000, level: float = 0.95,
-                      seed: int = 0) -> dict[str, Any]:
-    """The gain of one set of scores over another on the same rows, with a paired bootstrap interval.
+def bootstrap(labels: ArrayLike, scores: ArrayLike, metric: str = "auprc",
+              **options: Any) -> tuple[float, float] | None:
+    """Return the interval of one metric; options are those of `intervals`."""
+    return intervals(labels, scores, (metric,), **options)[metric]
 
-    The parameters are those of `bootstrap`; every draw takes the same rows for `scores` and `baseline`.
+
+def compare(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, names: Sequence[str] = ("auprc", "f1"), *,
+            threshold: float = 0.5, baseline_threshold: float | None = None, draws: int = 1000, level: float = 0.95,
+            seed: int = 0, protocol: str = "default") -> dict[str, Any]:
+    """The gain of one set of scores over another on the same rows: paired bootstrap and McNemar's test.
+
+    The parameters are those of `intervals`; every draw takes the same rows for `scores` and `baseline`.
 
     Returns
     -------
     dict
-        ``difference`` (scores minus baseline), ``low``, ``high``, and ``within_noise``: whether the interval holds 0.
-        All None when one class is missing.
+        For each metric ``difference`` (scores minus baseline), ``low``, ``high``, ``p`` (two-sided, from the share of
+        draws on the far side of 0) and ``within_noise``: whether the interval holds 0. All None where either side is
+        undefined. ``mcnemar`` is what `mcnemar` returns.
     """
     y, a = _checked(labels, scores)
     b = _checked(labels, baseline)[1]
-    if y.min() == y.max():
-        return {"difference": None, "low": None, "high": None, "within_noise": None}
-    difference = metrics(y, a, threshold)[metric] - metrics(y, b, threshold)[metric]
-    of_a, of_b = _draw(y, [a, b], metric, threshold, draws, seed)
-    low, high = _percentiles(of_a - of_b, level)
-    return {"difference": difference, "low": low, "high": high, "within_noise": low <= 0 <= high}
+    other = threshold if baseline_threshold is None else baseline_threshold
+    of_a, of_b = (metrics(y, s, t, protocol=protocol) for s, t in ((a, threshold), (b, other)))
+    drawn_a, drawn_b = _draw(y, [(a, threshold), (b, other)], names, None, draws, seed, PROTOCOLS[protocol])
+    result: dict[str, Any] = {}
+    for name in names:
+        result[name] = dict.fromkeys(("difference", "low", "high", "p", "within_noise"))
+        if of_a[name] is None or of_b[name] is None:
+            continue
+        gains = drawn_a[name] - drawn_b[name]
+        bounds = _percentiles(gains, level)
+        gains = gains[~np.isnan(gains)]
+        p = min(1.0, 2 * (1 + min((gains <= 0).sum(), (gains >= 0).sum())) / (len(gains) + 1))
+        result[name] = {"difference": of_a[name] - of_b[name], "low": bounds and bounds[0],
+                        "high": bounds and bounds[1], "p": float(p),
+                        "within_noise": bounds and bounds[0] <= 0 <= bounds[1]}
+    result["mcnemar"] = mcnemar(y, a, b, threshold=threshold, baseline_threshold=other, protocol=protocol)
+    return result
 
 
-def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
-                   threshold: float = 0.5, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Score every row of every set and return one report.
+def paired_difference(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, metric: str = "auprc",
+                      **options: Any) -> dict[str, Any]:
+    """Return what `compare` says of one metric."""
+    return dict(compare(labels, scores, baseline, (metric,), **options)[metric])
+
+
+def mcnemar(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, threshold: float = 0.5,
+            baseline_threshold: float | None = None, protocol: str = "default") -> dict[str, Any]:
+    """McNemar's exact test of two guards' decisions on the same rows.
+
+    Returns
+    -------
+    dict
+        ``only_this`` and ``only_baseline``: rows that only one of them has right; ``p``: two-sided binomial.
+
+    Examples
+    --------
+    >>> mcnemar([1, 1, 1, 1, 1], [.9, .9, .9, .9, .9], [.1, .1, .1, .1, .1])
+    {'only_this': 5, 'only_baseline': 0, 'p': 0.0625}
+    """
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    y, a = _checked(labels, scores)
+    b = _checked(labels, baseline)[1]
+    right = rules.flagged(a, threshold) == y
+    other = rules.flagged(b, threshold if baseline_threshold is None else baseline_threshold) == y
+    won, lost = int((right & ~other).sum()), int((~right & other).sum())
+    n, k = won + lost, min(won, lost)
+    i = np.arange(k)
+    logs = np.append(0.0, np.cumsum(np.log((n - i) / (i + 1)))) - n * math.log(2)
+    return {"only_this": won, "only_baseline": lost, "p": 1.0 if won == lost else min(1.0, 2 * float(np.exp(logs).sum()))}
+
+
+def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, dict[str, Any]]:
+    """Mean and sample standard deviation of each set's metrics over reports of the same sets, one a seed.
+
+    Returns
+    -------
+    dict
+        Set to metric to ``{"mean", "sd", "n"}``: `n` reports give the metric; mean is None without any, sd below two.
+    """
+    sets = [name for name in reports[0]["datasets"] if all(name in report["datasets"] for report in reports)]
+    result: dict[str, dict[str, Any]] = {}
+    for name in sets:
+        result[name] = {}
+        for metric in names:
+            found = [r["datasets"][name][metric] for r in reports if r["datasets"][name].get(metric) is not None]
+            result[name][metric] = {"mean": float(np.mean(found)) if found else None,
+                                    "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None, "n": len(found)}
+    return result
+
+
+# -- sets ---------------------------------------------------------------------------------------------------------
+
+
+def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+               protocol: str = "default", by: Sequence[str] = (), training: Any = None,
+               layout: Any = None) -> list[ScoredSet]:
+    """Score the rows of evaluation sets.
 
     Parameters
     ----------
     guard : Scorer
-        A Guard, a Teacher, or anything with ``score(prompts, responses)``.
     datasets : mapping
-        Name to a file (JSON, JSONL, CSV, each also .gz) or to rows. Every row needs a label.
-    threshold : float, default 0.5
-    draws : int, default 1000
-        Bootstrap draws for the intervals of AUPRC and F1; 0 leaves the intervals out.
-    seed : int, default 0
-
-    Returns
-    -------
-    dict
-        ``schema_version`` (1), ``threshold``, and under ``datasets`` by name what `metrics` returns with
-        ``auprc_interval`` and ``f1_interval``.
+        Name to a file (see `harmaug.data.iter_rows`) or to rows.
+    protocol : {"default", "harmaug-2024"}
+    by : sequence of str
+        Columns to keep for slices: any column of the rows, and "length", bins of characters.
+    training : callable, optional
+        What `contamination` returns.
+    layout : str or harmaug.datasets.Layout, optional
+        Of the files; None: harmaug's own.
 
     Raises
     ------
     ValueError
-        For an empty set, a row without a label (file and row are named), or a NaN score (set and row).
+        For a set without a labelled row, a NaN score (set and row are named), or a guard that does not read as the
+        protocol asks.
     """
-    from harmaug.data import read_rows
+    from harmaug.data import DataError
 
-    report: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "threshold": threshold, "datasets": {}}
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    options, reading = _reading(guard, rules)
+    sets = []
     for name, source in datasets.items():
-        where = fspath(source) if isinstance(source, (str, PathLike)) else name
-        rows = read_rows(source) if isinstance(source, (str, PathLike)) else list(source)
-        labels = labels_of(rows, where)
-        scores = guard.score([r.prompt for r in rows], [r.response for r in rows])
+        where, sha256, rows = _rows_of(name, source, layout)
+        labels, kept = labels_of(rows, where, rules)
+        labelled = [rows[i] for i in kept]
+        given = guard.score([r.prompt for r in labelled], [r.response for r in labelled], **options)
+        scores = np.asarray(given, dtype=np.float64)
+        if scores.shape != (len(kept),):
+            raise DataError(f"{where}: scores of shape {scores.shape} for {len(kept)} rows")
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
+        cohort: dict[str, Any] = {"file": None if sha256 is None else where, "sha256": sha256, "n_unlabelled": len(rows) - len(kept),
+                  "licences": sorted({row.license for row in labelled if row.license}), **reading}
+        if training is not None:
+            cohort["contamination"] = training(labelled)
+        groups = {column: [_value(row, column) for row in labelled] for column in by}
+        sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
+    return sets
+
+
+def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Sequence[str] = ()) -> list[ScoredSet]:
+    """Read a file of scores, without a model: JSON, JSONL, CSV or Parquet with the columns label and score.
+
+    A column "set" parts it into several sets; otherwise the set is named after the file. What ``harmaug score`` writes
+    for labelled rows is such a file, and so is the scores.jsonl of a run. Parameters as for `score_sets`.
+    """
+    from harmaug import data, runs
+
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]]]] = {}
+    stem = data.stem(path)
+    for where, columns in data.iter_columns(path, needs="score"):
+        score = columns.get("score")
         try:
-            entry = metrics(labels, scores, threshold)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        for metric in ("auprc", "f1") if draws else ():
-            entry[f"{metric}_interval"] = bootstrap(labels, scores, metric, threshold=threshold, draws=draws, seed=seed)
-        report["datasets"][name] = entry
-    return report
+            value = math.nan if score is None or isinstance(score, bool) else float(score)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise data.DataError(f"{where}: score must be a finite number")
+        labels, scores, groups = parts.setdefault(str(columns.get("set", stem)), ([], [], {column: [] for column in by}))
+        label = data.parse_label(columns.get("label"), where)
+        if label is None and "label" not in columns:
+            raise data.DataError(f"{where}: a row needs a label (null: unknown)")
+        labels.append(label)
+        scores.append(value)
+        for column in by:
+            derived = column == "length" and column not in columns
+            size = len(columns.get("prompt") or "") + len(columns.get("response") or "")
+            groups[column].append(_length(size) if derived else _shown(columns.get(column)))
+    if not parts:
+        raise data.DataError(f"{path}: the set is empty, no rows")
+    cohort = {"file": fspath(path), "sha256": runs.sha256(path)}
+    sets = []
+    for name, (found, scores, groups) in parts.items():
+        labels_, kept = _known(found, f"{path}, set {name}", rules)
+        sets.append(ScoredSet(name=name, labels=labels_, scores=np.array(scores)[kept],
+                              groups={column: [values[i] for i in kept] for column, values in groups.items()},
+                              cohort={**cohort, "n_unlabelled": len(found) - len(kept)}))
+    return sets
 
 
-def labels_of(rows: Sequence[Row], where: str) -> list[int]:
-    """Return the labels of evaluation rows; a DataError names the set (or its file) and a row without one."""
+def set_length(guard: Any, protocol: str) -> None:
+    """Have a Guard read as many tokens as the protocol cuts rows to, as far as its model can; other scorers are let be."""
+    asked = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)].max_length
+    if asked is not None and hasattr(guard, "max_length"):
+        guard.max_length = min(asked, int(guard.config["max_tokens"]))
+
+
+def labels_of(rows: Sequence[Row], where: str, rules: Protocol) -> tuple[Labels, list[int]]:
+    """Return the labels that count and the rows they belong to.
+
+    A DataError names the set (or its file) that has none, and a row without a label; null is unknown, and no error.
+    """
     from harmaug.data import DataError
 
     if not rows:
         raise DataError(f"{where}: the set is empty")
-    labels = []
     for i, row in enumerate(rows):
-        if row.label is None:
-            raise DataError(f"{where}, row {i + 1}: an evaluation row needs a label")
-        labels.append(row.label)
-    return labels
+        if row.label is None and not row.unknown:
+            raise DataError(f"{where}, row {i + 1}: an evaluation row needs a label (null: unknown)")
+    return _known([row.label for row in rows], where, rules)
+
+
+def _known(labels: Sequence[int | None], where: str, rules: Protocol) -> tuple[Labels, list[int]]:
+    from harmaug.data import DataError
+
+    filled = [rules.null_label if label is None else label for label in labels]
+    kept = [i for i, label in enumerate(filled) if label is not None]
+    if not kept:
+        raise DataError(f"{where}: every label is null")
+    return np.array([filled[i] for i in kept], dtype=np.int8), kept
+
+
+def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
+    """Return a function of evaluation rows that counts those among the training rows, and those near one.
+
+    Near is a Jaccard similarity of the prompts' character 5-grams of at least `near`.
+    """
+    from harmaug.data import identity
+    from harmaug.filters import NearIndex
+
+    known = {identity(row) for row in training}
+    index = NearIndex(near)
+    for prompt in {prompt for prompt, _ in known}:
+        index.add(prompt, "")
+
+    def count(rows: Iterable[Row]) -> dict[str, int]:
+        keys = [identity(row) for row in rows]
+        return {"training_rows": len(known), "exact": sum(key in known for key in keys),
+                "near": sum(key not in known and index.find(key[0]) is not None for key in keys)}
+
+    return count
+
+
+def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: float | None = None, draws: int = 1000,
+              seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] = (),
+              baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
+    """Return one report of scored sets.
+
+    Parameters
+    ----------
+    sets : sequence of ScoredSet
+    threshold : float, default 0.5
+    fitted : float, optional
+        A threshold fitted on other rows; figures at it stand in ``at_fitted_threshold``.
+    draws, seed : int
+        Bootstrap draws of the intervals (0 leaves them out) and their seed.
+    protocol : {"default", "harmaug-2024"}
+    over_refusal : sequence of str
+        Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
+        never part of ``mean``.
+    baselines : mapping, optional
+        Name to the same sets, scored by another guard: each set then carries its ``baselines``, by name what `metrics`
+        returns with ``comparison``, what `compare` says.
+
+    Returns
+    -------
+    dict
+        ``schema_version``, ``protocol``, ``threshold``, ``versions``; under ``datasets`` and ``over_refusal`` by name
+        what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices``; under ``mean`` the plain means over
+        ``datasets`` of the metrics that every set gives. The schema is data/metrics.schema.json of the package.
+    """
+    from harmaug.runs import machine
+
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    missing = [name for name in over_refusal if name not in {part.name for part in sets}]
+    if missing:
+        raise ValueError(f"over_refusal: there is no set {missing[0]}; there are {', '.join(p.name for p in sets)}")
+    here = machine()
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION, "protocol": asdict(rules), "threshold": threshold,
+        "versions": {name: here[name] for name in ("harmaug", "numpy", "python")}, "datasets": {}, "over_refusal": {}}
+    options: dict[str, Any] = {"threshold": threshold, "protocol": protocol}
+    for i, part in enumerate(sets):
+        y, s = part.labels, part.scores
+        entry = metrics(y, s, **options)
+        if draws:
+            found = intervals(y, s, draws=draws, seed=seed, **options)
+            entry |= {f"{name}_interval": interval for name, interval in found.items()}
+        if fitted is not None:
+            entry["at_fitted_threshold"] = metrics(y, s, fitted, protocol=protocol)
+        entry["cohort"] = {**part.cohort, "n": len(y), "labels": {"0": "safe", "1": "unsafe"}}
+        entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
+        for name, others in (baselines or {}).items():
+            if not np.array_equal(others[i].labels, y):
+                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
+                                 f"against {len(y)}, or others")
+            entry.setdefault("baselines", {})[name] = {
+                **metrics(y, others[i].scores, **options),
+                "comparison": compare(y, s, others[i].scores, draws=max(draws, 1), seed=seed, **options)}
+        apart = part.name in over_refusal or not y.any()
+        report["over_refusal" if apart else "datasets"][part.name] = entry
+    entries = list(report["datasets"].values())
+    report["mean"] = {name: float(np.mean([entry[name] for entry in entries])) for name in METRICS
+                      if entries and all(entry[name] is not None for entry in entries)}
+    return report
+
+
+def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+                   threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
+                   by: Sequence[str] = (), over_refusal: Sequence[str] = (),
+                   training: Iterable[Row] | None = None) -> dict[str, Any]:
+    """Score every row of every set and return one report.
+
+    Parameters are those of `score_sets` and `summarise`; `training` are rows that the guard was trained on, whose
+    copies and near-copies among the evaluation rows are counted.
+
+    Returns
+    -------
+    dict
+        What `summarise` returns.
+    """
+    found = None if training is None else contamination(training)
+    sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
+    fitted = guard.threshold if getattr(guard, "thresholds", None) else None      # type: ignore[attr-defined]
+    return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
+                     over_refusal=over_refusal)
+
+
+def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
+    """Return the metrics of each group of rows with one value, in the order of the values."""
+    names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
+    order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
+    return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
 
 
 def format_table(report: Mapping[str, Any]) -> str:
     """The report of `evaluate_guard` as aligned text, one line a set."""
-    from harmaug.report import Table
+    from harmaug.report import measures_table
 
-    columns = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"),
-               ("95 % interval", "auprc_interval"), ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr")]
-    lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
-    lines += [[name, *(entry.get(key) for _, key in columns)] for name, entry in report["datasets"].items()]
-    notes = [f"{name}: {entry['note']}" for name, entry in report["datasets"].items() if "note" in entry]
-    return repr(Table(lines, [f"F1, precision, recall and FPR at P(unsafe) >= {report['threshold']:g}", *notes]))
+    return repr(measures_table(report))
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Scores]:
+def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:
+    from harmaug import datasets, runs
+
+    if not isinstance(source, (str, PathLike)):
+        return name, None, list(source)
+    path = datasets.resolve(source)
+    rows = datasets.read(path, layout)
+    return fspath(path), runs.sha256(path), rows
+
+
+def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to tell the guard's `score`, and how it reads long rows."""
+    known = hasattr(guard, "long") and hasattr(guard, "max_length")
+    if rules.max_length is None or not known:
+        return {}, {"long": guard.long, "max_length": guard.max_length} if known else {"long": None, "max_length": None}
+    wanted = min(rules.max_length, int(guard.config["max_tokens"]))
+    if guard.max_length != wanted:
+        raise ValueError(f"protocol {rules.name} cuts rows to {wanted} tokens: open the guard with max_length={wanted}, "
+                         f"it has {guard.max_length}")
+    return {"long": "truncate"}, {"long": "truncate", "max_length": wanted}
+
+
+def _value(row: Row, column: str) -> str:
+    if column == "length":
+        return _length(len(row.prompt) + len(row.response or ""))
+    return _shown(getattr(row, column) if column in type(row).__struct_fields__ else row.extra.get(column))
+
+
+def _shown(value: Any) -> str:
+    return _UNKNOWN if value is None or value == "" else str(value)
+
+
+def _length(size: int) -> str:
+    i = int(np.searchsorted(LENGTHS, size, side="right"))
+    return f"{LENGTHS[i - 1]}-{LENGTHS[i] - 1}" if i < len(LENGTHS) else f"{LENGTHS[-1]}+"
+
+
+def _natural(name: str) -> tuple[bool, float, str]:
+    head = name.split("-")[0].rstrip("+")
+    return name == _UNKNOWN, float(head) if head.isdecimal() else math.inf, name
+
+
+# -- figures ------------------------------------------------------------------------------------------------------
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Floats]:
     y, s = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if y.ndim != 1 or s.ndim != 1 or len(y) != len(s):
         raise ValueError(f"labels and scores must be vectors of one length, got shapes {y.shape} and {s.shape}")
@@ -234,70 +605,143 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Scores]:
     return y.astype(np.int8), s
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _weights(weights: ArrayLike | None, n: int) -> Floats | None:
+    if weights is None:
+        return None
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,):
+        raise ValueError(f"sample_weight must have one weight for each of {n} rows, got shape {w.shape}")
+    bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+    if len(bad):
+        raise ValueError(f"row {bad[0]}: the weight must be finite and not negative, got {w[bad[0]]}")
+    if not w.any():
+        raise ValueError("every weight is 0")
+    return w
 
 
-def _ends_of_ties(sorted_scores: Scores) -> NDArray[np.intp]:
+def _sum(mask: NDArray[np.bool_], weights: Floats | None) -> Any:
+    if weights is None:
+        return int(mask.sum())
+    return float(np.bincount(mask, weights=weights, minlength=2)[1])
+
+
+def _mean(values: NDArray[Any], weights: Floats | None) -> float:
+    return float(np.average(values, weights=weights))
+
+
+def _ratio(part: float, whole: float, zero: float | None = None) -> float | None:
+    return part / whole if whole else zero
+
+
+def _bin(scores: Floats) -> NDArray[np.intp]:
+    """The ECE bin of each score, closed on the right as scikit-learn's calibration_curve has them."""
+    return np.searchsorted(np.linspace(0, 1, ECE_BINS + 1)[1:-1], scores)
+
+
+def _ends_of_ties(sorted_scores: Floats) -> NDArray[np.intp]:
     return np.append(np.flatnonzero(np.diff(sorted_scores)), len(sorted_scores) - 1)
 
 
-def _curve(y: Labels, s: Scores) -> tuple[Scores, Scores]:
-    """True and false positives at each distinct score, highest first; equal scores are flagged together."""
+def _curve(y: Labels, s: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+    """True and false positives at each distinct score, highest first, and the scores; ties are flagged together."""
+    if weights is not None:
+        y, s, weights = (values[weights != 0] for values in (y, s, weights))
     order = np.argsort(-s, kind="stable")
     ends = _ends_of_ties(s[order])
-    tps = np.cumsum(y[order], dtype=np.float64)[ends]
-    return tps, ends + 1 - tps
+    if weights is None:
+        tps = np.cumsum(y[order], dtype=np.float64)[ends]
+        return tps, ends + 1 - tps, s[order][ends]
+    w = weights[order]
+    return np.cumsum(y[order] * w)[ends], np.cumsum((1 - y[order]) * w)[ends], s[order][ends]
 
 
-def _average_precision(tps: Scores, fps: Scores) -> float:
+def _average_precision(tps: Floats, fps: Floats) -> float:
     # scikit-learn's order of summation, lowest threshold first: the results are equal to the last bit
     precision = np.append((tps / (tps + fps))[::-1], 1.0)
     recall = np.append((tps / tps[-1])[::-1], 0.0)
     return float(max(0.0, -np.sum(np.diff(recall) * precision[:-1])))
 
 
-def _auroc(tps: Scores, fps: Scores) -> float:
-    x, y = np.append(0.0, fps / fps[-1]), np.append(0.0, tps / tps[-1])
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
+def _auroc(tps: Floats, fps: Floats) -> float:
+    if len(fps) > 2:    # points on a straight line are left out, as scikit-learn does
+        corner = np.concatenate([[True], (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0), [True]])
+        tps, fps = tps[corner], fps[corner]
+    x, y = np.append(0.0, fps) / fps[-1], np.append(0.0, tps) / tps[-1]
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2.0))
 
 
-def _draw(y: Labels, all_scores: list[Scores], metric: str, threshold: float, draws: int, seed: int) -> list[Scores]:
-    """The metric of each score vector on `draws` resamples; the resamples are the same for all of them."""
-    if metric not in ("auprc", "f1"):
-        raise ValueError(f"metric must be 'auprc' or 'f1', got {metric!r}")
+# -- bootstrap ----------------------------------------------------------------------------------------------------
+
+
+def resamples(n: int, draws: int, seed: int) -> Iterator[Floats]:
+    """Yield blocks of how often each of n rows is drawn, float64 of shape (draws of the block, n)."""
     rng = np.random.default_rng(seed)
-    n = len(y)
-    out: list[list[Scores]] = [[] for _ in all_scores]
     block = max(1, _CHUNK // n)
     for start in range(0, draws, block):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(block, draws - start)).astype(np.float64)
-        both = ((counts * y).sum(1) > 0) & ((counts * (1 - y)).sum(1) > 0)
-        counts = counts[both]
-        for values, s in zip(out, all_scores):
-            values.append(_weighted_auprc(y, s, counts) if metric == "auprc" else _weighted_f1(y, s, counts, threshold))
-    return [np.concatenate(values) for values in out]
+        b = min(block, draws - start)
+        rows = rng.integers(0, n, size=(b, n)) + np.arange(b)[:, None] * n
+        yield np.bincount(rows.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
 
 
-def _weighted_auprc(y: Labels, s: Scores, counts: Scores) -> Scores:
-    order = np.argsort(-s, kind="stable")
-    ends = _ends_of_ties(s[order])
-    weights = counts[:, order]
-    flagged = np.cumsum(weights, axis=1)[:, ends]
-    tps = np.cumsum(weights * y[order], axis=1)[:, ends]
-    precision = np.divide(tps, flagged, out=np.zeros_like(tps), where=flagged > 0)
-    recall = tps / tps[:, -1:]
-    result: Scores = (np.diff(recall, axis=1, prepend=0.0) * precision).sum(1)
+def _draw(y: Labels, guards: Sequence[tuple[Floats, float]], names: Sequence[str], weights: Floats | None, draws: int,
+          seed: int, rules: Protocol) -> list[dict[str, Floats]]:
+    """The metrics of each (scores, threshold) on `draws` resamples, the same for all; NaN where undefined."""
+    for name in names:
+        one_of("metric", name, METRICS)
+    out: list[dict[str, list[Floats]]] = [{name: [] for name in names} for _ in guards]
+    for counts in resamples(len(y), draws, seed):
+        if weights is not None:
+            counts *= weights
+        for values, (s, threshold) in zip(out, guards):
+            for name, block in _weighted(y, s, counts, names, rules.flagged(s, threshold), rules).items():
+                values[name].append(block)
+    return [{name: np.concatenate(blocks) for name, blocks in values.items()} for values in out]
+
+
+def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagged: NDArray[np.bool_],
+              rules: Protocol) -> dict[str, Floats]:
+    """Each metric for every row of `counts`."""
+    columns = np.stack([(y == 1) & flagged, y == 1, flagged, np.ones(len(y))], axis=1).astype(np.float64)
+    tp, positives, flags, total = (counts @ columns).T
+    negatives, zero = total - positives, math.nan if rules.zero_division is None else rules.zero_division
+
+    def ratio(part: Floats, whole: Floats, otherwise: float = math.nan) -> Floats:
+        return np.asarray(np.divide(part, whole, out=np.full(len(part), otherwise), where=whole > 0))
+
+    result = {}
+    for name in names:
+        if name in ("auprc", "auroc"):
+            continue
+        result[name] = {
+            "f1": lambda: ratio(2 * tp, positives + flags, zero), "precision": lambda: ratio(tp, flags, zero),
+            "recall": lambda: ratio(tp, positives, zero), "fpr": lambda: ratio(flags - tp, negatives),
+            "fnr": lambda: ratio(positives - tp, positives),
+            "accuracy": lambda: ratio(negatives - flags + 2 * tp, total),
+            "brier": lambda: ratio(counts @ (y - s) ** 2, total),
+            "ece": lambda: ratio(np.abs(counts @ ((_bin(s)[:, None] == np.arange(ECE_BINS)) * (y - s)[:, None])).sum(1),
+                                 total),
+        }[name]()
+    if "auprc" in names or "auroc" in names:
+        order = np.argsort(-s, kind="stable")
+        ends = _ends_of_ties(s[order])
+        drawn = counts[:, order]
+        tps = np.cumsum(drawn * y[order], axis=1)[:, ends]
+        seen = np.cumsum(drawn, axis=1, out=drawn)[:, ends]
+        both = (positives > 0) & (negatives > 0)
+        steps = np.diff(tps, axis=1, prepend=0.0)
+        if "auprc" in names:
+            precision = np.divide(tps, seen, out=np.zeros_like(tps), where=seen > 0)
+            result["auprc"] = np.where(both, ratio((steps * precision).sum(1), positives), math.nan)
+        if "auroc" in names:    # of all pairs, those in which the safe row scores lower, ties by half
+            fps = seen - tps
+            below = negatives[:, None] - fps + np.diff(fps, axis=1, prepend=0.0) / 2
+            result["auroc"] = np.where(both, ratio((steps * below).sum(1), positives * negatives), math.nan)
     return result
 
 
-def _weighted_f1(y: Labels, s: Scores, counts: Scores, threshold: float) -> Scores:
-    flagged = s >= threshold
-    tp = counts @ (flagged & (y == 1)).astype(np.float64)
-    result: Scores = 2 * tp / (counts @ flagged.astype(np.float64) + counts @ y.astype(np.float64))
-    return result
-
-
-def _percentiles(values: Scores, level: float) -> tuple[float, float]:
+def _percentiles(values: Floats, level: float) -> tuple[float, float] | None:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from harmaug import _C, adapters, models
 from harmaug.checks import one_of
 from harmaug.data import read_object, write_json
-from harmaug.tokenizer import Encoding, Tokenizer
+from harmaug.inputs import Pair, Prompt, Prompts, Responses, rows_of
+from harmaug.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from harmaug.explain import Explanation
 
 __all__ = ["Guard", "ScoreDetails"]
 
@@ -24,16 +28,12 @@ _log = logging.getLogger(__name__)
 
 UNSAFE_NAMES = ("unsafe", "harmful", "toxic", "malicious")
 """Labels of id2label, in any case, that mean unsafe."""
-SAFE_NAMES = ("safe", "harmless", "unharmful", "benign", "non-toxic", "not_toxic")
 LONG = ("windows", "truncate", "error")
-_BLOCK_ROWS = 512           # rows tokenized at once: memory stays bounded, Ctrl-C is answered between blocks
-_CALL_TOKENS = 16384        # tokens of one call of the encoder
+_BLOCK_ROWS = 512           # rows read ahead: memory stays bounded
 
-Prompt = str | Sequence[Mapping[str, Any]]
-Prompts = Prompt | Iterable[Prompt]
-Responses = str | Iterable[str | None] | None
 Floats = NDArray[np.float32]
-_Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]    # token ids, type ids
+Wide = NDArray[np.float64]
+_Block = tuple[Floats, Floats, NDArray[np.int32]]       # P(unsafe), logits, (windows, deciding window, tokens, dropped tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class Guard:
         What becomes of a longer row: "windows", "truncate" or "error".
     threshold : float
         A row is flagged when its score is at least this. From thresholds.json, else 0.5.
+    temperature : float
+        Divides the log-odds that scores are made of. From thresholds.json, else 1.
     unsafe_index : int
         The logit that means unsafe.
     """
@@ -85,16 +87,37 @@ class Guard:
         self.config: dict[str, Any] = encoder.config
         self._settings, self._folder, self._adapter, self._params = dict(settings), folder, adapter, params
         source = adapter or folder
-        n_labels, n_tokens = self.config["num_labels"], self.config["vocab_size"]
-        self.unsafe_index = _unsafe_index(self._settings.get("id2label"), n_labels, source)
         self.long = one_of("long", long, LONG)
-        if tokenizer.vocab_size > n_tokens:
-            raise _C.FormatError(f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, the model {n_tokens}")
-        self._template = _Template(tokenizer)
-        self.max_length = self._max_length(max_length)
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {max_length}")
+        self.core = _C.GuardCore(encoder, tokenizer._tokenizer, name=source, tokenizer_folder=tokenizer.path,
+                                 labels=self._labels_given(), max_length=max_length or 0)
+        self.unsafe_index, self.max_length = self.core.unsafe_index, self.core.max_length
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
-        self.threshold = _threshold(self.thresholds, fitted)
+        self.threshold, self.temperature = _threshold(self.thresholds, fitted)
+
+    # what scikit-learn asks of a fitted classifier; it never loads it
+    _estimator_type = "classifier"
+
+    @property
+    def classes_(self) -> NDArray[np.int64]:
+        """0 safe, 1 unsafe: the columns of `predict_proba`."""
+        return np.array([0, 1])
+
+    def fit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: `harmaug.Distiller` trains guards. For scikit-learn, ``FrozenEstimator(guard)`` is one that is trained."""
+        raise TypeError("a Guard is trained already; harmaug.Distiller trains one, and sklearn.frozen.FrozenEstimator(guard)"
+                        " goes where scikit-learn would fit")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(estimator_type="classifier", target_tags=TargetTags(required=True), classifier_tags=ClassifierTags(),
+                    input_tags=InputTags(two_d_array=False, string=True), requires_fit=False)
 
     @classmethod
     def from_pretrained(cls, folder_or_name: str | os.PathLike[str], dtype: str = "float32",
@@ -119,9 +142,9 @@ class Guard:
         long : str, default "windows"
             What becomes of a row of more tokens. "windows": windows of max_length tokens that overlap by
             max_length // 4 are read, and the one with the highest P(unsafe) decides. Of a pair, the side that is longer
-            than half the room slides, while the other stays whole; when both are, each slides beside the first half of
-            the other, so that every token is read. "truncate": the end of the longer side is dropped. "error":
-            ValueError.
+            than half the room slides, while the other stays whole; when both are, the response slides beside the end of
+            the prompt and the prompt beside the beginning of the response, so that every token is read. "truncate": the
+            end of the longer side is dropped. "error": ValueError.
 
         Raises
         ------
@@ -194,41 +217,68 @@ class Guard:
 
         Parameters
         ----------
-        prompts : str, conversation, or iterable of these
-            A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the assistant's, is
-            the response, the contents before it, one a line, are the prompt. One str or one conversation is one row.
+        prompts : str, conversation, iterable of these, or table
+            A list, an array, a column of a data frame, a generator (read 512 rows ahead). One str or one conversation
+            is one row. A conversation is a list of ``{"role": ..., "content": ...}``: its last message, when the
+            assistant's, is the response; the contents before it, the user's last turn among them, one a line, are the
+            prompt. A data frame is read by its columns prompt and, where there is one, response.
         responses : str or iterable of (str or None), optional
-            As many as prompts.
+            As many as prompts, taken in order (indices of pandas play no part); None, NaN, NA and "" mean none.
         long : str, optional
             None: that of the guard.
 
         Returns
         -------
         ndarray, shape (n, num_labels), float32
+            In the order of the rows.
 
         Raises
         ------
         ValueError, TypeError
             Naming the row.
         """
-        return self._run(prompts, responses, long)[0]
+        return self._run(prompts, responses, long)[1]
 
     def score(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
         """P(unsafe) of each row, shape (n,): the sigmoid of a single logit, else the softmax at `unsafe_index`.
 
-        The parameters, here and below, are those of `logits`.
+        With a fitted temperature, the sigmoid of `log_odds` divided by it. The parameters, here and below, are those of `logits`.
         """
-        return self._probability(self._run(prompts, responses, long)[0])
+        return self._run(prompts, responses, long)[0]
+
+    def score_iter(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None,
+                   block_rows: int = _BLOCK_ROWS) -> Iterator[float]:
+        """P(unsafe) of each row, one by one and in order, of an iterable that may have no end.
+
+        Parameters
+        ----------
+        prompts, responses, long
+            As for `logits`.
+        block_rows : int, default 512
+            Rows that are read and scored together, which is all that is held; changes no score.
+
+        Examples
+        --------
+        >>> scores = guard.score_iter(line for line in open("prompts.txt"))     # doctest: +SKIP
+        """
+        if block_rows < 1:
+            raise ValueError(f"block_rows must be >= 1, got {block_rows}")
+        mode = self.long if long is None else one_of("long", long, LONG)
+        blocks = self._blocks(rows_of(prompts, responses), mode, block_rows)
+        return (score for scores, _, _ in blocks for score in scores.tolist())
 
     def score_details(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> ScoreDetails:
         """P(unsafe) of each row and what it rests on."""
-        logits, about = self._run(prompts, responses, long)
+        score, _, about = self._run(prompts, responses, long)
         n_windows, window, n_tokens, truncated = about.T
-        return ScoreDetails(score=self._probability(logits), n_windows=n_windows, window=window, n_tokens=n_tokens,
-                            truncated=truncated)
+        return ScoreDetails(score=score, n_windows=n_windows, window=window, n_tokens=n_tokens, truncated=truncated)
+
+    def log_odds(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Wide:
+        """log(P / (1 - P)) of each row as the model gives it, before any temperature; float64, shape (n,)."""
+        return self._log_odds(self._run(prompts, responses, long)[1])
 
     def predict_proba(self, prompts: Prompts, responses: Responses = None, *, long: str | None = None) -> Floats:
-        """P(safe) and P(unsafe) of each row, shape (n, 2)."""
+        """P(safe) and P(unsafe) of each row, shape (n, 2), the columns as in `classes_`."""
         unsafe = self.score(prompts, responses, long=long)
         return np.stack([1 - unsafe, unsafe], axis=1)
 
@@ -245,130 +295,76 @@ class Guard:
                               stacklevel=2)
         return (self.score(prompts, responses, long=long) >= np.float32(self.threshold)).astype(np.int64)
 
-    def set_threshold(self, threshold: float, **about: Any) -> None:
+    def explain(self, prompt: Prompt, response: str | None = None, *, method: str = "occlusion") -> Explanation:
+        """Say which tokens a row's score hangs on.
+
+        Parameters
+        ----------
+        prompt, response
+            One row, as for `logits`, that fits max_length.
+        method : {"occlusion"}
+            Each token in turn is replaced by the mask token (left out, where the tokenizer has none), and its contribution
+            is by how much the log-odds of P(unsafe) fall. As many rows as tokens are scored, packed into few calls.
+
+        Returns
+        -------
+        Explanation
+            tokens, spans, contributions; a notebook shows it as coloured text on a click. No proof of a cause.
+
+        Raises
+        ------
+        ValueError
+            For a row of more tokens than max_length, or an unknown method.
+
+        Examples
+        --------
+        >>> guard.explain("How do I kill a Python process?")      # doctest: +SKIP
+        <explanation of 8 tokens, P(unsafe) 0.213, text hidden>
+        """
+        from harmaug.explain import explain
+
+        return explain(self, prompt, response, method)
+
+    def set_threshold(self, threshold: float, *, temperature: float | None = None, **about: Any) -> None:
         """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
 
-        The mode it was fitted in stands beside it, and what `about` says, for example ``metric="f1"``.
+        It is one of scores at `temperature` (that of the guard when None). The mode it was fitted in stands beside it,
+        and what `about` says, for example ``target="f1"``.
         """
-        self.thresholds = {"schema_version": 1, "threshold": float(threshold), "long": self.long,
-                           "max_length": self.max_length, **about}
-        self.threshold = _threshold(self.thresholds, Path("thresholds.json"))
+        fitted = {"schema_version": 1, "threshold": float(threshold),
+                  "temperature": float(self.temperature if temperature is None else temperature), "long": self.long,
+                  "max_length": self.max_length, **about}
+        self.threshold, self.temperature = _threshold(fitted, Path("thresholds.json"))
+        self.thresholds = fitted
 
-    def _probability(self, logits: Floats) -> Floats:
+    def _log_odds(self, logits: Floats) -> Wide:
         wide = logits.astype(np.float64)
-        if wide.shape[1] == 1:
-            return np.asarray(np.exp(-np.logaddexp(0, -wide[:, 0])), dtype=np.float32)
-        wide -= wide.max(axis=1, keepdims=True, initial=-np.inf)
-        unsafe: NDArray[np.float64] = np.exp(wide[:, self.unsafe_index]) / np.exp(wide).sum(axis=1)
-        return unsafe.astype(np.float32)
+        others = np.delete(wide, self.unsafe_index, axis=1)
+        unsafe = wide[:, self.unsafe_index]
+        return unsafe - np.logaddexp.reduce(others, axis=1) if others.shape[1] else unsafe
 
-    def _run(self, prompts: Any, responses: Any, long: str | None) -> tuple[Floats, NDArray[np.int32]]:
-        """Logits of each row, and (windows, deciding window, tokens, dropped tokens) of each row."""
+    def _run(self, prompts: Any, responses: Any, long: str | None) -> _Block:
+        """P(unsafe) and logits of each row, and what they rest on."""
         mode = self.long if long is None else one_of("long", long, LONG)
-        rows = _rows(prompts, responses)
-        logits = np.zeros((len(rows), self.config["num_labels"]), dtype=np.float32)
-        about = np.zeros((len(rows), 4), dtype=np.int32)
-        for first in range(0, len(rows), _BLOCK_ROWS):
-            block = slice(first, min(first + _BLOCK_ROWS, len(rows)))
-            self._run_block(rows[block], first, mode, logits[block], about[block])
-            bad = np.flatnonzero(~np.isfinite(logits[block]).all(axis=1))
-            if bad.size:
-                raise ValueError(f"row {first + bad[0]}: {self._adapter or self._folder} gives a score that is no "
-                                 "finite number; its weights are damaged")
-        return logits, about
+        blocks = list(self._blocks(rows_of(prompts, responses), mode)) or [self.core.score([], [], long=mode)]
+        scores, logits, about = (np.concatenate(parts) for parts in zip(*blocks))
+        return scores, logits, about
 
-    def _run_block(self, rows: list[tuple[str, str | None]], first: int, mode: str, logits: Floats,
-                   about: NDArray[np.int32]) -> None:
-        encoded = self._encode(rows, first, self.max_length if mode == "truncate" else None)
-        ids, offsets, types = encoded.ids, encoded.offsets, encoded.type_ids
-        lengths = np.diff(offsets)
-        about[:, 0], about[:, 2], about[:, 3] = 1, lengths + encoded.truncated, encoded.truncated
-        long_rows = np.flatnonzero(lengths > self.max_length)
-        if long_rows.size == 0:
-            self._encoder_logits(ids, offsets, types, logits)
-            return
-        if mode == "error":
-            row = int(long_rows[0])
-            raise ValueError(f"row {first + row} has {lengths[row]} tokens, the guard reads at most {self.max_length}; "
-                             "long='windows' or 'truncate' reads it")
-        pieces = [[(ids[begin:end], types[begin:end])] for begin, end in zip(offsets, offsets[1:])]
-        for i in long_rows.tolist():
-            pieces[i] = list(self._windows(*rows[i]))
-        flat = [piece for own in pieces for piece in own]
-        each = np.empty((len(flat), logits.shape[1]), dtype=np.float32)
-        starts = np.cumsum([0, *(len(p) for p, _ in flat)], dtype=np.int64)
-        self._encoder_logits(np.concatenate([p for p, _ in flat]), starts, np.concatenate([t for _, t in flat]), each)
-        scores = self._probability(each)
-        bounds = np.cumsum([0, *map(len, pieces)])
-        for i in range(len(rows)):
-            deciding = int(np.argmax(scores[bounds[i]:bounds[i + 1]]))
-            logits[i] = each[bounds[i] + deciding]
-            about[i, :2] = len(pieces[i]), deciding
+    def _blocks(self, rows: Iterator[Pair], mode: str, size: int = _BLOCK_ROWS) -> Iterator[_Block]:
+        """What `_run` returns, block by block; no more than `size` rows are held."""
+        first = 0
+        while block := list(islice(rows, size)):
+            prompts, responses = zip(*block)
+            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature)
+            first += len(block)
 
-    def _encode(self, rows: list[tuple[str, str | None]], first: int, max_length: int | None) -> Encoding:
-        prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
-        try:
-            return self.tokenizer.encode_batch(prompts, responses, max_length=max_length,
-                                               n_threads=self.encoder.n_threads)
-        except ValueError as error:
-            if len(rows) == 1:
-                raise ValueError(f"row {first}: {error}") from None
-            for i, row in enumerate(rows):      # its message counts from the block's first row
-                self._encode([row], first + i, max_length)
-            raise
-
-    def _encoder_logits(self, ids: NDArray[np.int32], offsets: NDArray[np.int64], types: NDArray[np.uint8],
-                        out: Floats) -> None:
-        """Logits of a ragged batch in calls of bounded size: Ctrl-C is answered between them."""
-        n, first = len(offsets) - 1, 0
-        while first < n:
-            fit = int(np.searchsorted(offsets, offsets[first] + _CALL_TOKENS, side="right")) - 1
-            last = max(first + 1, min(n, fit))
-            part = slice(int(offsets[first]), int(offsets[last]))
-            out[first:last] = self.encoder.logits(ids[part], offsets[first:last + 1] - offsets[first], types[part])
-            first = last
-
-    def _windows(self, prompt: str, response: str | None) -> Iterator[_Piece]:
-        """The windows of a row that does not fit; see `from_pretrained`."""
-        stride = self.max_length // 4
-        template = self._template
-        a = self._plain(prompt)
-        if response is None:
-            for begin, end in _spans(len(a), self.max_length - template.single, stride):
-                yield template.build(a[begin:end], None)
-            return
-        b = self._plain(response)
-        room = self.max_length - template.pair
-        half = room // 2
-        if len(b) > half:       # the response slides beside the prompt, or beside its first half
-            kept = a if len(a) <= room - half else a[:half]
-            for begin, end in _spans(len(b), room - len(kept), stride):
-                yield template.build(kept, b[begin:end])
-        if len(a) > room - half or len(b) <= half:      # the prompt slides likewise
-            kept = b[:half]
-            for i, (begin, end) in enumerate(_spans(len(a), room - len(kept), stride)):
-                if i > 0 or len(b) <= half:             # its first window beside a long response was read above
-                    yield template.build(a[begin:end], kept)
-
-    def _plain(self, text: str) -> NDArray[np.int32]:
-        return self.tokenizer.encode_batch([text], add_special_tokens=False)[0]
-
-    # -- settings --
-
-    def _max_length(self, asked: int | None) -> int:
-        most, least = int(self.config["max_tokens"]), self._template.pair + 4
-        if asked is not None:
-            if not least <= asked <= most:
-                raise ValueError(f"max_length must be from {least} to {most}, the most tokens that the model reads, "
-                                 f"got {asked}")
-            return int(asked)
-        path = self.tokenizer.path / "tokenizer_config.json"
-        said = read_object(path).get("model_max_length") if path.exists() else None
-        if isinstance(said, (int, float)) and not isinstance(said, bool) and said < 1e6:
-            if said < least:
-                raise _C.FormatError(f"{path}: model_max_length {said} leaves no room for text")
-            return min(int(said), most)
-        return min(int(self.config["max_position_embeddings"]), most)
+    def _labels_given(self) -> list[str] | None:
+        """The names that id2label gives, by index; None: it gives none."""
+        given = self._settings.get("id2label")
+        if not isinstance(given, dict):
+            return None
+        names = {str(k): v for k, v in given.items() if isinstance(v, str)}
+        return [names.get(str(i), "") for i in range(self.config["num_labels"])]
 
     # -- saving --
 
@@ -398,6 +394,8 @@ class Guard:
                    "architectures": [self.config["architecture"]], "dtype": dtype,
                    "id2label": {str(i): name for i, name in enumerate(names)},
                    "label2id": {name: i for i, name in enumerate(names)}}
+        if "layer_types" in self.config:
+            config["layer_types"] = self.config["layer_types"]
         self.tokenizer.save_pretrained(target)      # first: it may be made from the files that are written here
         write_json(target / "config.json", config)
         path = target / "tokenizer_config.json"
@@ -409,104 +407,10 @@ class Guard:
     def _label_names(self) -> list[str]:
         """Names of the labels, so that `unsafe_index` can be told from them alone."""
         n = self.config["num_labels"]
-        given = {str(k): str(v) for k, v in (self._settings.get("id2label") or {}).items()}
-        names = [given.get(str(i), f"LABEL_{i}") for i in range(n)]
+        names = [name or f"LABEL_{i}" for i, name in enumerate(self._labels_given() or [""] * n)]
         if names[self.unsafe_index].lower() not in UNSAFE_NAMES:
             names = ["safe", "unsafe"] if n == 2 else ["unsafe"]
         return names
-
-
-class _Template:
-    """The special tokens around one text and around a pair, learnt from the tokenizer by one probe of each."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        plain = tokenizer.encode_batch(["a", "b"], add_special_tokens=False)
-        x, y = plain[0], plain[1]
-        one, two = tokenizer.encode_batch(["a"]), tokenizer.encode_batch(["a"], ["b"])
-        at, a, b = _find(one[0], x), _find(two[0], x), _find(two[0], y, last=True)
-
-        def part(encoding: Encoding, begin: int, end: int | None) -> _Piece:
-            return encoding[0][begin:end], encoding.type_ids[begin:end]
-
-        self._around_one = part(one, 0, at), part(one, at + len(x), None)
-        self._around_two = part(two, 0, a), part(two, a + len(x), b), part(two, b + len(y), None)
-        self._types = int(one.type_ids[at]), int(two.type_ids[a]), int(two.type_ids[b])
-        self.single = len(one[0]) - len(x)
-        self.pair = len(two[0]) - len(x) - len(y)
-
-    def build(self, a: NDArray[np.int32], b: NDArray[np.int32] | None) -> _Piece:
-        """Ids and type ids of one text, or of a pair."""
-        def typed(ids: NDArray[np.int32], which: int) -> _Piece:
-            return ids, np.full(len(ids), self._types[which], dtype=np.uint8)
-
-        if b is None:
-            before, after = self._around_one
-            parts = [before, typed(a, 0), after]
-        else:
-            before, between, after = self._around_two
-            parts = [before, typed(a, 1), between, typed(b, 2), after]
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([types for _, types in parts])
-
-
-def _find(ids: NDArray[np.int32], part: NDArray[np.int32], *, last: bool = False) -> int:
-    """Where `part` begins within `ids`."""
-    places = [i for i in range(len(ids) - len(part) + 1) if np.array_equal(ids[i:i + len(part)], part)]
-    if not places or len(part) == 0:
-        raise _C.FormatError("the tokenizer's special tokens change the text between them: windows over long texts "
-                             "can't be made")
-    return places[-1 if last else 0]
-
-
-def _spans(n: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of windows over n tokens that overlap by `stride`, as tokenizers cuts them: the last ends at n."""
-    step = window - min(stride, window - 1)
-    for begin in range(0, max(n - window, 0) + step, step):
-        yield begin, min(begin + window, n)
-
-
-# -- rows --
-
-def _rows(prompts: Any, responses: Any) -> list[tuple[str, str | None]]:
-    """One (prompt, response) for each row; an empty response is None."""
-    if isinstance(prompts, str) or _is_conversation(prompts):
-        prompts = [prompts]
-    if isinstance(prompts, Mapping):
-        raise TypeError("prompts must be a str, a list of messages, or an iterable of these, got one mapping: "
-                        "write [message]")
-    asked = list(prompts)
-    if responses is None:
-        responses = [None] * len(asked)
-    given = [responses] if isinstance(responses, str) else list(responses)
-    if len(given) != len(asked):
-        raise ValueError(f"{len(asked)} prompts but {len(given)} responses")
-    return [_row(i, prompt, response) for i, (prompt, response) in enumerate(zip(asked, given))]
-
-
-def _row(i: int, prompt: Any, response: Any) -> tuple[str, str | None]:
-    if isinstance(response, float) and math.isnan(response):     # how pandas says None
-        response = None
-    if response is not None and not isinstance(response, str):
-        raise TypeError(f"row {i}: the response must be a str or None, got {type(response).__name__}")
-    if _is_conversation(prompt):
-        if response:
-            raise ValueError(f"row {i}: a conversation carries its own response")
-        return _conversation(i, prompt)
-    if not isinstance(prompt, str):
-        raise TypeError(f"row {i}: the prompt must be a str or a list of messages, got {type(prompt).__name__}")
-    return prompt, response or None
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(m, Mapping) for m in value)
-
-
-def _conversation(i: int, messages: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    for m in messages:
-        if not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str):
-            raise TypeError(f"row {i}: a message needs a role and a content, both str")
-    contents = [m["content"] for m in messages]
-    response = contents.pop() if messages[-1]["role"] == "assistant" else None
-    return "\n".join(contents), response or None
 
 
 # -- settings --
@@ -517,26 +421,16 @@ def _thread_count(n_threads: int | None) -> int:
     return n_threads or 0
 
 
-def _threshold(thresholds: Mapping[str, Any], path: Path) -> float:
-    value = thresholds.get("threshold", 0.5)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{path}: threshold must be in [0, 1], got {value!r}")
-    return float(value)
+def _threshold(thresholds: Mapping[str, Any], path: Path) -> tuple[float, float]:
+    """Threshold and temperature."""
+    found = []
+    for name, otherwise, low, high in (("threshold", 0.5, 0, 1), ("temperature", 1.0, 1e-3, 1e3)):
+        value = thresholds.get(name, otherwise)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{path}: {name} must be in [{low:g}, {high:g}], got {value!r}")
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _labels(n: int) -> dict[str, str]:
     return {"0": "unsafe"} if n == 1 else {"0": "safe", "1": "unsafe"} if n == 2 else {}
-
-
-def _unsafe_index(id2label: Any, n: int, folder: Path) -> int:
-    """The label that means unsafe: the only one, the one that is named so, else the second of two."""
-    if n == 1:
-        return 0
-    names = {str(k): str(v).lower() for k, v in id2label.items()} if isinstance(id2label, dict) else {}
-    named = [i for i in range(n) if names.get(str(i)) in UNSAFE_NAMES]
-    if len(named) == 1:
-        return named[0]
-    if not named and n == 2 and names.get("1") not in SAFE_NAMES:
-        return 1
-    raise ValueError(f"{folder}: id2label of config.json must name exactly one of {n} labels "
-                     f"{' or '.join(UNSAFE_NAMES)}, got {list(names.values())}")

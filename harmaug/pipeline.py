@@ -19,26 +19,38 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
+from harmaug import card, datasets, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
-from harmaug import safety, teacher
 from harmaug.augment import AugmentConfig, Augmenter
 from harmaug.categories import CategoryTable, default_table, load_table
+from harmaug.chat import ChatTemplate
 from harmaug.checks import one_of, within
-from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json
+from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
+from harmaug.endpoint import EndpointConfig
 from harmaug.generator import Generator
+from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
-from harmaug.runs import Journal, RunError, RunFolder, Stage, progress, sha256
+from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
+from harmaug.thresholds import fit_threshold
 
 if TYPE_CHECKING:
     from harmaug.distill import DistillConfig, Distiller
 
 _log = logging.getLogger(__name__)
 
+TFIDF, TFIDF_FILE = "tfidf", "tfidf.json"
+
+AddRows = Callable[[Sequence[Row], int], Iterable[Row]]
+"""What a baseline adds to the seed rows: takes the rows and a seed."""
+BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: ()}
+"""Baselines of ``[evaluate] baselines``, by name: trained on the seed rows and what the function adds to them, with the
+student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
+
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
-LABELLED = "labelled.jsonl"
+LABELLED, SCORES = "labelled.jsonl", "scores.jsonl"
 
 
 def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *,
@@ -61,7 +73,7 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
     stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models,
                       makes=(INSTRUCTIONS, REJECTED))
     if not stage.done:
-        augmenter = Augmenter(_made(generator), config, table=table, batch_size=batch_size)
+        augmenter = Augmenter(_made(generator, stage), config, table=table, batch_size=batch_size)
         with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
             rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
             total = config.samples + config.benign
@@ -79,7 +91,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     if not stage.done:
         with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
             instructions = _rows_of(run / INSTRUCTIONS)
-            made: Any = _made(generator) if config.intents else None
+            made: Any = _made(generator, stage) if config.intents else None
             responder = Responder(made, config, batch_size=batch_size)
             rows = responder.run(instructions, journal=journal, stamp=stage.stamp)
             total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
@@ -88,8 +100,8 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
 
 
 def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None,
-          models: Mapping[str, str] | None = None, table: CategoryTable | None = None, batch_size: int = 256,
-          quiet: bool = False) -> dict[str, Any]:
+          models: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None,
+          table: CategoryTable | None = None, batch_size: int = 256, quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
 
     Seed rows keep their own labels beside the teacher's score; those that the responsible-use filter blocks are left
@@ -99,6 +111,8 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     ----------
     by : Teacher, folder, Guard or callable
         With `name`, the teacher's: a callable that makes the Teacher, called only when there is something left to do.
+    settings : mapping, optional
+        How the teacher is read, for run.json: a stage does not go on under others.
     batch_size : int, default 256
         Changes no row when the teacher's scores do not depend on it (a Guard's do not).
     """
@@ -109,7 +123,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             inputs[file] = _finished(run, before, file)
     make = by if name is not None else lambda: teacher.as_teacher(by)
     name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
-    stage = run.stage("label", config={"teacher": name}, inputs=inputs, models=models, makes=(LABELLED,))
+    stage = run.stage("label", config={"teacher": name, **(settings or {})}, inputs=inputs, models=models, makes=(LABELLED,))
     if stage.done:
         return _account(stage)
     rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
@@ -133,7 +147,9 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
                                                    extra=extra)
                 journal.append(labelled)
                 _count_label(counts, labelled.to_dict())
-                stage.account(counts)
+                stage.account(counts | getattr(scorer, "account", {}))
+            counts |= getattr(scorer, "account", {})
+    stage.entry["audit"] = teacher.audit(_rows_of(run / LABELLED))
     stage.account(counts, done=True)
     return _account(stage)
 
@@ -147,6 +163,8 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     ----------
     rows : sequence of Row, optional
         None: labelled.jsonl.
+    config : DistillConfig, optional
+        With the student "tfidf" it is TF-IDF and logistic regression (scikit-learn), of which only the seed matters.
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
     name, folder : str
@@ -155,46 +173,75 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     from harmaug.distill import DistillConfig, Distiller
 
     config = config or DistillConfig()
+    makes = f"{folder}/{TFIDF_FILE}" if config.student == TFIDF else f"{folder}/checkpoint/state.json"
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(f"{folder}/checkpoint/state.json",))
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
+        if config.student == TFIDF:
+            from harmaug.integrations.sklearn import TfidfGuard
+
+            TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
+            stage.account({"train": len(usable)}, done=True)
+            return _account(stage)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
+        _write_card(run, folder, distiller, usable)
         stage.account(summary(distiller), done=True)
     return _account(stage)
+
+
+def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequence[Row]) -> None:
+    from harmaug.models import REGISTRY
+
+    student = distiller.config.student
+    known = REGISTRY.get(student)
+    licence = known.licence if known else teacher.licence_of(Path(student))
+    parts = card.parts_of(run.info["stages"], rows, student, licence)
+    card.write_card(run / folder, parts, title=folder, student=student, version=machine()["harmaug"],
+                    counts=distiller.counts_, steps=distiller.n_steps_,
+                    audit=run.info["stages"].get("label", {}).get("audit") or {})
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:
     """Return counts and steps of a fit, and the threshold with the best F1 on its validation rows."""
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
-    threshold = evaluate_module.best_f1_threshold(labels, scores) if 0 < sum(labels) < len(labels) else None
+    threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
     return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
             "selected_by": distiller.selected_by_, "validation_threshold": threshold}
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
-             config: EvaluateConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Score the sets with a guard into metrics.json; it is done anew each time.
+             config: EvaluateConfig | None = None, files: Mapping[str, Path] | None = None,
+             training: Iterable[Row] | None = None, **options: Any) -> dict[str, Any]:
+    """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
-    Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config = config or EvaluateConfig()
     if guard is None:
-        from harmaug.guard import Guard
-
         _finished(run, "distil", None)
-        guard = Guard.from_pretrained(run / "guard", long=config.long, max_length=config.max_length, **options)
+        guard = _open_guard(run / "guard", config, options)
     sets = {name: list(rows) for name, rows in datasets.items()}
     inputs = {name: digest(rows) for name, rows in sets.items()}
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
-    report = evaluate_module.evaluate_guard(guard, sets, threshold=config.threshold, draws=config.draws)
-    stage.account({name: entry["n"] for name, entry in report["datasets"].items()}, done=True)
+    known = None if training is None else evaluate_module.contamination(training)
+    scored = evaluate_module.score_sets(guard, sets, protocol=config.protocol, by=config.by, training=known)
+    for part in scored:
+        if files is not None:
+            part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
+    fitted = guard.threshold if getattr(guard, "thresholds", None) else None
+    others = {name: evaluate_module.score_sets(_open_guard(run / f"guard_{name}", config, options), sets,
+                                               protocol=config.protocol) for name in config.baselines}
+    report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
+                                       protocol=config.protocol, over_refusal=config.over_refusal, baselines=others)
+    write_rows(run / SCORES, (row for part in scored for row in part.lines()))
+    stage.account({part.name: len(part.labels) for part in scored}, done=True)
     report["stages"] = run.accounts()
     write_json(run / "metrics.json", report, indent=1)
     return report
@@ -215,46 +262,110 @@ class SeedFile(_Table):
     seed: int = 0
 
 
+class EvaluationFile(_Table):
+    """A file of an evaluation set and its layout, a name of harmaug.datasets.MANIFEST."""
+
+    file: str
+    layout: str
+
+
 class DataConfig(_Table):
     """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
 
     seed: tuple[str | SeedFile, ...]
-    evaluation: dict[str, str] = {}
+    evaluation: dict[str, str | EvaluationFile] = {}
     categories: str | None = None
 
 
 class GeneratorConfig(_Table):
-    """The model that augment and respond sample from."""
+    """The model that augment and respond sample from: a folder, a .gguf, a fetched name, or one behind a server.
+
+    A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
+    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
+    """
 
     model: str = "smollm2"
     dtype: str | None = None
     batch_size: int = 32
+    template: str | None = None
+    licence: str | None = None
+    endpoint: EndpointConfig | None = None
 
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
+        if self.endpoint is not None and self.template is None:
+            raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
 
 class LabelConfig(_Table):
-    """The teacher: a guard folder, a fetched name, or "standin"."""
+    """The teacher.
+
+    Parameters
+    ----------
+    teacher : str, default "standin"
+        A guard folder or fetched name; a generative guard's folder or .gguf (see guard_families); a file of rows with
+        an "unsafe-score"; "standin". Not looked at with `endpoint`.
+    endpoint : EndpointConfig, optional
+        A generative guard behind a server.
+    family, template, guidelines, definition, temperature
+        Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    dtype : str, optional
+        Of the teacher's weights.
+    licence : str, optional
+        Of the teacher's labels, for run.json and the model card. None: that of its own model card.
+    cache : bool, default True
+        Take scores of rows that this teacher has seen from the user's cache.
+    batch_size : int, default 256
+    """
 
     teacher: str = teacher.STANDIN
     batch_size: int = 256
+    endpoint: EndpointConfig | None = None
+    family: str | None = None
+    template: str | None = None
+    guidelines: tuple[str, ...] = ()
+    definition: str = "two-way"
+    temperature: float = 1.0
+    dtype: str | None = None
+    licence: str | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
+        LabelReading(definition=self.definition, temperature=self.temperature)
+        if self.endpoint is not None and self.family is None:
+            raise ValueError("an endpoint needs family: which words its guard answers with")
+
+    @property
+    def name(self) -> str:
+        """What the stage records as its teacher."""
+        return self.teacher if self.endpoint is None else self.endpoint.model
+
+    def reading(self) -> dict[str, Any]:
+        """What decides a generative guard's score besides its weights, where it is set."""
+        plain = type(self)()
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "dtype")
+                if (value := getattr(self, name)) != getattr(plain, name)}
 
 
 class EvaluateConfig(_Table):
-    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained."""
+    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained, the rest as for summarise."""
 
     threshold: float = 0.5
     draws: int = 1000
+    protocol: str = "default"
+    by: tuple[str, ...] = ("category", "source", "length")
+    over_refusal: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     long: str = "windows"
     max_length: int | None = None
 
     def __post_init__(self) -> None:
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
+        one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
+        for name in self.baselines:
+            one_of("baselines", name, BASELINES)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -354,15 +465,19 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
     wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
-    seeds, held_out = _read_data(config, folder, wanted, where)
+    seeds, held_out, files = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
 
     def of_generator() -> dict[str, Any]:
-        name = config.generator.model
-        return {"generator": partial(load_generator, config.generator, **threads), "quiet": quiet,
-                "models": {name: sha256(_model_path(name))}, "batch_size": config.generator.batch_size}
+        return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint),
+                "batch_size": config.generator.batch_size}
+
+    def of_student() -> dict[str, str]:
+        student = config.distil.student
+        return {} if student == TFIDF else {student: sha256(_model_path(student))}
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
@@ -372,15 +487,19 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             return respond(run, config=config.respond, **of_generator())
         if name == "label":
             assert config.label is not None
-            named = config.label.teacher
-            path = teacher.standin_folder() if named == teacher.STANDIN else _model_path(named)
-            return label(run, partial(load_teacher, named, **threads), seeds, name=named, models={named: sha256(path)},
-                         table=table, batch_size=config.label.batch_size, quiet=quiet)
+            models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
+            return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
+                         name=config.label.name, models=models, settings=config.label.reading(), table=table,
+                         batch_size=config.label.batch_size, quiet=quiet)
         if name == "distil":
-            student = config.distil.student
-            return distil(run, None if config.label is not None else seeds, config=config.distil,
-                          models={student: sha256(_model_path(student))}, quiet=quiet)
-        return evaluate(run, None, held_out, config=config.evaluate, **threads)
+            return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
+                          quiet=quiet)
+        training = seeds if config.label is None else _rows_of(run / LABELLED)
+        assert config.evaluate is not None
+        for other in config.evaluate.baselines:
+            n = run.info["stages"]["label"]["account"]["seed"] if config.label is not None else len(seeds)
+            baseline(run, other, training[:n], config.distil, models=of_student() if other != TFIDF else None, quiet=quiet)
+        return evaluate(run, None, held_out, config=config.evaluate, files=files, training=training, **threads)
 
     report: dict[str, Any] = {}
     for name in wanted:
@@ -390,22 +509,40 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
 
 def _read_data(config: Config, folder: Path, wanted: Sequence[str],
-               where: str) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Return the seed rows and evaluation sets that stages need, checked now rather than after hours of training."""
+               where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
+    """Return the seed rows and evaluation sets that stages need, and the sets' files.
+
+    They are checked now rather than after hours of training.
+    """
     labelled = "distil" in wanted and config.label is None
-    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & {"augment", "label", "distil"} else []
+    needs = {"augment", "label", "distil"} | ({"evaluate"} if config.label is None else set())
+    seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & needs else []
     if labelled:
         require_labels(seeds, f"{where}: the rows of [data] seed")
-    sets = {name: folder / file for name, file in config.data.evaluation.items()}
+    found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
+             for name, entry in config.data.evaluation.items()}
+    sets = {name: datasets.resolve(entry.file if entry.file in datasets.MANIFEST else folder / entry.file)
+            for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
-    held_out = {name: read_rows(file) for name, file in sets.items()} if set(wanted) & {"augment", "evaluate"} else {}
-    for name in held_out if "evaluate" in wanted else ():
-        evaluate_module.labels_of(held_out[name], str(sets[name]))
+    held_out = {}
+    if set(wanted) & {"augment", "evaluate"}:
+        held_out = {name: datasets.read(path, found[name].layout or None) for name, path in sets.items()}
+    if config.evaluate is not None and "evaluate" in wanted:
+        rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
+        for name, rows in held_out.items():
+            evaluate_module.labels_of(rows, str(sets[name]), rules)
+    if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
+        raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
+    if config.evaluate is not None and "plain" in config.evaluate.baselines and config.label is None:
+        raise DataError(f"{where}: the baseline plain is the student itself: the run adds no rows ([label] is missing)")
+    unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
+    if unknown:
+        raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
-    return seeds, held_out
+    return seeds, held_out, sets
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:
@@ -415,16 +552,92 @@ def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, i
     return {name: n for name, n in found.items() if n}
 
 
-def load_generator(config: GeneratorConfig, **options: Any) -> Generator:
-    """Open the generator of a configuration."""
+def baseline(run: RunFolder, name: str, rows: Sequence[Row], config: DistillConfig, **options: Any) -> dict[str, Any]:
+    """Train a baseline of BASELINES on the seed rows into guard_NAME/; options are those of `distil`."""
+    added = BASELINES[one_of("baseline", name, BASELINES)](rows, config.seed)
+    student = dataclasses.replace(config, student=TFIDF) if name == TFIDF else config
+    return distil(run, [*rows, *added], config=student, name=f"distil_{name}", folder=f"guard_{name}", **options)
+
+
+def _open_guard(folder: Path, config: EvaluateConfig, options: Mapping[str, Any]) -> Any:
+    from harmaug.guard import Guard
+
+    if (folder / TFIDF_FILE).exists():
+        from harmaug.integrations.sklearn import TfidfGuard
+
+        return TfidfGuard.from_pretrained(folder)
+    guard = Guard.from_pretrained(folder, long=config.long, max_length=config.max_length, **options)
+    if config.max_length is None:
+        evaluate_module.set_length(guard, config.protocol)
+    return guard
+
+
+def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options: Any) -> Generator:
+    """Open the generator of a configuration; relative file names begin in `folder`."""
+    if config.endpoint is not None:
+        from harmaug.endpoint import EndpointLM
+
+        assert config.template is not None
+        return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
+                          licence=config.licence or "unknown")
     from harmaug.generator import CausalLM
 
-    return CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    lm = CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    if config.template is not None:
+        lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
+    lm.licence = config.licence or lm.licence
+    return lm
 
 
-def load_teacher(name: str, **options: Any) -> teacher.Teacher:
-    """Open a teacher by folder, fetched name, or "standin"."""
-    return teacher.GuardTeacher.from_pretrained(name if name == teacher.STANDIN else _model_path(name), **options)
+def load_teacher(config: LabelConfig, *, models: Mapping[str, str], folder: Path = Path(),
+                 **options: Any) -> teacher.Teacher:
+    """Open the teacher of a configuration; `models` is what its cached scores are kept under."""
+    made: teacher.Teacher = _open_teacher(config, folder, options)
+    if not config.cache or isinstance(made, teacher.ScoresTeacher):
+        return made
+    return teacher.CachedTeacher(made, repr((sorted(models.items()), sorted(config.reading().items()))))
+
+
+def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
+    reading = config.reading()
+    template = None if config.template is None else folder / config.template
+    if config.endpoint is not None:
+        from harmaug.endpoint import EndpointTeacher
+
+        assert config.family is not None
+        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines,
+                               template=None if template is None else ChatTemplate.load(template),
+                               reading=LabelReading(definition=config.definition, temperature=config.temperature),
+                               licence=config.licence or "unknown")
+    path = _teacher_path(config.teacher, folder)
+    if path.is_file() and path.suffix != ".gguf":
+        return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
+    if teacher.is_language_model(path):
+        from harmaug.guard_families import LanguageModelTeacher
+
+        return LanguageModelTeacher.from_pretrained(path, licence=config.licence, **{**reading, "template": template},
+                                                    **options)
+    if set(reading) - {"dtype"}:
+        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype'}))}")
+    name = config.teacher if config.teacher == teacher.STANDIN else path
+    guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
+    guard.licence = config.licence or guard.licence
+    return guard
+
+
+def _teacher_path(name: str, folder: Path) -> Path:
+    """A file of scores lies beside the data; models are found as everywhere."""
+    if name == teacher.STANDIN:
+        return teacher.standin_folder()
+    beside = folder / name
+    return beside if beside.is_file() else _model_path(name)
+
+
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path()) -> dict[str, str]:
+    """Name to sha256, for run.json; a server's model cannot be looked into."""
+    if endpoint is not None:
+        return {endpoint.model: f"served at {endpoint.url}"}
+    return {name: sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
@@ -496,8 +709,9 @@ def _rows_of(path: Path) -> list[Row]:
     return read_rows(path) if path.stat().st_size else []
 
 
-def _made(generator: Any) -> Generator:
+def _made(generator: Any, stage: Stage) -> Generator:
     made: Generator = generator if hasattr(generator, "stream") else generator()
+    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown"}
     return made
 
 

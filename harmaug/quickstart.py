@@ -174,6 +174,7 @@ def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: S
     import numpy as np
 
     from harmaug import evaluate
+    from harmaug.thresholds import fit_threshold
 
     labels = np.array([row.hard_label for row in held_out])
     chosen = np.array([row.hard_label for row in validation])
@@ -183,7 +184,7 @@ def _measure(systems: Mapping[str, Any], sizes: Mapping[str, float], held_out: S
     for name, guard in systems.items():
         scores[name] = np.asarray(guard.score(prompts, [row.response for row in held_out]))
         of_chosen = guard.score([row.prompt for row in validation], [row.response for row in validation])
-        fitted = evaluate.best_f1_threshold(chosen, of_chosen)
+        fitted = fit_threshold(chosen, of_chosen, draws=0).threshold
         results[name] = {
             **evaluate.metrics(labels, scores[name]), "auprc_interval": evaluate.bootstrap(labels, scores[name]),
             "at_validation_threshold": evaluate.metrics(labels, scores[name], fitted),

@@ -63,13 +63,42 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     return run / "report.html"
 
 
+def measures_table(report: Mapping[str, Any]) -> Table:
+    """The report of `evaluate.evaluate_guard` as a table, one line a set; over-refusal sets apart, after the mean."""
+    columns = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"),
+               ("95 % interval", "auprc_interval"), ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr"),
+               ("ECE", "ece")]
+    lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
+    notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
+             f"{report['threshold']:g}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+    parts = [*report["datasets"].items()]
+    if len(parts) > 1:
+        parts.append(("mean", report["mean"]))
+    parts += [(f"over-refusal: {name}", entry) for name, entry in report["over_refusal"].items()]
+    for name, entry in parts:
+        lines.append([name, *(entry.get(key) for _, key in columns)])
+        notes += [f"{name}: {entry['note']}"] if "note" in entry else []
+        cohort = entry.get("cohort", {})
+        notes += [f"{name}: {cohort['n_unlabelled']} rows without a label left out"] * bool(cohort.get("n_unlabelled"))
+        found = cohort.get("contamination") or {}
+        if found.get("exact") or found.get("near"):
+            notes.append(f"{name}: {found['exact']} rows are among the training rows and {found['near']} near one, so "
+                         "its figures flatter")
+        for other, found in entry.get("baselines", {}).items():
+            lines.append([f"{name}, {other}", *(found.get(key) for _, key in columns)])
+            for metric, gain in found["comparison"].items():
+                if gain.get("difference") is not None:
+                    verdict = "within noise" if gain["within_noise"] else "beyond noise"
+                    notes.append(f"{name}: {metric} minus that of {other} {gain['difference']:+.3f} "
+                                 f"({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): {verdict}")
+    return Table(lines, notes)
+
+
 def _measures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, list[list[Any]]]]:
     for name, lines in metrics.get("tables", {}).items():
         yield f"Measures: {name}", lines
     if "datasets" in metrics:
-        names = ("n", "base_rate", "f1", "auprc", "auprc_interval", "precision", "recall")
-        lines = [[name, *(entry.get(key) for key in names)] for name, entry in metrics["datasets"].items()]
-        yield "Measures", [["set", *names], *lines]
+        yield "Measures", measures_table(metrics).lines
 
 
 def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
@@ -111,16 +140,16 @@ class Table:
     """
 
     def __init__(self, lines: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
-        self._lines, self._notes = [list(line) for line in lines], list(notes)
+        self.lines, self.notes = [list(line) for line in lines], list(notes)
 
     def __repr__(self) -> str:
-        cells = [[_plain(cell) for cell in line] for line in self._lines]
+        cells = [[_plain(cell) for cell in line] for line in self.lines]
         widths = [max(map(len, column)) for column in zip(*cells)]
         text = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in cells]
-        return "\n".join(text + self._notes)
+        return "\n".join(text + self.notes)
 
     def _repr_html_(self) -> str:
-        return str(_templates().table(self._lines)) + str(_templates().paragraphs(self._notes))
+        return str(_templates().table(self.lines)) + str(_templates().paragraphs(self.notes))
 
 
 class HiddenRows:

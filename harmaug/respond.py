@@ -145,7 +145,7 @@ class Responder:
                stamp: Mapping[str, Any]) -> tuple[Row | dict[str, Any], bool]:
         prefix = self._prefix(task.intent)
         about = {"key": task.key, "intent": task.intent, "instruction": task.instruction.id, "prefix": prefix,
-                 "tokens": len(generation.ids) if generation else 0, **stamp}
+                 "tokens": generation.tokens if generation else 0, **stamp}
         text = "" if generation is None else (prefix + generation.text).strip()
         reason = "withheld" if generation is None else self._reason(task, text, generation)
         self._count(task.intent, reason, about["tokens"])

@@ -34,7 +34,8 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
         On a row without a prompt, wrong JSON, or a NaN score; the rows before it are written.
     """
     if threshold is None:
-        threshold = float(getattr(guard, "threshold", None) or 0.5)
+        own = getattr(guard, "threshold", None)
+        threshold = 0.5 if own is None else float(own)      # 0 flags every row
     rows = columns_of_stream(source, name, verbatim=True)
     total = 0
     failure: DataError | None = None

@@ -1,8 +1,11 @@
 """Teachers: whatever gives P(unsafe) for a prompt, alone or with a response."""
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harmaug import engines
-from harmaug.data import DataError, Row
+from harmaug import engines, models
+from harmaug.data import DataError, Row, identity, read_object, read_rows
+from harmaug.evaluate import metrics
+
+_log = logging.getLogger(__name__)
 
 STANDIN = "standin"
 """The teacher that ships with the package: a small model trained on public labels, for want of a large guard."""
@@ -39,8 +45,12 @@ class GuardTeacher:
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
+        if (path / "tfidf.json").exists():
+            from harmaug.integrations.sklearn import TfidfGuard
+
+            return cls(TfidfGuard.from_pretrained(path), path.name)
         guard = Guard.from_pretrained(path if path.exists() else os.fspath(folder), **options)
-        return cls(guard, STANDIN if os.fspath(folder) == STANDIN else path.name, _licence(path))
+        return cls(guard, STANDIN if os.fspath(folder) == STANDIN else path.name, licence_of(path))
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
@@ -66,6 +76,102 @@ class CallableTeacher:
         return np.asarray(self._function(prompts, answers), dtype=np.float32)
 
 
+class ScoresTeacher:
+    """A file of scores as a teacher: rows with an "unsafe-score", looked up by prompt and response."""
+
+    def __init__(self, path: str | os.PathLike[str], *, licence: str = "unknown") -> None:
+        self.name, self.licence = Path(path).name, licence
+        rows = read_rows(path)
+        lacking = next((i for i, row in enumerate(rows) if row.unsafe_score is None), None)
+        if lacking is not None:
+            raise DataError(f"{os.fspath(path)}, row {lacking + 1}: no unsafe-score")
+        self._scores = {identity(row): row.unsafe_score for row in rows}
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Return P(unsafe), shape (n,), NaN for a row that the file lacks."""
+        answers = [None] * len(prompts) if responses is None else responses
+        keys = (identity(Row(prompt=prompt, response=answer or None)) for prompt, answer in zip(prompts, answers))
+        return np.array([self._scores.get(key, np.nan) for key in keys], dtype=np.float32)
+
+
+class CachedTeacher:
+    """Keeps a teacher's scores in the user's cache, by content, for whatever run asks for them again.
+
+    The cache holds digests and scores, no text. Where caching is switched off (``HARMAUG_CACHE`` empty) or its folder
+    cannot be written, every row is scored.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    fingerprint : str
+        What the scores depend on besides the row: the model's sha256 and how it is read.
+
+    Attributes
+    ----------
+    account : dict
+        The teacher's own, and "cached": rows that were not scored again.
+    """
+
+    def __init__(self, teacher: Teacher, fingerprint: str) -> None:
+        self.teacher, self.name, self.licence = teacher, teacher.name, teacher.licence
+        self._fingerprint = hashlib.sha256(fingerprint.encode()).digest()
+        self._cached = 0
+        self._database = self._open()
+
+    @property
+    def account(self) -> dict[str, Any]:  # noqa: D102 (told above)
+        return {**getattr(self.teacher, "account", {}), "cached": self._cached}
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Return P(unsafe), shape (n,)."""
+        answers = [None] * len(prompts) if responses is None else responses
+        keys = [self._key(prompt, answer) for prompt, answer in zip(prompts, answers)]
+        scores = np.array([self._get(key) for key in keys], dtype=np.float32)
+        new = [int(i) for i in np.flatnonzero(np.isnan(scores))]
+        self._cached += len(keys) - len(new)
+        if new:
+            found = self.teacher.score([prompts[i] for i in new], [answers[i] for i in new])
+            scores[new] = found
+            self._put([(keys[i], float(scores[i])) for i in new if not np.isnan(scores[i])])
+        return scores
+
+    def _put(self, entries: Sequence[tuple[bytes, float]]) -> None:
+        try:
+            if self._database is not None:
+                with self._database:
+                    self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", entries)
+        except sqlite3.Error as error:      # a full disk must not stop a run
+            _log.warning("teacher scores are no longer cached: %s", error)
+            self._database = None
+
+    def _key(self, prompt: str, response: str | None) -> bytes:
+        parts = (self._fingerprint, prompt.encode("utf-8", "surrogatepass"),
+                 (response or "").encode("utf-8", "surrogatepass"))
+        return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
+
+    def _get(self, key: bytes) -> float:
+        if self._database is None:
+            return float("nan")
+        found = self._database.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+        return float("nan") if found is None else float(found[0])
+
+    @staticmethod
+    def _open() -> sqlite3.Connection | None:
+        cache = models.cache_folder()
+        if cache is None:
+            return None
+        try:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = cache / "teacher_scores.sqlite"
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            database = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            database.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")
+            return database
+        except (OSError, sqlite3.Error) as error:
+            _log.info("teacher scores are not cached: %s", error)
+            return None
+
+
 def as_teacher(teacher: Any) -> Teacher:
     """Return a Teacher for a folder, "standin", a Guard, a function or a Teacher."""
     if isinstance(teacher, (str, os.PathLike)):
@@ -81,6 +187,14 @@ def as_teacher(teacher: Any) -> Teacher:
 def standin_folder() -> Path:
     """Return the folder of the stand-in teacher."""
     return Path(str(resources.files("harmaug") / "data" / "standin_teacher"))
+
+
+def is_language_model(path: Path) -> bool:
+    """Whether a model is a generative one: a .gguf, or a folder whose architecture is a causal language model's."""
+    if path.is_dir() and (path / "config.json").is_file():
+        names = read_object(path / "config.json").get("architectures") or [""]
+        return str(names[0]).endswith("ForCausalLM")
+    return path.suffix == ".gguf" or any(path.glob("*.gguf"))
 
 
 def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256,
@@ -107,12 +221,43 @@ def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size:
         yield where, row, value
 
 
+def audit(rows: Iterable[Row], *, worst: int = 20) -> dict[str, Any]:
+    """Return how a teacher's scores agree with human labels.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+        Those that have both a label and an unsafe-score count.
+    worst : int, default 20
+        Confident disagreements to list: they are label noise as likely as errors of the teacher.
+
+    Returns
+    -------
+    dict
+        What evaluate.metrics returns at 0.5, "kappa" (Cohen 1960; None where chance agreement is 1) and
+        "disagreements": the `worst` of {"row" (from 1, in `rows`), "id", "label", "score"} on the wrong side of 0.5,
+        the most confident first. Empty where no row has both.
+    """
+    judged = [(i + 1, row) for i, row in enumerate(rows) if row.label is not None and row.unsafe_score is not None]
+    if not judged:
+        return {}
+    labels = np.array([row.label for _, row in judged])
+    scores = np.array([row.unsafe_score for _, row in judged], dtype=np.float64)
+    flagged = scores >= 0.5
+    chance = labels.mean() * flagged.mean() + (1 - labels.mean()) * (1 - flagged.mean())
+    kappa = None if chance == 1 else float(((labels == flagged).mean() - chance) / (1 - chance))
+    wrong = sorted(np.flatnonzero(labels != flagged), key=lambda i: (-abs(scores[i] - labels[i]), i))[:worst]
+    return {**metrics(labels, scores), "kappa": kappa,
+            "disagreements": [{"row": judged[i][0], "id": judged[i][1].id, "label": int(labels[i]),
+                               "score": float(scores[i])} for i in wrong]}
+
+
 def describe(teacher: Teacher) -> Mapping[str, str]:
     """Return name and licence, as run.json records them."""
     return {"name": teacher.name, "licence": teacher.licence}
 
 
-def _licence(folder: Path) -> str:
+def licence_of(folder: Path) -> str:
     """Read the licence out of a model card's front matter."""
     card = folder / "README.md"
     if card.is_file():

@@ -79,7 +79,7 @@ def row_logits(c, w, ids, types, drop=lambda x, place, row: x, first=0, index=0)
     heads, d = c["num_attention_heads"], c["hidden_size"] // c["num_attention_heads"]
     e, eps, n, last = "bert.embeddings.", c["layer_norm_eps"], len(ids), c["num_hidden_layers"] - 1
     x = w[e + "word_embeddings.weight"][ids] + w[e + "position_embeddings.weight"][:n] + w[e + "token_type_embeddings.weight"][types]
-    x = drop(layer_norm(x, w[e + "LayerNorm.weight"], w[e + "LayerNorm.bias"], eps), 0, first)
+    x = drop(layer_norm(x, w[e + "LayerNorm.weight"], w[e + "LayerNorm.bias"], eps), 0xFFFC, first)
     for i in range(last + 1):
         at = f"bert.encoder.layer.{i}."
 
@@ -126,8 +126,9 @@ def dropper(probability, seed, step):
 
     def drop(x, place, row):
         blocks = np.arange(-(-x.shape[1] // 8), dtype=np.uint64)
-        draws = [philox(seed, step << 16 | place, np.uint64((row + r) << 20) | blocks) for r in range(len(x))]
-        bits = np.stack([np.stack([d & np.uint64(0xFFFF), d >> np.uint64(16)], axis=-1).reshape(-1)[:x.shape[1]] for d in draws])
+        rows = (np.arange(row, row + len(x), dtype=np.uint64) << np.uint64(20))[:, None]
+        draws = philox(seed, step << 16 | place, rows | blocks)
+        bits = np.stack([draws & np.uint64(0xFFFF), draws >> np.uint64(16)], axis=-1).reshape(len(x), -1)[:, :x.shape[1]]
         return np.where(bits < limit, 0, x * 65536 / (65536 - limit))
 
     return drop

@@ -197,8 +197,28 @@ def rotated(x, theta):
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=1)
 
 
-def row_logits(c, w, ids, types):
-    return (_modernbert_row if c["model_type"] == "modernbert" else _bert_row)(c, w, ids, types)
+class Places:
+    """Dropout of one row by place in the model: place(kind, x, layer) of the kinds below, each at its own probability.
+
+    drop(x, place, row, kind): of bert_model.dropper, x (n, cols) being rows `row`, `row` + 1 … of the place. first: the row's first token in the batch,
+    index: its number. Masks of a last layer whose head reads first tokens alone are counted by row.
+    """
+
+    LAYER = {"relative": 0, "probability": 1, "attention": 2, "feed forward": 3}
+    MODEL = {"embedding": 0xFFFC, "conv": 0xFFFD, "head input": 0xFFFE, "head": 0xFFFF}
+
+    def __init__(self, drop, first=0, index=0):
+        self.drop, self.first, self.index, self.cls_only = drop, first, index, False
+
+    def __call__(self, kind, x, layer=0, row=None):
+        if self.drop is None:
+            return x
+        row = row if row is not None else self.index if self.cls_only or "head" in kind else self.first
+        return self.drop(x, 4 * layer + self.LAYER[kind] if kind in self.LAYER else self.MODEL[kind], row, kind)
+
+
+def row_logits(c, w, ids, types, place):
+    return (_modernbert_row if c["model_type"] == "modernbert" else _bert_row)(c, w, ids, types, place)
 
 
 def _linear(w, name, x):
@@ -209,37 +229,40 @@ def _norm(c, w, name, x):
     return layer_norm(x, w[name + ".weight"], w.get(name + ".bias", 0), c["layer_norm_eps"])
 
 
-def _attention(c, q, k, v, bias=lambda head: 0, terms=1, theta=None, window=None):
+def _attention(c, q, k, v, place, layer, bias=lambda head: 0, terms=1, theta=None, window=None):
+    """Context of each query; q may be that of the first token alone."""
     heads = np.split(np.arange(q.shape[1]), c["num_attention_heads"])
     out = np.empty_like(q)
     for i, part in enumerate(heads):
         a, b = (rotated(x[:, part], theta) if theta else x[:, part] for x in (q, k))
         scores = (a @ b.T + bias(i)) / math.sqrt(len(part) * terms)
         if window is not None:
-            n = np.arange(len(q))
-            scores = np.where(np.abs(n[:, None] - n) <= window, scores, -np.inf)
-        out[:, part] = softmax(scores) @ v[:, part]
+            scores = np.where(np.abs(np.arange(len(q))[:, None] - np.arange(len(k))) <= window, scores, -np.inf)
+        begin, p = (place.index if place.cls_only else place.first), softmax(scores)
+        p = np.concatenate([place("probability", p[r:r + 1], layer, (begin + r) * len(heads) + i) for r in range(len(p))])
+        out[:, part] = p @ v[:, part]
     return out
 
 
-def _relative_bias(c, w, at, q, k):
+def _relative_bias(c, w, at, q, k, place, layer):
     """Of each head: Q_i . key_r + K_j . query_r, r the table's row of i - j."""
-    table, rows, share = w["deberta.encoder.rel_embeddings.weight"], table_rows(c, len(q)), c["share_att_key"]
+    table, rows, share = w["deberta.encoder.rel_embeddings.weight"], table_rows(c, len(k))[:len(q)], c["share_att_key"]
     if c["norm_rel_ebd"] == "layer_norm":
         table = _norm(c, w, "deberta.encoder.LayerNorm", table)
+    table = place("relative", table, layer, 0)
     heads = np.split(np.arange(q.shape[1]), c["num_attention_heads"])
     key = _linear(w, at + ("attention.self.key_proj" if share else "attention.self.pos_key_proj"), table) if "c2p" in c["pos_att_type"] else None
     query = _linear(w, at + ("attention.self.query_proj" if share else "attention.self.pos_query_proj"), table) if "p2c" in c["pos_att_type"] else None
 
     def bias(head):
-        part, j = heads[head], np.arange(len(q))
+        part, j = heads[head], np.arange(len(k))
         c2p = 0 if key is None else np.take_along_axis(q[:, part] @ key[:, part].T, rows, axis=1)
         return c2p + (0 if query is None else (k[:, part] @ query[:, part].T)[j[None], rows])
 
     return bias
 
 
-def _convolution(c, w, x):
+def _convolution(c, w, x, place):
     kernel, groups = c["conv_kernel_size"], c["conv_groups"]
     padded = np.pad(x, ((kernel // 2, kernel // 2), (0, 0)))
     weight, each = w["deberta.encoder.conv.conv.weight"], x.shape[1] // groups
@@ -247,10 +270,10 @@ def _convolution(c, w, x):
     for g, j in itertools.product(range(groups), range(kernel)):
         part = slice(g * each, g * each + each)
         out[:, part] += padded[j:j + len(x), part] @ weight[part, :, j].T
-    return ACT[c["conv_act"]](out)
+    return ACT[c["conv_act"]](place("conv", out[:1] if place.cls_only else out))
 
 
-def _bert_row(c, w, ids, types):
+def _bert_row(c, w, ids, types, place):
     kind, p, n = c["model_type"], PREFIX[c["model_type"]], len(ids)
     deberta, distil = kind == "deberta-v2", kind == "distilbert"
     x = w[f"{p}embeddings.word_embeddings.weight"][ids]
@@ -264,40 +287,47 @@ def _bert_row(c, w, ids, types):
         x = x + w[f"{p}embeddings.token_type_embeddings.weight"][types]
     if deberta and c["embedding_size"] != c["hidden_size"]:
         x = _linear(w, f"{p}embeddings.embed_proj", x)
-    x = embedded = _norm(c, w, f"{p}embeddings.LayerNorm", x)
+    x = embedded = place("embedding", _norm(c, w, f"{p}embeddings.LayerNorm", x))
     if not deberta and c["embedding_size"] != c["hidden_size"]:
         x = _linear(w, f"{p}embeddings_project", x)
     for i in range(c["num_hidden_layers"]):
         at = f"{p}transformer.layer.{i}." if distil else f"{p}encoder.layer.{i}."
         names = [f"attention.{x}_lin" for x in "qkv"] if distil else [f"attention.self.{x}{'_proj' if deberta else ''}" for x in ("query", "key", "value")]
-        q, k, v = (_linear(w, at + name, x) for name in names)
-        bias = _relative_bias(c, w, at, q, k) if c["relative_attention"] else lambda head: 0
-        y = _attention(c, q, k, v, bias, terms=1 + len(c["pos_att_type"]))
+        place.cls_only = i + 1 == c["num_hidden_layers"]
+        asking = x[:1] if place.cls_only else x
+        q, k, v = (_linear(w, at + name, y) for name, y in zip(names, (asking, x, x), strict=True))
+        bias = _relative_bias(c, w, at, q, k, place, i) if c["relative_attention"] else lambda head: 0
+        y = _attention(c, q, k, v, place, i, bias, terms=1 + len(c["pos_att_type"]))
         out, norm1, up, down, norm2 = ("attention.out_lin", "sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm") if distil else (
             "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
-        x = _norm(c, w, at + norm1, _linear(w, at + out, y) + x)
-        x = _norm(c, w, at + norm2, _linear(w, at + down, ACT[c["hidden_act"]](_linear(w, at + up, x))) + x)
+        y = _linear(w, at + out, y)
+        x = _norm(c, w, at + norm1, (y if distil else place("attention", y, i)) + asking)
+        x = _norm(c, w, at + norm2, place("feed forward", _linear(w, at + down, ACT[c["hidden_act"]](_linear(w, at + up, x))), i) + x)
         if i == 0 and c["conv_kernel_size"]:
-            x = _norm(c, w, f"{p}encoder.conv.LayerNorm", x + _convolution(c, w, embedded))
+            x = _norm(c, w, f"{p}encoder.conv.LayerNorm", x + _convolution(c, w, embedded, place))
     act = {"electra": "gelu", "distilbert": "relu", "deberta-v2": c["pooler_hidden_act"]}.get(kind, "tanh")
-    return _linear(w, HEADS[kind][1], ACT[act](_linear(w, HEADS[kind][0], x[:1])))[0]
+    x = place("head input", x) if "roberta" in kind or kind == "electra" else x
+    return _linear(w, HEADS[kind][1], place("head", ACT[act](_linear(w, HEADS[kind][0], x))))[0]
 
 
-def _modernbert_row(c, w, ids, _types):
-    x = _norm(c, w, "model.embeddings.norm", w["model.embeddings.tok_embeddings.weight"][ids])
+def _modernbert_row(c, w, ids, _types, place):
+    x = place("embedding", _norm(c, w, "model.embeddings.norm", w["model.embeddings.tok_embeddings.weight"][ids]))
     for i in range(c["num_hidden_layers"]):
         at, local = f"model.layers.{i}.", i % c["global_attn_every_n_layers"] != 0
         y = _norm(c, w, at + "attn_norm", x) if i else x
         q, k, v = np.split(_linear(w, at + "attn.Wqkv", y), 3, axis=1)
-        y = _attention(c, q, k, v, theta=10_000 if local else 160_000, window=c["local_attention"] // 2 if local else None)
-        x = x + _linear(w, at + "attn.Wo", y)
+        place.cls_only = i + 1 == c["num_hidden_layers"] and c["classifier_pooling"] == "cls"
+        if place.cls_only:
+            q, x = q[:1], x[:1]
+        y = _attention(c, q, k, v, place, i, theta=10_000 if local else 160_000, window=c["local_attention"] // 2 if local else None)
+        x = x + place("attention", _linear(w, at + "attn.Wo", y), i)
         a, b = np.split(_linear(w, at + "mlp.Wi", _norm(c, w, at + "mlp_norm", x)), 2, axis=1)
-        x = x + _linear(w, at + "mlp.Wo", ACT[c["hidden_act"]](a) * b)
+        x = x + _linear(w, at + "mlp.Wo", place("feed forward", ACT[c["hidden_act"]](a) * b, i))
     x = _norm(c, w, "model.final_norm", x)
     x = x.mean(axis=0, keepdims=True) if c["classifier_pooling"] == "mean" else x[:1]
-    return _linear(w, "classifier", _norm(c, w, "head.norm", ACT[c["classifier_activation"]](_linear(w, "head.dense", x))))[0]
+    return _linear(w, "classifier", place("head", _norm(c, w, "head.norm", ACT[c["classifier_activation"]](_linear(w, "head.dense", x)))))[0]
 
 
-def logits(c, w, ids, offsets, types):
+def logits(c, w, ids, offsets, types, drop=None):
     c, w = full(c), {name: value.astype(np.float64) for name, value in w.items()}
-    return np.stack([row_logits(c, w, ids[a:b], types[a:b]) for a, b in itertools.pairwise(offsets)])
+    return np.stack([row_logits(c, w, ids[a:b], types[a:b], Places(drop, a, i)) for i, (a, b) in enumerate(itertools.pairwise(offsets))])

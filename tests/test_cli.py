@@ -40,9 +40,9 @@ class FakeGuard:
 @pytest.fixture
 def fakes(monkeypatch):
     """Models without models."""
-    monkeypatch.setattr(cli, "_guard", lambda args: FakeGuard())
+    monkeypatch.setattr(cli, "_guard", lambda args, **options: FakeGuard())
     monkeypatch.setattr(pipeline, "load_generator", lambda config, **options: fake_generator.FakeGenerator())
-    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], name))
+    monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], config.name))
     monkeypatch.setattr(pipeline, "_model_path", lambda name: ROOT / "tests" / "fake_generator.py")
     monkeypatch.setattr(pipeline.teacher, "standin_folder", lambda: ROOT / "tests" / "fake_generator.py")
 
@@ -214,7 +214,7 @@ def test_stage_order_and_folder_errors(capsys, fakes, folder):
 
 
 def test_nan_teacher_names_the_row(capsys, fakes, folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_teacher", lambda name, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], name))
+    monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], config.name))
     line = fails(capsys, "run", "config.toml", "--out", "r")
     n = Path("r/pairs.jsonl").read_bytes().count(b"\n")
     assert f"r/pairs.jsonl, row {n}: the score of teacher standin must be in [0, 1], got nan" in line
@@ -237,6 +237,28 @@ def test_evaluate_files_of_another_guard(capsys, fakes, folder):
     assert "needs a labelled FILE" in fails(capsys, "evaluate", "--model", "m")
     Path("more.csv").write_text("prompt,label\nshort,\n")
     assert "row 1: an evaluation row needs a label" in fails(capsys, "evaluate", "--model", "m", "more.csv")
+
+
+def test_gates_thresholds_and_baselines(capsys, fakes, folder):
+    """Status 1 and JUnit XML when a gate fails; what was fitted is told; scores stand for a model."""
+    Path("more.csv").write_text("prompt,label\n" + "".join(f"{'p' * n},{n > 20:d}\n" for n in (5, 10, 15, 22, 25, 30, 18, 35)))
+    out = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "auprc>=0.9,fpr<=0.5", "--junit", "j.xml", "--draws", "20").out
+    assert "AUPRC" in out and 'failures="0"' in Path("j.xml").read_text()
+    err = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "precision>1,fpr<=0.5", "--junit", "j.xml", "--draws", "0", status=1).err
+    assert "gate precision>1 failed for more: precision is 1.0000, wanted > 1" in err
+    assert 'failures="1"' in Path("j.xml").read_text()
+    report = json.loads(run(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "fpr=0", "--by", "length", "--baseline", "other", "--json", "--draws", "20").out)
+    assert 18 / 40 < report["fitted"]["threshold"] < 22 / 40 and "flatter" in report["fitted"]["note"] and report["datasets"]["more"]["at_fitted_threshold"]["f1"] == 1
+    assert report["datasets"]["more"]["baselines"]["other"]["comparison"]["mcnemar"]["p"] == 1 and report["datasets"]["more"]["slices"]["length"]["0-99"]["n"] == 8
+    scored = run(capsys, "score", "--model", "m", "more.csv").out
+    Path("scored.jsonl").write_text(scored)
+    again = json.loads(run(capsys, "evaluate", "--scores", "scored.jsonl", "--baseline", "scored.jsonl", "--json", "--draws", "20").out)
+    assert again["datasets"]["scored"]["auprc"] == report["datasets"]["more"]["auprc"]
+    assert "--junit needs --gate" in fails(capsys, "evaluate", "--scores", "scored.jsonl", "--junit", "j.xml")
+    assert "--save needs --model" in fails(capsys, "evaluate", "--model", "nowhere", "more.csv", "--save", "--calibrate")
+    assert "--fit-threshold needs --model or --scores" in fails(capsys, "evaluate", "config.toml", "--fit-threshold", "f1")
+    assert "--protocol must be one of default, harmaug-2024" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--protocol", "x")
+    assert "target must be f1, fpr=X or recall=X" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "x")
 
 
 def test_unexpected_errors_show_no_text(capsys, fakes, folder, monkeypatch):

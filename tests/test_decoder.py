@@ -106,19 +106,17 @@ def test_sharded_and_old_checkpoints(tmp_path):
     np.testing.assert_array_equal(_C.CausalLM(folder).logits(IDS), want)
 
 
-def test_sliding_window_bounds_the_context(tmp_path):
-    folder = write_folder(tmp_path, Tiny(), weights(Tiny()), model_type="mistral", sliding_window=48)
-    lm = _C.CausalLM(folder)
-    assert lm.config["max_position_embeddings"] == 48
-    with pytest.raises(ValueError, match="49 tokens; the model's context takes 1..48"):
-        lm.logits(IDS[:49])
-
-
 @pytest.mark.parametrize("changes, message", [
-    ({"model_type": "gpt_neox"}, "model_type 'gpt_neox' is not supported"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not supported"),
-    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rotary scaling 'dynamic'"),
+    ({"model_type": "gpt_neox"}, r"model_type 'gpt_neox' is not supported \(supported: llama, mistral, qwen2, qwen3, gemma, gemma2, gpt2\)"),
+    ({"hidden_act": "mish"}, "hidden_act 'mish'"),
+    ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rotary scaling 'longrope' is not supported"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 0.5}}, "yarn rotary scaling needs"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}}, "yarn rotary scaling needs"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "'full_attention' is not supported"),
+    ({"use_bidirectional_attention": True}, "'use_bidirectional_attention' is not supported"),
+    ({"layer_types": ["sliding_attention"] * 3}, "layer_types: layer 0 of a llama is not sliding here"),
+    ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "layer_types holds 'chunked_attention'"),
+    ({"layer_types": ["full_attention"]}, "layer_types must be a list of 3 names"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "llama3 rotary scaling needs"),
     ({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, "scaling factor must be >= 1"),
     ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is not supported"),
@@ -146,7 +144,7 @@ def test_refuses_by_name(tmp_path, changes, message):
     (lambda out: out.add_expert_count(8), "llama.expert_count = 8 is not supported"),
     (lambda out: out.add_logit_scale(0.5), "llama.logit_scale = 0.5 is not supported"),
     (lambda out: out.add_rope_dimension_count(8), "llama.rope.dimension_count = 8"),
-    (lambda out: out.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rotary scaling 'yarn'"),
+    (lambda out: out.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "rotary scaling 'longrope'"),
     (lambda out: out.add_tensor("blk.0.attn_sinks.weight", np.ones(4, np.float32)), "'blk.0.attn_sinks.weight' is unexpected"),
     (lambda out: out.add_tensor("rope_freqs.weight", np.ones(5, np.float32)), "'rope_freqs.weight' has shape"),
     (lambda out: out.add_tensor("rope_freqs.weight", np.zeros(8, np.float32)), "factor 0 must be > 0"),

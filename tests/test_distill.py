@@ -1,5 +1,6 @@
 """Distiller: order and split of rows, best step, resume after kill -9, what it says when it can't."""
 import csv
+import dataclasses
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 import tiny_bert
 from safetensors.numpy import load_file
 
-from harmaug import distill
+from harmaug import distill, pipeline, runs
 from harmaug.data import DataError, Row
 from harmaug.distill import DistillConfig, Distiller, merge_duplicates, split_validation
 from harmaug.guard import Guard
@@ -50,14 +51,23 @@ def config(student, **changes):
     return DistillConfig(student=student, **{**SMALL, **changes})
 
 
-@pytest.mark.parametrize("name", ["deberta-v3", "roberta", "modernbert", "bert-relu"])
-def test_students_that_only_run_are_named(name, tmp_path):
-    c = encoder_models.config(name, num_labels=2)
-    folder = encoder_models.write(tmp_path / "student", c, encoder_models.weights(c))
+def student_of(folder, name, **changes):
+    """A random student of another family, with the words of tiny_bert."""
+    c = encoder_models.config(name, num_labels=2, **changes)
+    encoder_models.write(folder, c, encoder_models.weights(c))
     (folder / "vocab.txt").write_text("\n".join(tiny_bert.WORDS) + "\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    with pytest.raises(ValueError, match="hidden_act 'gelu' can be trained" if name == "bert-relu" else f"model_type '{c['model_type']}' can be run, not trained"):
-        Distiller(config(str(folder))).fit(rows_of(20), progress=False)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 60}')
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["deberta-v3", "deberta-v2", "roberta", "electra", "distilbert", "modernbert"])
+def test_students_of_every_family(name, tmp_path):
+    student = student_of(tmp_path / "student", name, **({"type_vocab_size": 2} if name == "roberta" else {}))
+    fitted = Distiller(config(student, epochs=4, max_length=1024)).fit(rows_of(160), out=tmp_path / "guard", progress=False)
+    losses = [h["loss"] for h in fitted.history_]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    test = [r.prompt for r in rows_of(30, seed=1)]
+    np.testing.assert_array_equal(Guard.from_pretrained(tmp_path / "guard").score(test), fitted.guard_.score(test))
 
 
 # -- rows --
@@ -141,6 +151,48 @@ def test_fit_learns_and_saves_a_guard(student, tmp_path):
     assert "w1" not in (tmp_path / "guard" / "log.csv").read_text()
     again = Distiller(config(student)).fit(rows, progress=False)
     assert np.array_equal(again.guard_.score([r.prompt for r in test]), opened.score([r.prompt for r in test]))
+
+
+@pytest.mark.parametrize("name, layers", [("deberta-v2", (0, 1, 3)), ("modernbert", (0, 2, 3)), ("distilbert", (3, 1))])
+def test_layers_of_every_family(name, layers, tmp_path):
+    student = student_of(tmp_path / "student", name, num_hidden_layers=4)
+    fitted = Distiller(config(student, layers=layers, max_steps=2)).fit(rows_of(60), out=tmp_path / "g", progress=False)
+    settings = json.loads((tmp_path / "g" / "config.json").read_text())
+    assert settings.get("num_hidden_layers", settings.get("n_layers")) == len(layers)
+    assert settings.get("layer_types") == (["full_attention", "sliding_attention", "full_attention"] if name == "modernbert" else None)
+    np.testing.assert_array_equal(Guard.from_pretrained(tmp_path / "g").score(["w1 w2"]), fitted.guard_.score(["w1 w2"]))
+
+
+@pytest.mark.parametrize("name, settings, changes, want", [
+    ("deberta-v3", {}, {}, (0.1, 0.1, 0.1)), ("deberta-v3", {"cls_dropout": 0.3, "hidden_dropout_prob": 0.2}, {}, (0.2, 0.1, 0.3)),
+    ("distilbert", {}, {}, (0.1, 0.1, 0.2)), ("modernbert", {}, {}, (0, 0, 0)), ("roberta", {"classifier_dropout": 0.0}, {}, (0.1, 0.1, 0.0)),
+    ("distilbert", {}, {"dropout": 0.0}, (0, 0, 0)), ("bert", {}, {"attention_dropout": 0.0}, (0.1, 0.0, 0.1)),
+    ("modernbert", {"mlp_dropout": 0.1}, {"dropout": 0.3, "classifier_dropout": 0.2}, (0.3, 0.3, 0.2)),
+])
+def test_dropout_is_that_of_the_student(name, settings, changes, want, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    kind = encoder_models.config(name)["model_type"]
+    assert tuple(distill._dropouts(tmp_path, kind, DistillConfig(**changes)).values()) == want
+
+
+def test_dropouts_that_are_not_known_are_named(tmp_path):
+    for kind, settings in (("deberta-v2", {"pooler_dropout": 0.1}), ("modernbert", {"embedding_dropout": 0.1})):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match="config.json: a pooler_dropout, or an embedding_dropout that is not mlp_dropout, is not supported"):
+            distill._dropouts(tmp_path, kind, DistillConfig())
+
+
+def test_the_papers_recipe(student, tmp_path):
+    """examples/paper.toml states the defaults, and trains on the reference's file as it is."""
+    tables = pipeline.read_config(Path(__file__).parent.parent / "examples" / "paper.toml")
+    written, defaults = DistillConfig(**tables["distil"]), DistillConfig()
+    assert written == dataclasses.replace(defaults, student=written.student)
+    kd = [{"prompt": r.prompt, **({"response": r.response} if r.response else {}), "unsafe-score": r.unsafe_score} for r in rows_of(80)]
+    (tmp_path / tables["data"]["seed"][0]).write_text(json.dumps(kd))
+    tables["distil"] |= {"student": student, "max_steps": 4}
+    with runs.RunFolder(tmp_path / "run") as run:
+        outcome = pipeline.run_config(run, tables, data_folder=tmp_path, quiet=True)
+    assert outcome["distil"]["steps"] == 4 and (tmp_path / "run" / "guard" / "model.safetensors").exists()
 
 
 def test_layers_and_new_head(student, tmp_path):
@@ -247,9 +299,11 @@ def wait_for_log(out, lines, process):
     pytest.fail(f"no {lines} lines in the log" + (process.stderr.read() if process.poll() else ""))
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_resumes_to_the_same_weights(student, tmp_path, how, rank):
+@pytest.mark.parametrize("how, rank, family", [(signal.SIGKILL, 0, "bert"), (signal.SIGINT, 4, "bert"), (signal.SIGKILL, 0, "deberta-v3"),
+                                               (signal.SIGKILL, 4, "deberta-v3")])
+def test_killed_run_resumes_to_the_same_weights(student, tmp_path, how, rank, family):
+    if family != "bert":
+        student = student_of(tmp_path / "student", family)
     whole = Distiller(config(student, lora_rank=rank)).fit(rows_of(200), out=tmp_path / "whole", progress=False)
     out = tmp_path / "killed"
     for lines in (20, 70):

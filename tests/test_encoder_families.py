@@ -3,6 +3,7 @@ import itertools
 import json
 from pathlib import Path
 
+import bert_model
 import encoder_models
 import numpy as np
 import pytest
@@ -204,8 +205,16 @@ def test_layers_are_selected(made):
     folder, _, w = made("deberta-v2", num_hidden_layers=3)
     params = _C.EncoderParams.read(folder, layers=[0, 2])
     np.testing.assert_array_equal(params.get("deberta.encoder.layer.1.output.dense.weight"), w["deberta.encoder.layer.2.output.dense.weight"])
-    with pytest.raises(ValueError, match="layers: those of a ModernBERT can't be selected"):
-        _C.EncoderParams.read(made("modernbert")[0], layers=[0, 1])
+    folder, c, w = made("modernbert")
+    rows = encoder_models.batch(c, [3, 40])
+    kept = {key: w[key if ".layers." not in key else key.replace(".layers.1.", ".layers.3.")] for key in w if ".layers.2." not in key and ".layers.3." not in key}
+    want = encoder_models.logits({**c, "num_hidden_layers": 2, "global_attn_every_n_layers": 1}, kept, *rows)     # layers 0 and 3 see all tokens
+    params = _C.EncoderParams.read(folder, layers=[0, 3])
+    np.testing.assert_allclose(_C.Encoder.from_params(params).logits(*rows), want, rtol=0, atol=2e-5)
+    assert params.config["layer_types"] == ["full_attention", "full_attention"]
+    for layers in ([1, 2], [0, 0]):
+        with pytest.raises(ValueError, match="layer 0 of a ModernBERT has no first norm: it must be the first one kept, and no other"):
+            _C.EncoderParams.read(folder, layers=layers)
 
 
 # -- what is refused --
@@ -302,14 +311,81 @@ def test_damaged_configurations_are_errors(made, tmp_path):
                 pass
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "bert"])
-def test_only_bert_is_trained(made, name):
+# -- training --
+
+def dropper(probabilities, seed, step):
+    """Masks of each kind of place at its own probability: (hidden, attention, classifier)."""
+    of = [bert_model.dropper(p, seed, step) for p in probabilities]
+
+    def drop(x, place, row, kind, of_attention):
+        which = 1 if kind == "probability" or (kind == "attention" and of_attention) else 2 if "head" in kind else 0
+        return of[which](x, place, row)
+
+    return drop
+
+
+def slope(c, w, rows, dlogits, direction, drop=None, e=1e-5):
+    """Of sum(dlogits * logits) along a direction {name: array}, in float64."""
+    wide = {key: value.astype(np.float64) for key, value in w.items()}
+    ends = [np.sum(dlogits * encoder_models.logits(c, {**wide, **{k: wide[k] + sign * e * d for k, d in direction.items()}}, *rows, drop)) for sign in (1, -1)]
+    return (ends[0] - ends[1]) / (2 * e)
+
+
+def gradients(params, w, rows, dlogits, **options):
+    logits, flat, words = params.gradients(rows[0], rows[1], dlogits, rows[2], **options)
+    ends = np.cumsum([w[key].size for key in params.names])
+    return logits, {key: part.reshape(w[key].shape) for key, part in zip(params.names, np.split(flat, ends[:-1]), strict=True)}, words
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_finite_differences(made, name):
+    """Of every parameter, in a direction of its own: (L(w + e d) - L(w - e d)) / 2 e = <gradient, d>."""
+    folder, c, w = made(name, vocab_size=12)
+    rows = encoder_models.batch(c, [1, 14])
+    dlogits = np.random.default_rng(0).normal(size=(2, c["num_labels"]))
+    _, got, words = gradients(_C.EncoderParams.read(folder), w, rows, dlogits)
+    np.testing.assert_array_equal(np.flatnonzero(words), np.unique(rows[0]))
+    rng = np.random.default_rng(1)
+    for key, gradient in got.items():
+        d = rng.normal(size=gradient.shape)
+        assert np.sum(gradient * d) == pytest.approx(slope(c, w, rows, dlogits, {key: d}), abs=3e-4 * float(np.linalg.norm(gradient)) + 3e-7), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropout(made, name):
+    """Logits with the masks of each place; and the gradient, along a direction in which each parameter has its share, is that of the same masks."""
+    folder, c, w = made(name, vocab_size=12)
+    rows = encoder_models.batch(c, [3, 14])
+    dlogits = np.random.default_rng(0).normal(size=(2, c["num_labels"]))
+    options = {"seed": 7, "step": 2**33 + 5}
+    logits, got, _ = gradients(_C.EncoderParams.read(folder), w, rows, dlogits, dropout=0.2, attention_dropout=0.1, classifier_dropout=0.3, **options)
+    hidden, attention, classifier = (bert_model.dropper(p, **options) for p in (0.2, 0.1, 0.3))
+
+    def drop(x, place, row, kind):
+        of_attention = kind == "probability" or (kind == "attention" and name.startswith("modernbert"))
+        return (attention if of_attention else classifier if "head" in kind else hidden)(x, place, row)
+
+    np.testing.assert_allclose(logits, encoder_models.logits(c, w, *rows, drop), rtol=0, atol=2e-5)
+    rng = np.random.default_rng(1)
+    direction = {key: (rng.choice([-1, 1]) * g + rng.normal(size=g.shape) * np.sqrt(np.mean(g * g))) / (np.linalg.norm(g) + 1e-3) for key, g in got.items()}
+    want = slope(c, w, rows, dlogits, direction, drop)
+    assert sum(np.sum(g * direction[key]) for key, g in got.items()) == pytest.approx(want, abs=1e-4 * sum(float(np.linalg.norm(g)) for g in got.values()))
+
+
+@pytest.mark.parametrize("name", ["deberta-v3", "deberta-v2", "deberta-plain", "electra", "modernbert", "modernbert-mean"])
+def test_gradients_do_not_depend_on_threads(isa, made, name):
     folder, c, _ = made(name)
     params = _C.EncoderParams.read(folder)
-    match = "only hidden_act 'gelu' can be trained" if c["model_type"] == "bert" else f"model_type '{c['model_type']}' can be run, not trained: that comes with"
-    with pytest.raises(ValueError, match=match):
-        _C.Trainer(params)
-    with pytest.raises(ValueError, match=match):
-        params.gradients([5], [0, 1], np.zeros((1, params.config["num_labels"])))
-    with pytest.raises(ValueError, match=match):
-        params.check_trainable()
+    rows = encoder_models.batch(c, [80, 3, 70, 65, 1, 44])
+    runs = [params.gradients(rows[0], rows[1], np.ones((6, c["num_labels"])), rows[2], dropout=0.1, seed=1, n_threads=n) for n in (1, 2, 7)]
+    for run in runs[1:]:
+        for a, b in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_forward_is_the_inference_forward(isa, made, name):
+    folder, c, _ = made(name)
+    rows = encoder_models.batch(c, LENGTHS)
+    got, _, _ = _C.EncoderParams.read(folder).gradients(rows[0], rows[1], np.zeros((len(LENGTHS), c["num_labels"])), rows[2])
+    np.testing.assert_allclose(got, _C.Encoder(folder).logits(*rows), rtol=0, atol=4e-6)

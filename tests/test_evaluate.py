@@ -1,9 +1,18 @@
-"""Metrics against scikit-learn, bit for bit, and the bootstrap against its definition."""
+"""Metrics against scikit-learn, bit for bit; the bootstrap against its definition; protocols, cohorts, score files."""
+import json
+
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from scipy.stats import binomtest
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from harmaug import evaluate
+from harmaug import data, evaluate
+from harmaug.data import Row
+
+SK = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score, "accuracy": sk.accuracy_score}
+SCHEMA = json.loads((data.Path(evaluate.__file__).parent / "data" / "metrics.schema.json").read_text())
 
 
 def sample(seed, n=500, decimals=None):
@@ -13,19 +22,49 @@ def sample(seed, n=500, decimals=None):
     return y, s if decimals is None else np.round(s, decimals)
 
 
+def weights_of(kind, n, seed=0):
+    rng = np.random.default_rng(seed)
+    return {None: None, "real": rng.random(n) * 3, "zeros": rng.integers(0, 3, n).astype(float)}[kind]
+
+
+def ece(y, s, w):
+    """The definition, bin by bin."""
+    edges = np.linspace(0, 1, 16)
+    w = np.ones(len(y)) if w is None else w
+    total = 0.0
+    for i in range(15):
+        inside = (s > edges[i]) & (s <= edges[i + 1]) if i else s <= edges[1]
+        if w[inside].sum():
+            total += w[inside].sum() / w.sum() * abs(np.average(y[inside], weights=w[inside]) - np.average(s[inside], weights=w[inside]))
+    return total
+
+
+@pytest.mark.parametrize("weighted", [None, "real", "zeros"])
 @pytest.mark.parametrize("decimals", [None, 2, 1, 0])      # rounding makes ties
-@pytest.mark.parametrize("seed", range(8))
-def test_equals_scikit_learn(seed, decimals):
-    y, s = sample(seed, n=37 * (seed + 1), decimals=decimals)
-    m = evaluate.metrics(y, s, threshold=0.5)
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_scikit_learn(seed, decimals, weighted):
+    y, s = sample(seed, n=37 * (seed + 1) ** 2, decimals=decimals)
+    w = weights_of(weighted, len(y), seed)
+    m = evaluate.metrics(y, s, threshold=0.5, sample_weight=w)
     flagged = s >= 0.5
-    assert m["auprc"] == sk.average_precision_score(y, s)
-    assert m["auroc"] == pytest.approx(sk.roc_auc_score(y, s), abs=1e-14)
-    for key, function in [("f1", sk.f1_score), ("precision", sk.precision_score), ("recall", sk.recall_score),
-                          ("accuracy", sk.accuracy_score)]:
-        assert m[key] == function(y, flagged)
-    assert [m["tn"], m["fp"], m["fn"], m["tp"]] == sk.confusion_matrix(y, flagged).ravel().tolist()
-    assert m["base_rate"] == y.mean() and m["n"] == len(y)
+    assert m["auprc"] == sk.average_precision_score(y, s, sample_weight=w)
+    assert m["auroc"] == sk.roc_auc_score(y, s, sample_weight=w)
+    assert m["brier"] == sk.brier_score_loss(y, s, sample_weight=w)
+    for key, function in SK.items():
+        assert m[key] == function(y, flagged, sample_weight=w), key
+    tn, fp, fn, tp = sk.confusion_matrix(y, flagged, sample_weight=w).ravel().tolist()
+    np.testing.assert_allclose([m["tn"], m["fp"], m["fn"], m["tp"]], [tn, fp, fn, tp], rtol=1e-13)
+    assert m["fpr"] == pytest.approx(fp / (fp + tn), rel=1e-13) and m["fnr"] == pytest.approx(fn / (fn + tp), rel=1e-13)
+    assert m["ece"] == pytest.approx(ece(y, s, w), abs=1e-12)
+    assert m["n"] == len(y) and m["base_rate"] == pytest.approx(np.average(y, weights=w), rel=1e-13)
+    assert evaluate.metrics(y, s.astype(np.float32))["auprc"] == sk.average_precision_score(y, s.astype(np.float32))
+
+
+def test_ece_has_the_bins_of_scikit_learn():
+    y, s = sample(1, decimals=2)
+    share, mean = calibration_curve(y, s, n_bins=15)
+    sizes = np.unique(evaluate._bin(s), return_counts=True)[1]
+    assert evaluate.metrics(y, s)["ece"] == pytest.approx(np.sum(sizes * np.abs(share - mean)) / len(y), abs=1e-12)
 
 
 def test_what_the_data_cannot_give_is_none():
@@ -33,49 +72,205 @@ def test_what_the_data_cannot_give_is_none():
     assert (m["auprc"], m["auroc"], m["recall"], m["precision"], m["fpr"]) == (None, None, None, None, 0.0)
     assert "one class only: all 3 rows are safe" in m["note"]
     assert evaluate.metrics([1, 1], [0.9, 0.1])["fpr"] is None
+    assert evaluate.metrics([0, 1], [0.1, 2.0])["ece"] is None and evaluate.metrics([0, 1], [0.1, 2.0])["auprc"] == 1
     assert evaluate.bootstrap([1, 1], [0.9, 0.1]) is None
     assert evaluate.paired_difference([1, 1], [0.9, 0.1], [0.2, 0.1])["within_noise"] is None
+    assert evaluate.metrics([0, 1, 1], [0.1, 0.2, 0.3], sample_weight=[1, 0, 0])["auprc"] is None
 
 
-@pytest.mark.parametrize("labels, scores, message", [
-    ([], [], "the set is empty"),
-    ([0, 1], [0.5], "one length"),
-    ([0, 1, 1], [0.1, float("nan"), 0.3], "row 1: the score is not finite"),
-    ([0, 2], [0.1, 0.2], "row 1: the label must be 0 or 1"),
+@pytest.mark.parametrize("labels, scores, weights, message", [
+    ([], [], None, "the set is empty"),
+    ([0, 1], [0.5], None, "one length"),
+    ([0, 1, 1], [0.1, float("nan"), 0.3], None, "row 1: the score is not finite"),
+    ([0, 1, 1], [0.1, 0.2, float("inf")], None, "row 2: the score is not finite"),
+    ([0, 2], [0.1, 0.2], None, "row 1: the label must be 0 or 1"),
+    ([0, 1], [0.1, 0.2], [1, -1], "row 1: the weight must be finite and not negative"),
+    ([0, 1], [0.1, 0.2], [float("nan"), 1], "row 0: the weight must be finite"),
+    ([0, 1], [0.1, 0.2], [1], "one weight for each of 2 rows"),
+    ([0, 1], [0.1, 0.2], [0, 0], "every weight is 0"),
 ])
-def test_rejects(labels, scores, message):
+def test_rejects(labels, scores, weights, message):
     with pytest.raises(ValueError, match=message):
-        evaluate.metrics(labels, scores)
+        evaluate.metrics(labels, scores, sample_weight=weights)
 
 
+@pytest.mark.parametrize("weighted", [None, "zeros"])
 @pytest.mark.parametrize("decimals", [None, 1])
-def test_bootstrap_is_the_resampled_metric(decimals):
+def test_bootstrap_is_the_resampled_metric(decimals, weighted):
     y, s = sample(3, n=200, decimals=decimals)
-    rng = np.random.default_rng(5)
-    counts = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=300)
-    rows = [np.repeat(np.arange(len(y)), c) for c in counts]
-    for metric, oracle in [("auprc", lambda r: sk.average_precision_score(y[r], s[r])), ("f1", lambda r: sk.f1_score(y[r], s[r] >= 0.5))]:
-        low, high = evaluate.bootstrap(y, s, metric, draws=300, seed=5)
-        expected = np.quantile([oracle(r) for r in rows], [0.025, 0.975])
-        np.testing.assert_allclose([low, high], expected, atol=1e-12)
+    w = weights_of(weighted, len(y))
+    found = evaluate.intervals(y, s, draws=200, seed=5, sample_weight=w)
+    draws = [block for counts in evaluate.resamples(len(y), 200, 5) for block in counts.astype(int)]
+    assert len(draws) == 200 and all(counts.sum() == len(y) for counts in draws)
+    expected = [evaluate.metrics(y, s, sample_weight=c * (1 if w is None else w)) for c in draws]
+    for name in evaluate.METRICS:
+        np.testing.assert_allclose(found[name], np.quantile([m[name] for m in expected], [0.025, 0.975]), atol=1e-12, err_msg=name)
 
 
-def test_paired_difference_is_narrower_than_two_intervals_and_signs_are_right():
+def test_bootstrap_covers_and_keeps_its_seed():
+    y, s = sample(3)
+    assert evaluate.bootstrap(y, s, "f1", seed=1) == evaluate.bootstrap(y, s, "f1", seed=1) != evaluate.bootstrap(y, s, "f1", seed=2)
+    low, high = evaluate.bootstrap(y, s, "f1")
+    assert low < evaluate.metrics(y, s)["f1"] < high
+    with pytest.raises(ValueError, match="metric must be one of f1, auprc"):
+        evaluate.bootstrap(y, s, "mcc")
+
+
+def test_compare_is_narrower_than_two_intervals_and_signs_are_right():
     y, s = sample(4, n=400)
     noisy = s + np.random.default_rng(1).normal(scale=0.02, size=len(s))
     d = evaluate.paired_difference(y, s, noisy)
     low, high = evaluate.bootstrap(y, s)
     assert d["high"] - d["low"] < (high - low) / 2
-    worse = evaluate.paired_difference(y, s, np.random.default_rng(2).random(len(s)))
-    assert worse["difference"] > 0 and worse["low"] > 0 and worse["within_noise"] is False
-    assert evaluate.paired_difference(y, s, s) == {"difference": 0.0, "low": 0.0, "high": 0.0, "within_noise": True}
+    worse = evaluate.compare(y, s, np.random.default_rng(2).random(len(s)), evaluate.METRICS[:8])
+    assert worse["auprc"]["difference"] > 0 and worse["auprc"]["low"] > 0 and worse["auprc"]["p"] < 0.01 and worse["auprc"]["within_noise"] is False
+    assert worse["mcnemar"]["p"] < 0.01
+    same = evaluate.compare(y, s, s)
+    assert same["f1"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "within_noise": True} and same["mcnemar"]["p"] == 1
 
 
-def test_best_f1_threshold_beats_every_other_cut():
-    for seed in range(5):
-        y, s = sample(seed, n=120, decimals=2)
-        t = evaluate.best_f1_threshold(y, s)
-        best = max(sk.f1_score(y, s >= cut) for cut in np.unique(s))
-        assert evaluate.metrics(y, s, t)["f1"] == best
-    with pytest.raises(ValueError, match="no unsafe row"):
-        evaluate.best_f1_threshold([0, 0], [0.1, 0.2])
+@pytest.mark.parametrize("won, lost", [(0, 0), (3, 3), (5, 0), (7, 2), (40, 61), (1200, 1391)])
+def test_mcnemar_is_the_exact_binomial(won, lost):
+    right, wrong = [0.9], [0.1]
+    a, b = right * won + wrong * lost + right * 4, wrong * won + right * lost + right * 4
+    found = evaluate.mcnemar([1] * len(a), a, b)
+    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    assert (found["only_this"], found["only_baseline"]) == (won, lost) and found["p"] == pytest.approx(p, rel=1e-9)
+
+
+def test_over_seeds():
+    reports = [{"datasets": {"a": {"f1": f1, "auprc": None}}} for f1 in (0.5, 0.7, None)]
+    found = evaluate.over_seeds(reports, ("f1", "auprc"))["a"]
+    assert found["f1"] == {"mean": pytest.approx(0.6), "sd": pytest.approx(np.std([0.5, 0.7], ddof=1)), "n": 2}
+    assert found["auprc"] == {"mean": None, "sd": None, "n": 0}
+
+
+def test_the_papers_protocol():
+    y, s = [1, 1, 0, 0], [0.9, 0.5, 0.5, 0.1]
+    ours, paper = evaluate.metrics(y, s), evaluate.metrics(y, s, protocol="harmaug-2024")
+    assert (ours["tp"], ours["fp"]) == (2, 1) and (paper["tp"], paper["fp"]) == (1, 0)
+    nothing = evaluate.metrics([0, 0], [0.1, 0.2], protocol="harmaug-2024")
+    assert (nothing["f1"], nothing["precision"], nothing["recall"]) == (1.0, 1.0, 1.0)
+    flagged = np.array(s) > 0.5
+    assert paper["f1"] == sk.f1_score(y, flagged, zero_division=1.0)
+    assert evaluate.intervals([0, 0, 1], [0.1, 0.2, 0.9], ("precision",), protocol="harmaug-2024")["precision"] == (1.0, 1.0)
+    with pytest.raises(ValueError, match="protocol must be one of default, harmaug-2024"):
+        evaluate.metrics(y, s, protocol="x")
+
+
+class Lengths:
+    """A scorer that is no Guard."""
+
+    def score(self, prompts, responses=None):
+        return np.array([min(len(p) / 100, 1.0) for p in prompts])
+
+
+ROWS = [Row(prompt="x" * n, label=label, category=category, license="MIT", extra={"language": "en"})
+        for n, label, category in [(10, 0, "a"), (90, 1, "a"), (95, 1, "b"), (20, 0, None), (60, 0, "b"), (30, None, "b"), (300, 1, "b")]]
+ROWS[5].extra["label"] = None    # unknown, rather than forgotten
+
+
+class FakeGuard(Lengths):
+    long, max_length, config = "windows", 512, {"max_tokens": 2048}
+
+    def score(self, prompts, responses=None, *, long=None):
+        self.asked = long
+        return super().score(prompts)
+
+
+def test_a_report_says_where_its_rows_come_from(tmp_path):
+    safe = [Row(prompt="y" * n, label=0) for n in (10, 60)]
+    file = tmp_path / "mine.jsonl.gz"
+    data.write_rows(file, ROWS)
+    training = [ROWS[0], Row(prompt="x" * 89)]
+    report = evaluate.evaluate_guard(FakeGuard(), {"mine": file, "safe": safe, "other": ROWS[:4]}, draws=50, by=("category", "language", "length"),
+                                     over_refusal=("other",), training=training)
+    assert set(report["datasets"]) == {"mine"} and set(report["over_refusal"]) == {"safe", "other"}
+    assert report["mean"]["auprc"] == report["datasets"]["mine"]["auprc"]
+    entry = report["datasets"]["mine"]
+    assert entry["n"] == 6 and entry["cohort"]["n_unlabelled"] == 1 and len(entry["cohort"]["sha256"]) == 64 and entry["cohort"]["licences"] == ["MIT"]
+    assert entry["cohort"]["long"] == "windows" and entry["cohort"]["max_length"] == 512
+    assert entry["cohort"]["contamination"] == {"training_rows": 2, "exact": 1, "near": 5}      # "xxxxx" is all that they are made of
+    assert {name: part["n"] for name, part in entry["slices"]["category"].items()} == {"a": 2, "b": 3, "(none)": 1}
+    assert list(entry["slices"]["length"]) == ["0-99", "300-999"] and entry["slices"]["language"]["en"]["n"] == 6
+    assert report["over_refusal"]["safe"]["fpr"] == 0.5 and report["over_refusal"]["safe"]["auprc_interval"] is None
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
+    text = evaluate.format_table(report)
+    assert "mine: 1 rows without a label left out" in text and "over-refusal: safe" in text and "1 rows are among the training rows" in text
+    with pytest.raises(ValueError, match="over_refusal: there is no set nothing"):
+        evaluate.evaluate_guard(Lengths(), {"mine": file}, over_refusal=("nothing",))
+
+
+def test_the_schema_refuses_what_is_no_report():
+    validator = Draft202012Validator(SCHEMA)
+    Draft202012Validator.check_schema(SCHEMA)
+    report = json.loads(json.dumps(evaluate.evaluate_guard(Lengths(), {"a": ROWS}, draws=2)))
+    for break_it in (lambda r: r.pop("schema_version"), lambda r: r["datasets"]["a"].update(f1=2), lambda r: r["datasets"]["a"].pop("n"),
+                     lambda r: r["datasets"]["a"].update(auprc_interval=[0.1])):
+        broken = json.loads(json.dumps(report))
+        break_it(broken)
+        assert not validator.is_valid(broken)
+
+
+def test_the_protocol_decides_over_nulls_and_length():
+    guard = FakeGuard()
+    with pytest.raises(ValueError, match="cuts rows to 1024 tokens: open the guard with max_length=1024, it has 512"):
+        evaluate.score_sets(guard, {"mine": ROWS}, protocol="harmaug-2024")
+    evaluate.set_length(guard, "harmaug-2024")
+    part, = evaluate.score_sets(guard, {"mine": ROWS}, protocol="harmaug-2024")
+    assert guard.asked == "truncate" and part.cohort["max_length"] == 1024 and len(part.labels) == 7 and part.labels[5] == 0
+    guard.config = {"max_tokens": 128}
+    evaluate.set_length(guard, "harmaug-2024")
+    assert guard.max_length == 128
+    assert len(evaluate.score_sets(guard, {"mine": ROWS})[0].labels) == 6 and guard.asked is None
+
+
+def test_scores_that_are_none(tmp_path):
+    class Broken:
+        def score(self, prompts, responses=None):
+            return np.array([0.5] * 5 + [np.nan])
+
+    with pytest.raises(ValueError, match="set mine, row 7: the score is not finite".replace("set ", "")):
+        evaluate.evaluate_guard(Broken(), {"mine": ROWS})
+    with pytest.raises(ValueError, match="mine: the set is empty"):
+        evaluate.evaluate_guard(Lengths(), {"mine": []})
+    with pytest.raises(ValueError, match=r"mine, row 2: an evaluation row needs a label \(null: unknown\)"):
+        evaluate.evaluate_guard(Lengths(), {"mine": [ROWS[0], Row(prompt="a")]})
+    with pytest.raises(ValueError, match="mine: every label is null"):
+        evaluate.evaluate_guard(Lengths(), {"mine": [Row.from_dict({"prompt": "a", "label": None})]})
+    with pytest.raises(ValueError, match=r"mine: scores of shape \(5,\) for 6 rows"):
+        evaluate.evaluate_guard(type("Short", (), {"score": lambda self, p, r: np.zeros(5)})(), {"mine": ROWS})
+
+
+def test_score_files_need_no_model(tmp_path):
+    part, = evaluate.score_sets(Lengths(), {"mine": ROWS}, by=("category", "length"))
+    file = tmp_path / "s.jsonl"
+    data.write_rows(file, part.lines())
+    again, = evaluate.read_scores(file, by=("category", "length"))
+    np.testing.assert_array_equal(again.scores, part.scores)
+    np.testing.assert_array_equal(again.labels, part.labels)
+    assert again.groups == part.groups and again.name == "mine" and again.cohort["sha256"]
+    file = tmp_path / "other.csv"
+    file.write_text("label,score,set\nunsafe,0.75,b\nsafe,0.25,a\n1,1e-3,a\n")
+    b, a = evaluate.read_scores(file)
+    assert (a.name, b.name) == ("a", "b") and a.scores.tolist() == [0.25, 0.001]
+    file.write_text('[{"label": null, "score": 1}, {"label": 1, "score": 1}]')
+    assert evaluate.read_scores(file)[0].cohort["n_unlabelled"] == 1
+    for line, message in ((",0.5,a", "line 2: a row needs a label"), ("1,x,a", "line 2: score must be a finite number"), ("1,nan,a", "line 2: score"), ("2,0.5,a", "line 2: unknown label")):
+        file.write_text("label,score,set\n" + line + "\n")
+        with pytest.raises(data.DataError, match=message):
+            evaluate.read_scores(file)
+    file.write_text("label,value\n1,0.5\n")
+    with pytest.raises(data.DataError, match="nor a CSV header with the column score"):
+        evaluate.read_scores(file)
+
+
+def test_a_baseline_must_have_the_same_rows():
+    one, = evaluate.score_sets(Lengths(), {"mine": ROWS})
+    other, = evaluate.score_sets(Lengths(), {"mine": ROWS[:4]})
+    report = evaluate.summarise([one], baselines={"itself": [one]}, draws=20)
+    assert report["datasets"]["mine"]["baselines"]["itself"]["comparison"]["auprc"]["difference"] == 0
+    assert "minus that of itself +0.000" in evaluate.format_table(report)
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
+    with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
+        evaluate.summarise([one], baselines={"b": [other]})

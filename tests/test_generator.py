@@ -54,7 +54,8 @@ def prompts_of_many_kinds():
 def test_nothing_but_prompt_and_index_matters(path, isa, dtype):
     """Batch sizes, thread counts, the order of prompts, shared prefixes and refills: not a bit of ids or log-probabilities changes."""
     prompts = prompts_of_many_kinds()
-    options = {"seed": 3, "temperature": 1.3, "top_p": 0.97}
+    options = {"seed": 3, "temperature": 1.3, "top_p": 0.97, "typical_p": 0.95, "repetition_penalty": 1.1, "frequency_penalty": 0.2, "min_new_tokens": 2,
+               "banned": [[50], [7, 60], [7, 9, 61]]}
     want = collect(native(path, dtype), prompts, **options)
     assert len({reason for _, _, reason in want.values()}) > 1 and len({len(ids) for ids, _, _ in want.values()}) > 4     # there were refills
     for batch_size in (1, 2, 5, 32):
@@ -219,6 +220,50 @@ def test_stop_strings(tmp_path, stops, after_text):
     assert stopped > 20
 
 
+def test_banned_tokens_and_words(lm):
+    free = lm.generate(TEXT, n=300, max_new_tokens=12, temperature=2.0, seed=3)
+    common = sorted(set(range(3, C.vocab)), key=lambda i: -sum(g.ids.count(i) for g in free))[:5]
+    assert all(any(i in g.ids for g in free) for i in common)
+    got = lm.generate(TEXT, n=300, max_new_tokens=12, temperature=2.0, seed=3, banned_ids=common)
+    assert not any(set(common) & set(g.ids) for g in got)
+    pair = next((a, b) for g in free for a, b in zip(g.ids, g.ids[1:]) if a > 2 and b > 2)
+    run = _C.GenerationRun(lm._model, None, batch_size=8, max_new_tokens=12, temperature=2.0, seed=3, banned=[list(pair)], stop_ids=lm.stop_ids)
+    run.add(lm.tokenizer.encode(TEXT), n=300)
+    while not run.idle:
+        run.step()
+    samples = [ids for _, _, _, ids, _, _ in run.take()]
+    assert not any(pair in zip(ids, ids[1:]) for ids in samples) and sum(ids == g.ids for ids, g in zip(samples, free)) > 200
+    run = _C.GenerationRun(lm._model, None, batch_size=8, max_new_tokens=1, temperature=9.0, banned=[list(pair)])
+    run.add([*lm.tokenizer.encode(TEXT), pair[0]], n=2000)      # a prompt that ends with the run's beginning
+    while not run.idle:
+        run.step()
+    assert pair[1] not in {ids[0] for _, _, _, ids, _, _ in run.take()}
+    words = lm.generate(TEXT, n=300, max_new_tokens=12, temperature=2.0, seed=3, bad_words=["the", "in"])
+    for word in ("the", " the", "in", " in"):
+        run = tuple(lm.tokenizer.encode(word))
+        assert not any(g.ids[i:i + len(run)] == run for g in words for i in range(len(g.ids)))
+
+
+def test_minimum_length_and_stop_tokens(lm):
+    options = {"n": 200, "max_new_tokens": 20, "temperature": 3.0, "seed": 4}
+    stops = list(range(10, 60))
+    free = lm.generate(TEXT, stop_token_ids=stops, **options)
+    assert min(len(g.ids) for g in free) < 4 and {g.stop_reason for g in free} == {"eos", "length"}
+    assert all(g.ids[-1] in {0, 2, *stops} for g in free if g.stop_reason == "eos")
+    got = lm.generate(TEXT, stop_token_ids=stops, min_new_tokens=6, **options)
+    assert all(len(g.ids) >= 6 and not set(g.ids[:6]) & {0, 2, *stops} for g in got)
+    early = lm.generate(TEXT, stop=["a", "e", "t", "i"], min_new_tokens=6, **options)
+    assert all(len(g.ids) >= 6 for g in early) and any(g.stop_reason == "stop" for g in early)
+
+
+def test_repetition_is_discouraged(lm):
+    def repeats(**options):
+        return sum(len(g.ids) - len(set(g.ids)) for g in lm.generate(TEXT, n=100, max_new_tokens=30, seed=8, **options))
+
+    assert repeats(presence_penalty=20.0) < 0.2 * repeats()
+    assert repeats(repetition_penalty=3.0) < repeats() < repeats(frequency_penalty=-3.0)
+
+
 def test_folder_with_tokenizer_json(tmp_path, lm):
     import json
 
@@ -282,6 +327,13 @@ def test_templates_render_as_in_a_sandbox():
     ("a", {"first_index": -1}, "seeds, indices and counts"),
     ("a", {"batch_size": 0}, "batch_size must be in 1..65536"),
     ("a", {"stop": ""}, "a stop string must have 1..4096 bytes"),
+    ("a", {"min_new_tokens": 65}, "min_new_tokens must be in 0..max_new_tokens = 64, got 65"),
+    ("a", {"banned_ids": [1, 264]}, "banned id 264 lies outside the vocabulary of 264"),
+    ("a", {"banned_ids": range(264)}, "no token can come next: every one is banned"),
+    ("a", {"bad_words": [" "]}, "bad_words: ' ' has no text"),
+    ("a", {"typical_p": 0.0}, "typical_p"),
+    ("a", {"repetition_penalty": -1.0}, "repetition_penalty"),
+    ("a", {"stop_token_ids": [-2]}, "id -2 is no token id"),
 ])
 def test_errors(lm, prompt, options, message):
     with pytest.raises(ValueError, match=message):

@@ -134,7 +134,7 @@ def windows_of(oracle, prompt, response=None, *, max_length=40):
     half = room // 2
     out = []
     if b > half:
-        head = prompt if a <= room - half else first_tokens(oracle, prompt, half)
+        head = prompt if a <= room - half else last_tokens(oracle, prompt, half)
         oracle.enable_truncation(max_length, stride=max_length // 4, strategy="only_second")
         cut = oracle.encode(head, response)
         out += [cut, *cut.overflowing]
@@ -142,8 +142,13 @@ def windows_of(oracle, prompt, response=None, *, max_length=40):
         head = response if b <= half else first_tokens(oracle, response, half)
         oracle.enable_truncation(max_length, stride=max_length // 4, strategy="only_first")
         cut = oracle.encode(prompt, head)
-        out += [cut, *cut.overflowing][0 if b <= half else 1:]
+        out += [cut, *cut.overflowing][:None if b <= half else -1]
     return out
+
+
+def last_tokens(oracle, text, n):
+    oracle.no_truncation()
+    return text[oracle.encode(text, add_special_tokens=False).offsets[-n][0]:]
 
 
 def first_tokens(oracle, text, n):
@@ -167,6 +172,55 @@ def test_the_window_with_the_highest_score_decides(folder, oracle, i):
     assert (details.n_windows[0], details.window[0]) == (len(each), deciding)
     assert details.n_tokens[0] == len(oracle.encode(prompt, response).ids) and details.truncated[0] == 0
     np.testing.assert_array_equal(details.score, softmax(each[deciding:deciding + 1])[:, 1])
+
+
+@pytest.fixture
+def counter(folder):
+    """A guard whose score rises with the number of "p" and "q" that it reads at once, and flags two of them in a full window."""
+    w = {name: np.zeros_like(value) for name, value in load_file(str(folder / "model.safetensors")).items()}
+    for name in w:
+        w[name] += name.endswith("LayerNorm.weight")
+    words = w["bert.embeddings.word_embeddings.weight"]
+    words[:, 1], words[:, 2] = 1, -1
+    words[[WORDS.index("p"), WORDS.index("q")], 0] = 5
+    for name in ("bert.encoder.layer.0.attention.self.value", "bert.encoder.layer.0.attention.output.dense", "bert.pooler.dense"):
+        w[name + ".weight"][0, 0] = 1
+    w["classifier.weight"][1, 0] = 1
+    save_file(w, str(folder / "model.safetensors"))
+    guard = Guard.from_pretrained(folder)
+    one, two = guard.score([" ".join(["p", *"a" * 37]), " ".join(["p", "q", *"a" * 36])])
+    assert one < two
+    guard.set_threshold((one + two) / 2)
+    return guard
+
+
+def test_an_attack_over_the_edge_of_a_window_is_caught(counter):
+    """Any max_length // 4 = 10 neighbouring tokens stand in one window; cut into pieces that do not overlap, an attack gets through."""
+    rows = [["a"] * 122 for _ in range(113)]        # four full windows
+    for i, words in enumerate(rows):
+        words[i], words[i + 9] = "p", "q"
+    texts = [" ".join(words) for words in rows]
+    assert counter.score_details(texts).n_windows.tolist() == [4] * 113 and counter.predict(texts).all()
+    pieces = [" ".join(words[at:at + 38]) for words in rows for at in range(0, 122, 38)]
+    flagged = counter.predict([piece for piece in pieces if len(piece) == 75]).reshape(113, 3).any(axis=1)
+    assert 20 <= (~flagged).sum() <= 40     # the 9 places before each of three edges, some in the last, short piece
+    assert not counter.predict(" ".join(["a"] * 122))[0]
+
+
+@pytest.mark.parametrize("other", ["a", "a " * 90])
+def test_an_attack_in_a_long_pair_is_caught(counter, other):
+    """In prompt or response, beside a short or a long other side; the prompt's end is read with the response's beginning."""
+    texts = []
+    for i in range(85):
+        words = ["a"] * 90
+        words[i], words[i + 5] = "p", "q"
+        texts.append(" ".join(words))
+    sides = [other] * len(texts)
+    assert (counter.score(texts, sides) > counter.score([text.replace("q", "a") for text in texts], sides)).all()
+    assert (counter.score(sides, texts) > counter.score(sides, [text.replace("q", "a") for text in texts])).all()
+    over = [" ".join(["a"] * 80 + ["p"]), " ".join(["q"] + ["a"] * 80)]
+    apart = counter.score([over[0], "a " * 81], ["a " * 81, over[1]])
+    assert counter.score(over[:1], over[1:])[0] > apart.max()
 
 
 def test_long_rows_among_others(folder):
@@ -247,7 +301,7 @@ def test_thresholds(folder, tmp_path):
     np.testing.assert_array_equal(guard.predict(PROMPTS), scores >= np.sort(scores)[2])
     guard.save_pretrained(tmp_path / "saved")
     again = Guard.from_pretrained(tmp_path / "saved")
-    assert again.thresholds == {"schema_version": 1, "threshold": guard.threshold, "long": "windows", "max_length": 40, "metric": "f1"}
+    assert again.thresholds == {"schema_version": 1, "threshold": guard.threshold, "temperature": 1.0, "long": "windows", "max_length": 40, "metric": "f1"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(again.predict(PROMPTS), guard.predict(PROMPTS))
@@ -260,6 +314,26 @@ def test_thresholds(folder, tmp_path):
     (tmp_path / "saved" / "thresholds.json").write_text('{"threshold": "high"}')
     with pytest.raises(ValueError, match=r"thresholds.json: threshold must be in \[0, 1\], got 'high'"):
         Guard.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_a_fitted_temperature_is_kept_and_used(tmp_path, labels):
+    names = {1: ["unsafe"], 2: ["safe", "unsafe"], 3: ["a", "unsafe", "b"]}[labels]
+    guard = Guard.from_pretrained(write(tmp_path / "raw", id2label=dict(enumerate(names))))
+    plain, odds = guard.score(PROMPTS), guard.log_odds(PROMPTS)
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), plain, rtol=1e-6)
+    guard.set_threshold(0.5, temperature=2.5)
+    scaled = guard.score(PROMPTS)
+    np.testing.assert_allclose(scaled, 1 / (1 + np.exp(-odds / 2.5)), rtol=1e-6)
+    np.testing.assert_allclose(guard.predict_proba(PROMPTS)[:, 1], scaled)
+    np.testing.assert_array_equal(guard.log_odds(PROMPTS), odds)
+    guard.save_pretrained(tmp_path / "saved")
+    again = Guard.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.score(PROMPTS), scaled)
+    np.testing.assert_array_equal(again.predict(PROMPTS), scaled >= 0.5)
+    with pytest.raises(ValueError, match=r"temperature must be in \[0.001, 1000\], got 0"):
+        guard.set_threshold(0.5, temperature=0)
+    assert guard.temperature == 2.5
 
 
 # -- opening and saving --

@@ -11,13 +11,15 @@ import bert_model
 import fake_generator
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, teacher
+from harmaug import cli, evaluate, models, pipeline, quickstart, runs, teacher
 from harmaug.data import Row, read_rows
+from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
 
-ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
+ROWS = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl", "scores.jsonl")
 CONFIG = """
 [data]
 seed = ["seed.jsonl"]
@@ -98,11 +100,16 @@ def run(tiny, out, *argv, batch_size=8):
 
 def test_the_whole_way_twice_and_with_other_batches_and_threads(folder, tiny, capsys):
     rows, metrics = run(tiny, "first", "--n-threads", "1")
-    assert set(rows) == set(ROWS) and rows["instructions.jsonl"] and rows["labelled.jsonl"].count(b"\n") > 81
+    assert set(rows) == {*ROWS, "scores.jsonl"} and rows["instructions.jsonl"] and rows["labelled.jsonl"].count(b"\n") > 81
     info = json.loads(Path("first/run.json").read_text())
     assert list(info["stages"]) == list(pipeline.STAGES) and all(stage["done"] for stage in info["stages"].values())
     assert info["stages"]["augment"]["account"]["kept"] >= 5 and info["stages"]["augment"]["made_by"][0]["models"]
     assert info["stages"]["distil"]["account"]["steps"] == 12 and info["stages"]["label"]["teacher"] == {"name": "bert", "licence": "unknown"}
+    Draft202012Validator(json.loads((Path(evaluate.__file__).parent / "data" / "metrics.schema.json").read_text())).validate(metrics)
+    cohort = metrics["datasets"]["held_out"]["cohort"]
+    assert cohort["sha256"] == runs.sha256("test.jsonl") and cohort["contamination"]["exact"] == 0 and cohort["contamination"]["training_rows"] > 80
+    part, = evaluate.read_scores("first/scores.jsonl", by=("length",))
+    assert evaluate.metrics(part.labels, part.scores)["auprc"] == metrics["datasets"]["held_out"]["auprc"] and set(part.groups["length"]) == {"0-99"}
     assert metrics["datasets"]["held_out"]["n"] == 20 and metrics["schema_version"] == evaluate.SCHEMA_VERSION and metrics["stages"]["augment"]["account"]
     weights_of = Path("first/guard/model.safetensors").read_bytes()
     assert json.loads(Path("first/guard/config.json").read_text())["num_hidden_layers"] == 2
@@ -161,6 +168,25 @@ def test_distil_alone_on_labelled_files(folder, tiny):
     Path("config.toml").write_text(config[:config.index("[generator]")] + config[config.index("[distil]"):])
     assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
     assert set(json.loads(Path("r/run.json").read_text())["stages"]) == {"distil", "evaluate"}
+
+
+def test_baselines_by_one_line(folder, tiny, capsys):
+    """TF-IDF and the student without the added rows, trained on the seed rows, measured on the same rows as the guard."""
+    Path("config.toml").write_text(CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8) + 'baselines = ["plain", "tfidf"]\n')
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    assert "held_out, plain" in capsys.readouterr().out
+    info, metrics = (json.loads(Path("r", name).read_text()) for name in ("run.json", "metrics.json"))
+    seeds = info["stages"]["label"]["account"]["seed"]
+    accounts = {name: info["stages"][name]["account"] for name in ("distil", "distil_plain", "distil_tfidf")}
+    assert accounts["distil_tfidf"]["train"] == seeds == accounts["distil_plain"]["train"] + accounts["distil_plain"]["validation"] < accounts["distil"]["train"] + accounts["distil"]["validation"]
+    others = metrics["datasets"]["held_out"]["baselines"]
+    assert set(others) == {"plain", "tfidf"} and all(found["n"] == 20 and found["comparison"]["mcnemar"]["p"] <= 1 for found in others.values())
+    assert Path("r/guard_tfidf/tfidf.json").exists() and cli.main(["evaluate", "--model", "r/guard_tfidf", "test.jsonl", "--gate", "auprc>=0"]) == 0
+    Path("alone.toml").write_text('[data]\nseed = ["seed.jsonl"]\nevaluation = { held_out = "test.jsonl" }\n[distil]\nstudent = "tfidf"\n[evaluate]\n')
+    assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 0
+    Path("alone.toml").write_text(Path("alone.toml").read_text() + 'baselines = ["plain"]\n')
+    capsys.readouterr()
+    assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
 
 
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
@@ -254,3 +280,41 @@ def test_examples_are_valid():
     assert len(names) >= 2
     for path in names:
         pipeline.Config.from_dict(pipeline.read_config(path), path.name)
+
+
+def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny, caplog):
+    Path("policy.jinja").write_text("Judge:\n{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}Answer:")
+    text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8).replace(
+        f'teacher = "{tiny[1]}"', f'teacher = "{tiny[0]}"\nfamily = "llama-guard-3"\ntemplate = "policy.jinja"\nlicence = "llama3.1"')
+    Path("config.toml").write_text(text)
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    rows = read_rows("r/labelled.jsonl")
+    by_hand = LanguageModelTeacher.from_pretrained(tiny[0], family="llama-guard-3", template="policy.jinja")
+    assert [row.unsafe_score for row in rows] == pytest.approx(by_hand.score([r.prompt for r in rows], [r.response for r in rows]), abs=1e-7)
+    stages = json.loads(Path("r/run.json").read_text())["stages"]
+    assert stages["label"]["teacher"] == {"name": "tiny.gguf", "licence": "llama3.1"} and stages["augment"]["generator"]["licence"] == "unknown"
+    assert stages["label"]["config"]["family"] == "llama-guard-3" and stages["label"]["audit"]["n"] == sum(row.label is not None for row in rows)
+    card = Path("r/guard/README.md").read_text()
+    assert "| teacher | tiny.gguf | llama3.1 |" in card and "| generator | tiny.gguf | unknown |" in card and "\n\n\n" not in card
+    assert "licence unknown of student" in caplog.text
+    # another reading is another teacher: the stage does not go on, and its scores are not taken from the cache
+    Path("config.toml").write_text(text.replace("[distil]", "temperature = 3.0\n[distil]"))
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert cli.main(["run", "config.toml", "--out", "r2", "--quiet"]) == 0
+    assert [row.unsafe_score for row in read_rows("r2/labelled.jsonl")] != [row.unsafe_score for row in rows]
+    # the first reading again, from the cache
+    Path("config.toml").write_text(text)
+    assert cli.main(["run", "config.toml", "--out", "r3", "--quiet"]) == 0
+    account = json.loads(Path("r3/run.json").read_text())["stages"]["label"]["account"]
+    assert account["cached"] == account["rows"] and Path("r3/labelled.jsonl").read_bytes() == Path("r/labelled.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("change, message", [
+    ('family = "llama-guard-3"', r"a classifier takes no family"), ('definition = "odd"', "definition must be one of"),
+    ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
+])
+def test_wrong_teacher_settings_are_one_line(folder, tiny, capsys, change, message):
+    text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8)
+    Path("config.toml").write_text(text.replace("[distil]", change + "\n[distil]"))
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -15,12 +15,13 @@ LOGITS = {
 }
 FILTERS = [
     {}, {"top_k": 1}, {"top_k": 7}, {"top_k": 400}, {"top_k": 10**6}, {"top_p": 0.95}, {"top_p": 0.1}, {"top_p": 1e-9}, {"top_p": 0.999999},
+    {"typical_p": 0.9}, {"typical_p": 0.2}, {"typical_p": 1e-9}, {"typical_p": 0.99999}, {"top_k": 40, "typical_p": 0.7}, {"top_p": 0.9, "min_p": 0.01, "typical_p": 0.6},
     {"min_p": 0.05}, {"min_p": 1.0}, {"top_k": 50, "top_p": 0.9}, {"top_k": 50, "min_p": 0.1}, {"top_p": 0.8, "min_p": 0.02}, {"top_k": 20, "top_p": 0.7, "min_p": 0.3},
 ]
 
 
-def reference(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """(probabilities, distance of the nearest decision from its threshold): temperature, top_k, top_p, min_p, in this order, by a full sort."""
+def reference(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0):
+    """(probabilities, distance of the nearest decision from its threshold): the filters in this order, by a full sort."""
     x = np.float32(logits).astype(np.float64) / temperature
     order = np.lexsort((np.arange(len(x)), -x))
     p = np.exp(x[order] - x.max())
@@ -36,6 +37,17 @@ def reference(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         keep = min(keep, int((p >= min_p * p[0]).sum()))
     out = np.zeros(len(p))
     out[order[:keep]] = p[:keep] / p[:keep].sum()
+    if typical_p < 1:
+        q = out[order[:keep]]
+        log_q = np.log(np.maximum(q, 1e-300))
+        far = np.abs(-log_q + (q * log_q).sum())
+        near = np.argsort(far, kind="stable")
+        mass = np.cumsum(q[near])
+        last = min(int(np.searchsorted(mass, typical_p)), keep - 1)
+        others = far[np.abs(far - far[near[last]]) > 0]
+        margin = min(margin, np.abs(mass - typical_p).min(), np.abs(others - far[near[last]]).min(initial=np.inf) * 1e-2)
+        q = np.where(far <= far[near[last]], q, 0)
+        out[order[:keep]] = q / q.sum()
     return out, margin
 
 
@@ -46,7 +58,10 @@ def test_keeps_what_the_definition_keeps(isa, name, options, temperature):
     want, margin = reference(LOGITS[name], temperature, **options)
     got = _C.sampler_probabilities(LOGITS[name], temperature=temperature, **options)
     kept, expected = got > 0, want.astype(np.float32) > 0
-    if margin < 1e-7:       # float32 cannot tell on which side this sum lies: the sets may differ by tokens at the threshold
+    if margin < 1e-7 and "typical_p" in options:        # float32 cannot tell on which side this sum lies, or which of two is nearer to the entropy
+        assert (kept != expected).sum() <= 0.01 * len(kept) + 1
+        return
+    if margin < 1e-7:       # the sets may differ by tokens at the threshold
         assert np.abs(want[kept != expected]).sum() < 1e-6 and np.array_equal(np.sort(LOGITS[name])[::-1][:kept.sum()], np.sort(LOGITS[name][kept])[::-1])
         return
     np.testing.assert_array_equal(kept, expected)
@@ -113,8 +128,57 @@ def test_logits_that_are_no_numbers_are_an_error(isa, bad):
 
 @pytest.mark.parametrize("options, message", [
     ({"temperature": -1.0}, "temperature must be >= 0, got -1"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
-    ({"top_p": 1.5}, "top_p"), ({"min_p": -0.1}, r"min_p must be in \[0, 1\]"), ({"top_k": -1}, "must be in 0..2"),
+    ({"typical_p": 0.0}, r"typical_p must be in \(0, 1\]"), ({"repetition_penalty": 0.0}, "repetition_penalty must be > 0"),
+    ({"presence_penalty": float("inf")}, "presence_penalty and frequency_penalty must be finite"), ({"ids": [4]}, "ids: id 4 lies outside the vocabulary of 4"),
+    ({"prompt": [-1]}, "id -1 is no token id"), ({"banned": [0, 1, 2, 3]}, "no token can come next: every one is banned"), ({"top_p": 1.5}, "top_p"), ({"min_p": -0.1}, r"min_p must be in \[0, 1\]"), ({"top_k": -1}, "must be in 0..2"),
 ])
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         _C.sampler_probabilities(np.zeros(4), **options)
+
+
+def penalised(logits, prompt=(), ids=(), banned=(), repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0):
+    """The definition, one token at a time."""
+    x = np.float32(logits).astype(np.float64)
+    for i in sorted({*prompt, *ids}):
+        x[i] = x[i] * repetition_penalty if x[i] < 0 else x[i] / repetition_penalty
+    for i in sorted(set(ids)):
+        x[i] -= frequency_penalty * list(ids).count(i) + presence_penalty
+    x[list(banned)] = -np.inf
+    return x
+
+
+@pytest.mark.parametrize("penalties", [
+    {"repetition_penalty": 1.3}, {"repetition_penalty": 0.7}, {"presence_penalty": 0.8}, {"frequency_penalty": 0.4}, {"frequency_penalty": -0.6},
+    {"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.1}, {},
+], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 30, "top_p": 0.9}, {"typical_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.0}], ids=str)
+def test_penalties_and_bans(isa, penalties, options):
+    rng = np.random.default_rng(12)
+    logits = rng.normal(0, 3, 500)
+    best = np.argsort(-logits)
+    prompt, ids, banned = best[[0, 3, 9, 300]].tolist() * 2, best[[1, 3, 3, 2, 3, 400, 1]].tolist(), best[[5, 0, 3, 5, 480]].tolist()
+    for history in ({"prompt": prompt}, {"ids": ids}, {"prompt": prompt, "ids": ids, "banned": banned}, {"banned": banned}):
+        x = penalised(logits, **history, **penalties)
+        got = _C.sampler_probabilities(logits, **history, **penalties, **options)
+        if options.get("temperature") == 0:
+            assert np.flatnonzero(got).tolist() == [int(np.argmax(x))]
+            continue
+        want, margin = reference(x, **options)
+        if margin > 1e-6:
+            np.testing.assert_array_equal(got > 0, want > 1e-30)
+            np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-30)
+        token, logprob = _C.sampler_draw(logits, 0.3, **history, **penalties, **options)
+        plain = np.float32(logits).astype(np.float64)
+        assert abs(logprob - (plain[token] - np.log(np.exp(plain).sum()))) < 1e-5       # of the model, not of the penalties
+
+
+def test_one_maximum_under_penalty():
+    """The block maxima follow what penalties do to them."""
+    for n in (1, 64, 65, 200):
+        x = np.zeros(n)
+        x[n // 2] = 5.0
+        got = _C.sampler_probabilities(x, ids=[n // 2], presence_penalty=6.0, top_k=1)
+        assert got.argmax() == (0 if n > 1 else n // 2)
+        assert _C.sampler_draw(x, 0.5, prompt=[n - 1], repetition_penalty=1e6, temperature=0.0)[0] == n // 2
+        assert _C.sampler_draw(x, 0.5, ids=[n - 1], presence_penalty=-9.0, temperature=0.0)[0] == n - 1

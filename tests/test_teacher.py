@@ -64,3 +64,89 @@ def test_map_rows_keeps_order_and_streams():
         list(engines.map_rows(lambda batch: [1], [1, 2]))
     with pytest.raises(RuntimeError, match="gave more than 2 results for 2 rows"):
         list(engines.map_rows(lambda batch: [1, 2, 3], [1, 2]))
+
+
+# -- scores kept by content --
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMAUG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def counting():
+    seen = []
+
+    def score(prompts, responses):
+        seen.extend(zip(prompts, responses))
+        return lengths(prompts, responses)
+
+    return teacher.CallableTeacher(score, "counted", "MIT"), seen
+
+
+def test_scores_are_kept_by_content_and_teacher(cache):
+    inner, seen = counting()
+    first = teacher.CachedTeacher(inner, "model 1")
+    rows = list(zip(*[("a", None), ("a", ""), ("a", "b"), ("ab", None)]))
+    want = inner.score(*rows)
+    seen.clear()
+    assert np.array_equal(first.score(*rows), want) and len(seen) == 4 and first.account == {"cached": 0}
+    again = teacher.CachedTeacher(inner, "model 1")     # another run
+    assert np.array_equal(again.score(*rows), want) and len(seen) == 4 and again.account == {"cached": 4}
+    assert (again.name, again.licence) == ("counted", "MIT")
+    teacher.CachedTeacher(inner, "model 2").score(*rows)
+    assert len(seen) == 8
+    again.score(["new", "a"])
+    assert seen[8:] == [("new", None)]
+    assert (cache / "teacher_scores.sqlite").stat().st_mode & 0o777 == 0o600
+    assert b"new" not in (cache / "teacher_scores.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("spoil", ["off", "damaged", "file in the way"])
+def test_without_a_cache_every_row_is_scored(cache, monkeypatch, spoil):
+    if spoil == "off":
+        monkeypatch.setenv("HARMAUG_CACHE", "")
+    elif spoil == "damaged":
+        cache.mkdir()
+        (cache / "teacher_scores.sqlite").write_bytes(b"no database" * 100)
+    else:
+        cache.write_text("")
+    inner, seen = counting()
+    for n in (1, 2):
+        assert teacher.CachedTeacher(inner, "m").score(["a"]) == np.float32(0.1) and len(seen) == n
+
+
+def test_a_file_of_scores(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"prompt": "a", "unsafe-score": 0.25}\n{"prompt": "a", "response": "b", "unsafe-score": 1}\n')
+    file = teacher.ScoresTeacher(path, licence="CC0-1.0")
+    assert file.score(["a", "a"], ["b", None]).tolist() == [1, 0.25] and file.name == "scores.jsonl"
+    with pytest.raises(DataError, match=r"here, row 1: the score of teacher scores.jsonl must be in \[0, 1\], got nan"):
+        list(teacher.label_rows(file, [("here, row 1", Row(prompt="c"))]))
+    path.write_text('{"prompt": "a", "label": 1}\n')
+    with pytest.raises(DataError, match=r"scores.jsonl, row 1: no unsafe-score"):
+        teacher.ScoresTeacher(path)
+
+
+# -- agreement with human labels --
+
+
+def test_audit_against_scikit_learn():
+    from sklearn import metrics
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    scores = np.clip(labels * 0.4 + rng.random(200) * 0.6, 0, 1)
+    rows = [Row(prompt="x", label=int(y), unsafe_score=float(s), id=i) for i, (y, s) in enumerate(zip(labels, scores))]
+    rows.insert(7, Row(prompt="no label", unsafe_score=1.0))
+    found = teacher.audit(rows, worst=5)
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(labels, scores >= 0.5))
+    assert found["auprc"] == pytest.approx(metrics.average_precision_score(labels, scores)) and found["n"] == 200
+    wrong = found["disagreements"]
+    assert len(wrong) == 5 and all((item["score"] >= 0.5) != item["label"] for item in wrong)
+    gaps = [abs(item["score"] - item["label"]) for item in wrong]
+    assert gaps == sorted(gaps, reverse=True) and gaps[0] == max(abs(scores - labels)[(scores >= 0.5) != labels])
+    assert all(rows[item["row"] - 1].id == item["id"] for item in wrong)
+    assert teacher.audit([Row(prompt="x")]) == {}
+    assert teacher.audit([Row(prompt="x", label=1, unsafe_score=0.9)])["kappa"] is None

@@ -75,11 +75,10 @@ def test_dequantisation_equals_gguf(tmp_path, rng, kind):
 def test_dequantisation_of_any_bits(tmp_path, rng):
     """Every scale bit pattern but NaN: infinities, subnormals and negative zero included."""
     scales = np.array([s for s in range(2 ** 16) if (s & 0x7C00) != 0x7C00 or s & 0x3FF == 0], "u2")
-    for kind, width in ((T.Q8_0, 34), (T.Q4_0, 18), (T.Q4_1, 20)):
+    for kind, width, places in ((T.Q8_0, 34, [0]), (T.Q4_0, 18, [0]), (T.Q4_1, 20, [0, 2]), (T.Q4_K, 144, [0, 2]), (T.Q6_K, 210, [208])):
         blocks = rng.integers(0, 256, (len(scales), width)).astype("u1")
-        blocks[:, :2] = scales.view("u1").reshape(-1, 2)
-        if kind == T.Q4_1:
-            blocks[:, 2:4] = rng.permutation(scales).view("u1").reshape(-1, 2)
+        for at in places:
+            blocks[:, at:at + 2] = rng.permutation(scales).view("u1").reshape(-1, 2)
         path = write_gguf(tmp_path / f"{kind.name}.gguf", {"q": (blocks, kind)})
         with np.errstate(invalid="ignore"):
             expected = gguf.quants.dequantize(blocks, kind).astype("f4")
@@ -94,7 +93,7 @@ def test_every_type_of_ggml_is_known_by_name_and_size(tmp_path):
         path = write_gguf(tmp_path / "t.gguf", {"t": (np.zeros((3, size), "u1"), kind)})
         f = _C.TensorFile(path)
         assert f.info("t") == (kind.name, (3, block))
-        if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"):
+        if kind.name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"):
             assert f.read("t").shape == (3, block)
         else:
             with pytest.raises(FormatError, match=f"'t' is stored as {kind.name}; read are"):

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_guard import write
 from test_tokenizer import bert
 
-from harmaug import Tokenizer
-from harmaug.tools import tokenize
+from harmaug import Guard, Tokenizer
+from harmaug.tools import bench, tokenize, windows
 
 
 @pytest.fixture
@@ -59,3 +60,54 @@ def test_as_a_module(model: Path) -> None:
     assert done.stdout == "4\n3\n" and done.stderr == ""
     told = subprocess.run([*command[:3], "--help"], capture_output=True, text=True, check=True).stdout
     assert "--counts" in told and "Exit status" in told
+
+
+# -- bench --
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "guard")      # 40 tokens at most: the shapes of 128 are left out
+    assert bench.main(["--model", str(folder), "--seconds", "0.01", "--n-threads", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "1 threads" in told and "1 x 32" in told and "1 x 128" not in told and "peak memory" in told
+    assert bench.main(["--model", str(folder), "--seconds", "0.01", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"] == "float32" and found["threads"] >= 1 and [r["name"] for r in found["shapes"]] == ["1 x 32"]
+    r = found["shapes"][0]
+    assert r["ms_min"] <= r["ms"] and r["texts_per_s"] == pytest.approx(1e3 / r["ms"]) and r["tokens_per_s"] == pytest.approx(32 * r["texts_per_s"])
+    assert bench.main(["--model", str(tmp_path / "none")]) == 2 and "none" in capsys.readouterr().err
+    assert bench.main([]) == 2
+
+
+def test_bench_counts_operations(tmp_path: Path) -> None:
+    guard = Guard.from_pretrained(write(tmp_path / "guard"))
+    h, inner, layers, n = 33, 50, 2, 32     # from the definitions: q, k, v, output, two of the feed-forward net; scores and their sum over values
+    assert bench._flops(guard.config, n) == layers * (2 * n * (4 * h * h + 2 * h * inner) + 2 * 2 * n * n * h)
+
+
+# -- windows --
+
+def test_false_positives_by_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guard = Guard.from_pretrained(write(tmp_path / "guard"))
+    texts = [" ".join("abcdefg"[i % 7] for _ in range(1 + i % 9)) for i in range(120)]
+    made = windows.long_texts(guard, texts, 3, 5)
+    assert set(guard.score_details(made).n_windows.tolist()) <= {3, 4} and len(set(made)) == 5
+    assert all(set(text.split("\n")) <= set(texts) for text in made)
+    found = windows.false_positives_by_windows(guard, texts, count=10, threshold=0.5)
+    every = [text for k in windows.WINDOWS for text in windows.long_texts(guard, texts, k, 10)]
+    details = guard.score_details(every)
+    assert sum(r["n"] for r in found) == 40 and [r["n_windows"] for r in found] == sorted(set(details.n_windows.tolist()))
+    for r in found:
+        mine = details.score[details.n_windows == r["n_windows"]] >= 0.5
+        assert (r["n"], r["flagged"], r["fpr"]) == (len(mine), mine.sum(), mine.mean()) and r["interval"][0] <= r["fpr"] <= r["interval"][1]
+        assert r["independent"] == pytest.approx(1 - (1 - found[0]["fpr"]) ** r["n_windows"])
+    assert windows._wilson(1, 10) == pytest.approx((0.01787621, 0.40415003), abs=1e-6)      # statsmodels, proportion_confint(1, 10, method="wilson")
+    with pytest.raises(ValueError, match="120 texts of 591 tokens do not make one of 40 windows"):
+        windows.long_texts(guard, texts, 40, 1)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)))
+    argv = ["--model", str(tmp_path / "guard"), str(file), "--windows", "1", "2", "--count", "3"]
+    assert windows.main(argv) == 0 and "95 % interval" in capsys.readouterr().out
+    assert windows.main([*argv, "--json"]) == 0 and json.loads(capsys.readouterr().out)[0]["n_windows"] == 1
+    file.write_text('{"prompt": "a", "label": 1}\n')
+    assert windows.main(argv) == 2 and "rows.jsonl: no row with a safe label" in capsys.readouterr().err
+    assert windows.main([*argv, "--count", "0"]) == 2

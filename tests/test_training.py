@@ -1,4 +1,5 @@
 """Training in C: loss and schedule against their equations in float64, ten steps against torch, exact resume."""
+import fnmatch
 import os
 import sys
 import threading
@@ -127,7 +128,9 @@ def steps(trainer, first=0, last=STEPS, **more):
     return results
 
 
-def weights_of(params):
+def weights_of(params, trainer=None):
+    if trainer is not None:
+        trainer.settle()
     return {name: params.get(name) for name in params.names}
 
 
@@ -161,7 +164,7 @@ def test_ten_steps_track_torch(isa, folder, case):
     np.testing.assert_allclose([r["grad_norm"] for r in results], RECORDED[f"{case}.norms"], rtol=2e-3)
     assert [r["step"] for r in results] == list(range(1, STEPS + 1))
     if case != "clipped":
-        for name, weight in weights_of(params).items():
+        for name, weight in weights_of(params, trainer).items():
             want = RECORDED[f"{case}.{name}"]
             # Adam's first updates are sign(g): a bias whose true gradient is 0, that of the keys (softmax cancels it),
             # moves by rounding alone
@@ -174,7 +177,7 @@ def test_threads_change_no_bit(isa, folder, case):
     runs = []
     for n_threads in (1, 2):
         params, trainer = start(folder, n_threads=n_threads, dropout=0.2, seed=7, **OPTIONS[case])
-        runs.append((steps(trainer), weights_of(params)))
+        runs.append((steps(trainer), weights_of(params, trainer)))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
 
@@ -191,24 +194,83 @@ def test_resumed_run_is_the_unbroken_run(folder, tmp_path, case, more):
     second.load(tmp_path / "state.safetensors", 4)
     assert second.steps == 4
     assert steps(second, 4) == whole[4:]
-    assert same(weights_of(params), weights_of(again))
+    assert same(weights_of(params, trainer), weights_of(again, second))
 
 
 def test_words_in_no_batch_decay_as_all_others(folder):
-    before = tiny_bert.tensors(0)["bert.embeddings.word_embeddings.weight"]
-    params, trainer = start(folder)
-    steps(trainer)
-    decay = np.prod([1 - LR * _C.schedule_factor("linear", s, WARMUP, STEPS + 2) * 0.1 for s in range(STEPS)])
-    np.testing.assert_allclose(
-        params.get("bert.embeddings.word_embeddings.weight")[-20:], before[-20:] * decay, rtol=1e-6
-    )
+    """Step by step in float32, as the others: whenever settled, and also beyond what is put off at most."""
+    name = "bert.embeddings.word_embeddings.weight"
+    want = tiny_bert.tensors(0)[name].copy()
+    ids, offsets, types, hard, soft = tiny_bert.batch(0)
+    runs = [start(folder) for _ in range(2)]
+    rates = [LR * (1 + i % 7) for i in range(600)]
+    for i, lr in enumerate(rates):
+        for params, trainer in runs if i < 40 else runs[:1]:
+            trainer.step(ids, offsets, hard, soft, type_ids=types, lr=lr)
+        if i < 40:
+            runs[1][1].settle()
+            np.testing.assert_array_equal(runs[1][0].get(name)[-20:], want_after(want, rates[:i + 1])[-20:])
+        if i == 39:
+            runs[0][1].settle()
+            np.testing.assert_array_equal(runs[0][0].get(name), runs[1][0].get(name))
+    assert not np.array_equal(runs[0][0].get(name)[-20:], want_after(want, rates)[-20:])
+    runs[0][1].settle()
+    np.testing.assert_array_equal(runs[0][0].get(name)[-20:], want_after(want, rates)[-20:])
+
+
+def want_after(weights, rates):
+    for lr in rates:
+        weights = weights * (np.float32(1) - np.float32(lr) * np.float32(0.1))
+    return weights
+
+
+def test_a_word_met_late_has_decayed_before(folder):
+    """Its row is made up for before the forward pass reads it: as of a run that was settled at every step."""
+    runs = [start(folder) for _ in range(2)]
+    for i in range(12):
+        ids, offsets, types, hard, soft = tiny_bert.batch(i)
+        ids = np.where(np.arange(len(ids)) % 5 == 0, 40 + i, ids).astype(np.int32)
+        outcomes = []
+        for params, trainer in runs:
+            outcomes.append(trainer.step(ids, offsets, hard, soft, type_ids=types, lr=0.1))
+        runs[1][1].settle()
+        assert outcomes[0] == outcomes[1]
+    assert same(weights_of(*runs[0]), weights_of(*runs[1]))
+
+
+def test_layer_decay_is_a_learning_rate_for_each_depth(folder):
+    """Adam's first update has the size of the learning rate; two layers: embeddings stand 3 below the head."""
+    before = tiny_bert.tensors(0)
+    params, trainer = start(folder, layer_decay=0.5, weight_decay=0.0)
+    ids, offsets, types, hard, soft = tiny_bert.batch(0)
+    trainer.step(ids, offsets, hard, soft, type_ids=types, lr=1e-3)
+    for name, depth in (("classifier.weight", 0), ("bert.pooler.dense.weight", 0), ("bert.encoder.layer.1.output.dense.weight", 1),
+                        ("bert.encoder.layer.0.attention.self.value.weight", 2), ("bert.embeddings.LayerNorm.weight", 3)):
+        assert np.median(np.abs(params.get(name) - before[name])) == pytest.approx(1e-3 * 0.5**depth, rel=0.02), name
+    _, adapted = start(folder, layer_decay=0.5, weight_decay=0.0, frozen=("*LayerNorm*", "*bias", "*embeddings*", "classifier*"), **OPTIONS["lora"])
+    adapted.step(ids, offsets, hard, soft, type_ids=types, lr=1e-3)
+
+
+def test_what_is_frozen_costs_no_gradient_of_the_others(folder):
+    """The first update of what is trained is that of a trainer of everything, bit for bit."""
+    ids, offsets, types, hard, soft = tiny_bert.batch(0)
+    whole, all_of_it = start(folder, clip_norm=0.0)
+    all_of_it.step(ids, offsets, hard, soft, type_ids=types, lr=1e-3)
+    for frozen in (("bert.embeddings.*",), ("bert.e*",), ("bert.*",), ("*bias", "*layer.0.*"), ("*query*", "*LayerNorm*", "classifier*")):
+        params, trainer = start(folder, clip_norm=0.0, frozen=frozen)
+        trainer.step(ids, offsets, hard, soft, type_ids=types, lr=1e-3)
+        trainer.settle()
+        all_of_it.settle()
+        for name, before in tiny_bert.tensors(0).items():
+            kept = any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen)
+            np.testing.assert_array_equal(params.get(name), before if kept else whole.get(name), err_msg=name)
 
 
 def test_micro_batches_change_rounding_only(folder):
     runs = []
     for micro_tokens in (0, 1, 30):
         params, trainer = start(folder, micro_tokens=micro_tokens)
-        runs.append(([r["loss"] for r in steps(trainer)], weights_of(params)))
+        runs.append(([r["loss"] for r in steps(trainer)], weights_of(params, trainer)))
     for losses, weights in runs[1:]:
         np.testing.assert_allclose(losses, runs[0][0], atol=1e-5)
         np.testing.assert_allclose(weights["classifier.weight"], runs[0][1]["classifier.weight"], atol=1e-4)
@@ -218,7 +280,7 @@ def test_frozen_parameters_stay(folder):
     before = tiny_bert.tensors(0)
     params, trainer = start(folder, frozen=("bert.embeddings.*", "*layer.0.*"))
     steps(trainer)
-    for name, weight in weights_of(params).items():
+    for name, weight in weights_of(params, trainer).items():
         assert np.array_equal(weight, before[name]) == name.startswith(("bert.embeddings", "bert.encoder.layer.0.")), (
             name
         )
@@ -279,6 +341,10 @@ def test_lora_adapter_file(folder, tmp_path):
     ({"lora_rank": -1}, "must be >= 0"),
     ({"weight_decay": float("nan")}, "weight_decay must be in"),
     ({"dropout": 1.0}, "dropout must be in"),
+    ({"attention_dropout": -0.1}, "attention_dropout must be in"),
+    ({"classifier_dropout": 1.0}, "classifier_dropout must be in"),
+    ({"layer_decay": 0.0}, "layer_decay must be in"),
+    ({"layer_decay": 1.1}, "layer_decay must be in"),
     ({"beta2": 1.0}, "beta2 must be in"),
     ({"unsafe_index": 2}, "unsafe at index 2"),
 ])

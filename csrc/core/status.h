@@ -1,19 +1,9 @@
-/* Result codes of every fallible harmaug function. Nothing below csrc/python/ prints, exits or aborts. */
+/* Result codes of every fallible harmaug function, and their messages. Nothing below csrc/python/ prints, exits or aborts.
+ * In Python: HA_ERR_NOMEM is MemoryError, HA_ERR_VALUE ValueError, HA_ERR_IO OSError, HA_ERR_FORMAT harmaug.FormatError. */
 #ifndef HARMAUG_CORE_STATUS_H
 #define HARMAUG_CORE_STATUS_H
 
-typedef enum ha_status {
-    HA_OK = 0,
-    HA_ERR_NOMEM,   /* -> MemoryError */
-    HA_ERR_VALUE,   /* -> ValueError: an argument or a file's content is out of range */
-    HA_ERR_IO,      /* -> OSError */
-    HA_ERR_FORMAT   /* -> harmaug.FormatError: malformed model or tokenizer file */
-} ha_status;
-
-/* Where the message goes. The caller owns it; it lives on the caller's stack, one per call. */
-typedef struct ha_error {
-    char message[512];
-} ha_error;
+#include "include/harmaug.h"
 
 #if defined(__GNUC__)
 #define HA_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))

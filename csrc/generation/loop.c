@@ -54,7 +54,9 @@ struct ha_run {
     const ha_kernels *kernels;
     size_t vocab_size, context;
     ha_generation_options options;
-    int32_t *stop_ids;
+    int32_t *stop_ids, *banned;
+    size_t *banned_ends;
+    int32_t *forbidden;                     /* (n_samplers, n_banned + n_stop_ids): what must not come next, one row a thread */
     uint64_t n_requests;
     prompt *first_prompt, *last_prompt;     /* all that are not wholly taken */
     prompt *next_prompt;                    /* the first with samples to begin; NULL: none */
@@ -108,12 +110,25 @@ is_listed(const prompt *p)
     return p->n_taken < p->n_samples;
 }
 
+/* A copy of n elements of `size` bytes: never NULL for want of elements. */
+static void *
+copied(const void *from, size_t n, size_t size)
+{
+    void *to = calloc(n + 1, size);
+    if (to != NULL && n > 0) {
+        memcpy(to, from, n * size);
+    }
+    return to;
+}
+
 static ha_status
 allocate(ha_run *run, ha_error *err)
 {
-    const ha_generation_options *o = &run->options;
+    ha_generation_options *o = &run->options;
     const size_t rows = o->batch_size + PROMPT_ROWS;
-    run->stop_ids = malloc((o->n_stop_ids + 1) * sizeof(*run->stop_ids));
+    o->stop_ids = run->stop_ids = copied(o->stop_ids, o->n_stop_ids, sizeof(*run->stop_ids));
+    o->banned = run->banned = copied(o->banned, o->n_banned > 0 ? o->banned_ends[o->n_banned - 1] : 0, sizeof(*run->banned));
+    o->banned_ends = run->banned_ends = copied(o->banned_ends, o->n_banned, sizeof(*run->banned_ends));
     run->live = calloc(o->batch_size, sizeof(*run->live));
     run->free_caches = calloc(o->batch_size, sizeof(*run->free_caches));
     run->segments = calloc(rows, sizeof(*run->segments));
@@ -124,12 +139,10 @@ allocate(ha_run *run, ha_error *err)
     run->logits = malloc(run->logits_rows * run->vocab_size * sizeof(float));
     run->n_samplers = ha_threads_for(o->batch_size, 1, o->n_threads);
     run->samplers = calloc((size_t)run->n_samplers, sizeof(*run->samplers));
-    if (run->stop_ids == NULL || run->live == NULL || run->free_caches == NULL || run->segments == NULL || run->wanted == NULL ||
-        run->rows == NULL || run->logits == NULL || run->samplers == NULL) {
+    run->forbidden = calloc((size_t)run->n_samplers * (o->n_banned + o->n_stop_ids) + 1, sizeof(*run->forbidden));
+    if (run->stop_ids == NULL || run->banned == NULL || run->banned_ends == NULL || run->live == NULL || run->free_caches == NULL ||
+        run->segments == NULL || run->wanted == NULL || run->rows == NULL || run->logits == NULL || run->samplers == NULL || run->forbidden == NULL) {
         return ha_fail(err, HA_ERR_NOMEM, "out of memory: generation with batch_size %zu", o->batch_size);
-    }
-    if (o->n_stop_ids > 0) {
-        memcpy(run->stop_ids, o->stop_ids, o->n_stop_ids * sizeof(*run->stop_ids));
     }
     for (int i = 0; i < run->n_samplers; i++) {
         ha_status status = ha_sampler_new(run->vocab_size, &run->samplers[i], err);
@@ -140,21 +153,46 @@ allocate(ha_run *run, ha_error *err)
     return ha_decoder_state_new(run->decoder, rows, o->n_threads, &run->state, err);
 }
 
+/* The options of a run, but for what other modules check. */
+static ha_status
+check_options(const ha_generation_options *o, const ha_decoder_config *c, ha_error *err)
+{
+    if (o->batch_size < 1 || o->batch_size > 65536) {
+        return ha_fail(err, HA_ERR_VALUE, "batch_size must be in 1..65536, got %zu", o->batch_size);
+    }
+    if (o->max_new_tokens < 1 || o->max_new_tokens >= c->max_position_embeddings) {
+        return ha_fail(err, HA_ERR_VALUE, "max_new_tokens must be in 1..%zu (below the model's context), got %zu",
+                       c->max_position_embeddings - 1, o->max_new_tokens);
+    }
+    if (o->min_new_tokens > o->max_new_tokens) {
+        return ha_fail(err, HA_ERR_VALUE, "min_new_tokens must be in 0..max_new_tokens = %zu, got %zu", o->max_new_tokens, o->min_new_tokens);
+    }
+    for (size_t i = 0, begin = 0; i < o->n_banned; begin = o->banned_ends[i++]) {
+        if (o->banned_ends[i] <= begin) {
+            return ha_fail(err, HA_ERR_VALUE, "banned run %zu is empty", i);
+        }
+        for (size_t j = begin; j < o->banned_ends[i]; j++) {
+            if (o->banned[j] < 0 || (size_t)o->banned[j] >= c->vocab_size) {
+                return ha_fail(err, HA_ERR_VALUE, "banned id %ld lies outside the vocabulary of %zu", (long)o->banned[j], c->vocab_size);
+            }
+        }
+    }
+    for (size_t i = 0; o->min_new_tokens > 0 && i < o->n_stop_ids; i++) {
+        if (o->stop_ids[i] < 0 || (size_t)o->stop_ids[i] >= c->vocab_size) {
+            return ha_fail(err, HA_ERR_VALUE, "stop id %ld lies outside the vocabulary of %zu", (long)o->stop_ids[i], c->vocab_size);
+        }
+    }
+    return HA_OK;
+}
+
 ha_status
 ha_run_new(const ha_decoder *decoder, const ha_tokenizer *tokenizer, const ha_generation_options *options, ha_run **out, ha_error *err)
 {
     *out = NULL;
     const ha_decoder_config *c = ha_decoder_config_of(decoder);
     ha_status status = ha_sampling_check(&options->sampling, err);
-    if (status != HA_OK) {
+    if (status != HA_OK || (status = check_options(options, c, err)) != HA_OK) {
         return status;
-    }
-    if (options->batch_size < 1 || options->batch_size > 65536) {
-        return ha_fail(err, HA_ERR_VALUE, "batch_size must be in 1..65536, got %zu", options->batch_size);
-    }
-    if (options->max_new_tokens < 1 || options->max_new_tokens >= c->max_position_embeddings) {
-        return ha_fail(err, HA_ERR_VALUE, "max_new_tokens must be in 1..%zu (below the model's context), got %zu",
-                       c->max_position_embeddings - 1, options->max_new_tokens);
     }
     ha_run *run = calloc(1, sizeof(*run));
     if (run == NULL) {
@@ -171,7 +209,6 @@ ha_run_new(const ha_decoder *decoder, const ha_tokenizer *tokenizer, const ha_ge
         ha_run_free(run);
         return status;
     }
-    run->options.stop_ids = run->stop_ids;
     *out = run;
     return HA_OK;
 }
@@ -202,6 +239,9 @@ ha_run_free(ha_run *run)
     }
     ha_decoder_state_free(run->state);
     free(run->stop_ids);
+    free(run->banned);
+    free(run->banned_ends);
+    free(run->forbidden);
     free(run->live);
     free(run->free_caches);
     free(run->segments);
@@ -356,7 +396,7 @@ append_text(const ha_run *run, sample *s, int32_t token, ha_error *err)
     for (size_t i = old; s->text_begin == SIZE_MAX && i < s->text_length; i++) {
         s->text_begin = is_space(s->text[i]) ? SIZE_MAX : i;
     }
-    if (s->prompt->n_stops > 0 && s->text_begin != SIZE_MAX) {
+    if (s->prompt->n_stops > 0 && s->text_begin != SIZE_MAX && s->n_ids >= run->options.min_new_tokens) {
         const size_t overlap = s->prompt->longest_stop - 1, first = old > overlap ? old - overlap : 0;
         const size_t at = find_stop(s->prompt, s->text, s->text_length, first > s->text_begin ? first : s->text_begin);
         if (at != SIZE_MAX) {
@@ -389,11 +429,42 @@ append_token(ha_run *run, sample *s, int32_t token, double logprob, ha_error *er
     return status;
 }
 
-/* The random number of a sample's next token. */
-static double
-uniform_of(const ha_run *run, const sample *s)
+/* Whether prompt and continuation end with the n ids before a banned run's last. */
+static int
+ends_with(const sample *s, const int32_t *ids, size_t n)
 {
-    return ha_uniform(run->options.seed, s->prompt->first_index + s->number, s->n_ids);
+    const prompt *p = s->prompt;
+    if (n > p->n_ids + s->n_ids) {
+        return 0;
+    }
+    for (size_t i = 0; i < n; i++) {        /* from the end */
+        const int32_t id = i < s->n_ids ? s->ids[s->n_ids - 1 - i] : p->ids[p->n_ids - 1 - (i - s->n_ids)];
+        if (id != ids[n - 1 - i]) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Draws a sample's next token. */
+static ha_status
+draw_token(const ha_run *run, const sample *s, int thread, float *logits, int32_t *token, double *logprob, ha_error *err)
+{
+    const ha_generation_options *o = &run->options;
+    int32_t *forbidden = run->forbidden + (size_t)thread * (o->n_banned + o->n_stop_ids);
+    size_t n = 0;
+    for (size_t i = 0, begin = 0; i < o->n_banned; begin = o->banned_ends[i++]) {
+        const size_t last = o->banned_ends[i] - 1;
+        if (ends_with(s, o->banned + begin, last - begin)) {
+            forbidden[n++] = o->banned[last];
+        }
+    }
+    for (size_t i = 0; s->n_ids < o->min_new_tokens && i < o->n_stop_ids; i++) {
+        forbidden[n++] = o->stop_ids[i];
+    }
+    const ha_history history = {s->prompt->ids, s->ids, s->prompt->n_ids, s->n_ids, forbidden, n};
+    return ha_sampler_draw(run->samplers[thread], run->kernels, &o->sampling, &history, logits,
+                           ha_uniform(o->seed, s->prompt->first_index + s->number, s->n_ids), token, logprob, err);
 }
 
 /* -- a step -- */
@@ -431,7 +502,7 @@ begin_sample(ha_run *run, prompt *p, ha_error *err)
     run->waiting--;
     int32_t token = 0;
     double logprob = 0;
-    ha_status status = ha_sampler_draw(run->samplers[0], run->kernels, &run->options.sampling, p->logits, uniform_of(run, s), &token, &logprob, err);
+    ha_status status = draw_token(run, s, 0, p->logits, &token, &logprob, err);
     if (status == HA_OK) {
         status = append_token(run, s, token, logprob, err);
     }
@@ -563,8 +634,7 @@ draw(ha_run *run, wanted *rows, size_t n, ha_error *err)
     for (ptrdiff_t i = 0; i < (ptrdiff_t)n; i++) {
         wanted *w = &rows[i];
         if (w->sample != NULL) {
-            w->status = ha_sampler_draw(run->samplers[ha_thread_index()], run->kernels, &run->options.sampling, run->logits + (size_t)i * run->vocab_size,
-                                        uniform_of(run, w->sample), &w->token, &w->logprob, NULL);
+            w->status = draw_token(run, w->sample, ha_thread_index(), run->logits + (size_t)i * run->vocab_size, &w->token, &w->logprob, NULL);
         }
     }
     for (size_t i = 0; i < n; i++) {
@@ -574,7 +644,7 @@ draw(ha_run *run, wanted *rows, size_t n, ha_error *err)
             status = finish_prompt(run, w->prompt, run->logits + i * run->vocab_size, err);
         }
         else if (w->status != HA_OK) {
-            status = ha_fail(err, w->status, "the model's logits are not finite");
+            status = draw_token(run, w->sample, 0, run->logits + i * run->vocab_size, &w->token, &w->logprob, err);     /* again, for its message */
         }
         else {
             status = append_token(run, w->sample, w->token, w->logprob, err);

@@ -24,6 +24,12 @@ typedef struct ha_generation_options {
     ha_sampling sampling;
     const int32_t *stop_ids;        /* copied */
     size_t n_stop_ids;
+    size_t min_new_tokens;          /* before so many, no stop id is drawn and no stop string counts; <= max_new_tokens */
+    /* Copied: runs of tokens whose last never follows the others, in prompt and continuation; run i is banned[banned_ends[i - 1] .. banned_ends[i]),
+     * one token at least. */
+    const int32_t *banned;
+    const size_t *banned_ends;
+    size_t n_banned;
     int n_threads;
 } ha_generation_options;
 
@@ -44,7 +50,7 @@ typedef struct ha_generated {
     size_t n_ids;
     const uint8_t *text;            /* raw bytes of the tokens, without special tokens and stop string; not always whole UTF-8 */
     size_t text_length;
-    double logprob;                 /* sum over ids, temperature 1, unfiltered */
+    double logprob;                 /* sum over ids, temperature 1, unfiltered, without penalties */
     ha_stop_reason reason;
 } ha_generated;
 

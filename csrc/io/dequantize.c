@@ -1,4 +1,4 @@
-/* Rows of a stored tensor as float32. Block formats: ggml's block_q8_0, block_q4_0 and block_q4_1 (ggml-common.h); the arithmetic is that of
+/* Rows of a stored tensor as float32. Block formats: ggml's block_q8_0, block_q4_0, block_q4_1, block_q4_K and block_q6_K (ggml-common.h); the arithmetic is that of
  * gguf-py's dequantize(), operation by operation, so that the bits agree. */
 #include <string.h>
 
@@ -11,6 +11,7 @@
 #endif
 
 #define BLOCK 32
+#define SUPER 256       /* elements of a block of K-quants */
 #define CHUNK 1024      /* elements staged at a time */
 
 static float
@@ -74,6 +75,46 @@ from_q4_1(float *out, const uint8_t *data, size_t n)
     }
 }
 
+/* A super-block: d, dmin (f16), 12 bytes of eight 6-bit scales and eight 6-bit minima, 128 bytes of nibbles. In each 32 bytes of nibbles the low ones are
+ * a sub-block and the high ones the next. Scales and minima 0..3 are the low bits of bytes 0..3 and 4..7; 4..7 are the nibbles of bytes 8..11 below the
+ * high bits of those. */
+static void
+from_q4_k(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i += SUPER, data += 144) {
+        const float d = scale_at(data), dmin = scale_at(data + 2);
+        const uint8_t *packed = data + 4, *q = data + 16;
+        for (size_t b = 0; b < 8; b++) {
+            const size_t j = b % 4;
+            const int scale = b < 4 ? packed[j] & 0x3F : (packed[8 + j] & 0xF) | ((packed[j] >> 2) & 0x30);
+            const int min = b < 4 ? packed[4 + j] & 0x3F : (packed[8 + j] >> 4) | ((packed[4 + j] >> 2) & 0x30);
+            const float step = d * (float)scale, least = dmin * (float)min;
+            for (size_t e = 0; e < BLOCK; e++) {
+                const int nibble = b % 2 == 0 ? q[b / 2 * BLOCK + e] & 0xF : q[b / 2 * BLOCK + e] >> 4;
+                out[i + b * BLOCK + e] = step * (float)nibble - least;
+            }
+        }
+    }
+}
+
+/* A super-block: 128 bytes of low nibbles, 64 of high pairs of bits, 16 int8 scales, d (f16). Its halves of 128 elements: four runs of 32, of which the first
+ * two have the low nibbles of 64 bytes and the last two the high ones; run r has bits 2r, 2r + 1 of 32 bytes. */
+static void
+from_q6_k(float *out, const uint8_t *data, size_t n)
+{
+    for (size_t i = 0; i < n; i += SUPER, data += 210) {
+        const float d = scale_at(data + 208);
+        const int8_t *scales = (const int8_t *)data + 192;
+        for (size_t run = 0; run < 8; run++) {
+            const uint8_t *low = data + run / 4 * 64 + run % 2 * 32, *high = data + 128 + run / 4 * 32;
+            for (size_t e = 0; e < BLOCK; e++) {
+                const int nibble = run % 4 < 2 ? low[e] & 0xF : low[e] >> 4, bits = high[e] >> run % 4 * 2 & 3;
+                out[i + run * BLOCK + e] = d * (float)scales[run * 2 + e / 16] * (float)((nibble | bits << 4) - 32);
+            }
+        }
+    }
+}
+
 ha_status
 ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *out, ha_error *err)
 {
@@ -90,8 +131,7 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
         return ha_fail(err, HA_ERR_VALUE, "tensor '%.64s': shape overflows", tensor->name);
     }
     if (tensor->dtype == HA_OTHER) {
-        return ha_fail(err, HA_ERR_FORMAT, "tensor '%.64s' is stored as %s; read are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
-                       tensor->name, tensor->type_name);
+        return ha_fail(err, HA_ERR_FORMAT, "tensor '%.64s' is stored as %s; read are " HA_READ_DTYPES, tensor->name, tensor->type_name);
     }
     if (n == 0) {
         return HA_OK;
@@ -104,6 +144,8 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     case HA_Q8_0: from_q8_0(out, tensor->data + first * (cols / BLOCK) * 34, n); break;
     case HA_Q4_0: from_q4_0(out, tensor->data + first * (cols / BLOCK) * 18, n); break;
     case HA_Q4_1: from_q4_1(out, tensor->data + first * (cols / BLOCK) * 20, n); break;
+    case HA_Q4_K: from_q4_k(out, tensor->data + first * (cols / SUPER) * 144, n); break;
+    case HA_Q6_K: from_q6_k(out, tensor->data + first * (cols / SUPER) * 210, n); break;
     case HA_OTHER: break;
     }
     return HA_OK;

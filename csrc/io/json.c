@@ -1,10 +1,13 @@
 #include "io/json.h"
 
+#include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/hash.h"
+#include "core/map_file.h"
 #include "io/decimal.h"
 
 #define MAX_DEPTH 256
@@ -584,6 +587,33 @@ done:
     }
     *out = json;
     return HA_OK;
+}
+
+ha_status
+ha_json_open(const char *path, int optional, ha_json **out, ha_error *err)
+{
+    ha_map_file file = {0};
+    *out = NULL;
+    if (optional) {
+        FILE *probe = fopen(path, "rb");
+        if (probe == NULL && (errno == ENOENT || errno == ENOTDIR)) {
+            return HA_OK;
+        }
+        if (probe != NULL) {
+            fclose(probe);
+        }
+    }
+    ha_status status = ha_map_file_open(path, &file, err);
+    if (status == HA_OK) {
+        status = ha_json_parse(path, (const char *)file.data, file.size, out, err);
+        ha_map_file_close(&file);
+    }
+    if (status == HA_OK && ha_json_root(*out)->type != HA_JSON_OBJECT) {
+        status = ha_fail(err, HA_ERR_FORMAT, "%.400s: must hold an object", path);
+        ha_json_free(*out);
+        *out = NULL;
+    }
+    return status;
 }
 
 void

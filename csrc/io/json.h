@@ -46,6 +46,8 @@ typedef struct ha_json_sink {
 /* ha_json_parse with n sinks, which share a context. */
 ha_status ha_json_parse_with(const char *name, const char *text, size_t length, ha_json_sink *sinks, size_t n_sinks, void *context,
                              ha_json **out, ha_error *err);
+/* Parses the file `path`, which must hold an object. `optional`: one that is not there leaves *out NULL. */
+ha_status ha_json_open(const char *path, int optional, ha_json **out, ha_error *err);
 void ha_json_free(ha_json *json);
 
 const ha_json_node *ha_json_root(const ha_json *json);

@@ -10,14 +10,16 @@
 #define HA_MAX_DIMS 8
 
 typedef enum ha_dtype {
-    HA_F32, HA_F16, HA_BF16, HA_Q8_0, HA_Q4_0, HA_Q4_1,
+    HA_F32, HA_F16, HA_BF16, HA_Q8_0, HA_Q4_0, HA_Q4_1, HA_Q4_K, HA_Q6_K,
     HA_OTHER            /* stored, listed, but no reader: ha_tensor_rows_f32 names `type_name` in its error */
 } ha_dtype;
+
+#define HA_READ_DTYPES "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K"     /* for messages */
 
 typedef struct ha_tensor {
     const char *name;
     ha_dtype dtype;
-    const char *type_name;          /* as the file's format calls it: "F32", "I64", "Q6_K" ... */
+    const char *type_name;          /* as the file's format calls it: "F32", "I64", "Q5_K" ... */
     int ndim;
     size_t shape[HA_MAX_DIMS];      /* row-major as in PyTorch: for GGUF the file's dimensions reversed */
     const uint8_t *data;            /* borrowed from the mapping, checked to hold the whole tensor; may be unaligned */

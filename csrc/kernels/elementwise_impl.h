@@ -31,40 +31,6 @@ add_f32(float *out, const float *a, const float *b, size_t n, int n_threads)
 }
 
 static void
-gelu_f32(float *out, const float *x, size_t n, int n_threads)
-{
-    const int threads = ha_threads_for(n, ELEMENTS_GRAIN / 4, n_threads);
-    (void)threads;
-    HA_PARALLEL_FOR(threads)
-    for (ptrdiff_t block = 0; block < blocks_of(n); block++) {
-        const size_t end = block_end(block, n);
-        for (size_t i = (size_t)block * ELEMENTS_BLOCK; i < end; i += VF_LANES) {
-            vf density;
-            const vf v = read_n(x + i, end - i);
-            write_n(out + i, vf_mul(v, vf_normal_cdf(v, &density)), end - i);
-        }
-    }
-}
-
-/* d/dx (x Phi(x)) = Phi(x) + x phi(x) */
-static void
-gelu_backward_f32(float *dx, const float *dout, const float *x, size_t n, int n_threads)
-{
-    const int threads = ha_threads_for(n, ELEMENTS_GRAIN / 4, n_threads);
-    (void)threads;
-    HA_PARALLEL_FOR(threads)
-    for (ptrdiff_t block = 0; block < blocks_of(n); block++) {
-        const size_t end = block_end(block, n);
-        for (size_t i = (size_t)block * ELEMENTS_BLOCK; i < end; i += VF_LANES) {
-            vf density;
-            const vf v = read_n(x + i, end - i);
-            const vf cdf = vf_normal_cdf(v, &density);
-            write_n(dx + i, vf_mul(read_n(dout + i, end - i), vf_fma(v, density, cdf)), end - i);
-        }
-    }
-}
-
-static void
 silu_mul_f32(float *out, const float *gate, const float *up, size_t n, int n_threads)
 {
     const int threads = ha_threads_for(n, ELEMENTS_GRAIN / 4, n_threads);
@@ -77,13 +43,5 @@ silu_mul_f32(float *out, const float *gate, const float *up, size_t n, int n_thr
             const vf d = vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_set1(0.0f), g)));
             write_n(out + i, vf_mul(vf_div(g, d), read_n(up + i, end - i)), end - i);
         }
-    }
-}
-
-static void
-tanh_f32(float *out, const float *x, size_t n)
-{
-    for (size_t i = 0; i < n; i += VF_LANES) {
-        write_n(out + i, vf_tanh(read_n(x + i, n - i)), n - i);
     }
 }

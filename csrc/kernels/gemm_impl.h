@@ -308,7 +308,8 @@ static size_t
 gemm_scratch_bytes(size_t m, size_t n, size_t k, int n_threads)
 {
     const size_t threads = n_threads > 0 ? (size_t)n_threads : (size_t)ha_threads_max();
-    return (threads * gemm_group_floats(m, k) + round_up(n, GEMM_NR) * gemm_block(k)) * sizeof(float) + 64;
+    const size_t block = k < GEMM_KC ? k : GEMM_KC, rows = m < GEMM_GROUP * GEMM_MR ? m : GEMM_GROUP * GEMM_MR;     /* gemm_block(k) or more */
+    return (threads * rows + round_up(n, GEMM_NR)) * block * sizeof(float) + 64;
 }
 
 static float *

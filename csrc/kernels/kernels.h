@@ -59,7 +59,7 @@ typedef struct ha_kernels {
 
     /* -- matrix products -- */
 
-    /* Scratch bytes that gemm_f32 needs for this shape and thread count (packing buffers). */
+    /* Scratch bytes that gemm_f32 needs for this shape and thread count (packing buffers); enough for every smaller shape too. */
     size_t (*gemm_scratch_bytes)(size_t m, size_t n, size_t k, int n_threads);
     void (*gemm_f32)(const ha_gemm *gemm, void *scratch, int n_threads);
 
@@ -99,11 +99,12 @@ typedef struct ha_kernels {
     void (*activate_f32)(float *out, const float *x, ha_activation which, size_t n, int n_threads);
     /* Each row of out (rows, cols), leading dimension ldo: act(first half) * second half of a row of x (rows, 2 cols), ldx. out may be x. */
     void (*activate_gated_f32)(float *out, size_t ldo, const float *x, size_t ldx, ha_activation which, size_t rows, size_t cols, int n_threads);
-    void (*gelu_f32)(float *out, const float *x, size_t n, int n_threads);
-    void (*gelu_backward_f32)(float *dx, const float *dout, const float *x, size_t n, int n_threads);
+    /* dx = dout * act'(x); dx may be dout. Relu's slope at 0 is 0. */
+    void (*activate_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t n, int n_threads);
+    /* Of activate_gated_f32 without gaps between rows: dx, x (rows, 2 cols), dout (rows, cols). */
+    void (*activate_gated_backward_f32)(float *dx, const float *dout, const float *x, ha_activation which, size_t rows, size_t cols, int n_threads);
     /* SwiGLU's gate (Shazeer 2020, arXiv 2002.05202): silu(gate) * up. */
     void (*silu_mul_f32)(float *out, const float *gate, const float *up, size_t n, int n_threads);
-    void (*tanh_f32)(float *out, const float *x, size_t n);
 
     /* -- softmax over rows of (rows, cols) with leading dimension ld, in place: softmax(scale * x). cols >= 1 -- */
     void (*softmax_f32)(float *x, size_t rows, size_t cols, size_t ld, float scale);

@@ -1,7 +1,7 @@
 /* Multi-head attention over ragged rows (Vaswani et al. 2017, arXiv 1706.03762, eq. 1): out = softmax(scale S) V with S = Q K^T, for each row and head by
  * itself, so that nothing depends on the rest of the batch. Scores are held for a block of queries at a time.
  *
- * In the forward pass S may also hold the terms of disentangled attention (He et al. 2021, arXiv 2006.03654, eq. 4): with r the table's row for the
+ * S may also hold the terms of disentangled attention (He et al. 2021, arXiv 2006.03654, eq. 4): with r the table's row for the
  * distance i - j, S_ij = Q_i . K_j + Q_i . key_r + K_j . query_r. And queries may see a window only: keys at most that far away. */
 #ifndef HARMAUG_MODELS_ATTENTION_H
 #define HARMAUG_MODELS_ATTENTION_H
@@ -32,13 +32,24 @@ typedef struct ha_attention {
 } ha_attention;
 
 /* Scratch bytes of the threads that this batch gets: scores and packing buffers of each. Only the shapes of *attention are read. */
-size_t ha_attention_scratch_bytes(const ha_attention *attention, int backward, int n_threads);
+size_t ha_attention_scratch_bytes(const ha_attention *attention, int n_threads);
 
 /* out (queries, n_heads * head_dim), leading dimension ldo. */
 void ha_attention_forward(const ha_attention *attention, float *out, size_t ldo, void *scratch, int n_threads);
 
-/* Of plain attention. dq, dk, dv, laid out as q, k, v with the same leading dimensions, are written; dout as out. Probabilities are computed again. */
-void ha_attention_backward(const ha_attention *attention, const float *dout, size_t ldo, float *dq, float *dk, float *dv,
+/* -- gradients (attention_backward.c) -- */
+
+/* Written: dq, dk, dv, laid out as q, k, v with the same leading dimensions; key and query (table rows, n_heads * head_dim), up to the last row of the
+ * table that a distance of the batch uses, where attention->relative has them. */
+typedef struct ha_attention_grads {
+    float *dq, *dk, *dv;
+    float *key, *query;
+} ha_attention_grads;
+
+size_t ha_attention_backward_scratch_bytes(const ha_attention *attention, int n_threads);
+
+/* dout as out. Probabilities are computed again; with relative positions relative->row[1 - longest row] must be 0. */
+void ha_attention_backward(const ha_attention *attention, const float *dout, size_t ldo, const ha_attention_grads *grads,
                            void *scratch, int n_threads);
 
 #endif

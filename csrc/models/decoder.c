@@ -105,7 +105,7 @@ ha_decoder_state_new(const ha_decoder *d, size_t max_rows, int n_threads, ha_dec
         s->normed = buffer(max_rows, c->hidden_size, sizeof(float), &ok);
         s->qkv = buffer(max_rows, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, sizeof(float), &ok);
         s->mixed = buffer(max_rows, c->n_heads * c->head_dim, sizeof(float), &ok);
-        s->gate_up = buffer(max_rows, 2 * c->intermediate_size, sizeof(float), &ok);
+        s->gate_up = buffer(max_rows, d->layers[0].gate_up.n, sizeof(float), &ok);
         s->gated = buffer(max_rows, c->intermediate_size, sizeof(float), &ok);
         s->cosine = buffer(max_rows, c->head_dim / 2, sizeof(float), &ok);
         s->sine = buffer(max_rows, c->head_dim / 2, sizeof(float), &ok);
@@ -150,12 +150,41 @@ grow_linear_scratch(const ha_decoder *d, ha_decoder_state *s, const ha_linear *l
 
 /* -- forward -- */
 
+/* Row r of a pass: the embedding of its token, and its position as a sum or as rotations. */
+static ha_status
+embed(const ha_decoder *d, ha_decoder_state *s, size_t r, int32_t id, ha_error *err)
+{
+    const ha_decoder_config *c = &d->config;
+    const size_t half = c->head_dim / 2, position = s->rows[r].position;
+    float *x = s->x + r * c->hidden_size;
+    ha_status status = ha_tensor_rows_f32(d->embedding, (size_t)id, 1, x, err);
+    if (status != HA_OK) {
+        return status;
+    }
+    for (size_t i = 0; c->embedding_scale != 1 && i < c->hidden_size; i++) {
+        x[i] *= c->embedding_scale;
+    }
+    if (d->positions != NULL) {
+        status = ha_tensor_rows_f32(d->positions, position, 1, s->normed, err);
+        if (status == HA_OK) {
+            d->kernels->add_f32(x, x, s->normed, c->hidden_size, 1);
+        }
+        return status;
+    }
+    const float scale = c->rope_scaling == HA_ROPE_YARN ? (float)c->rope_attention_factor : 1.0f;
+    for (size_t f = 0; f < half; f++) {
+        const float angle = (float)position * d->inv_freq[f];   /* rounded to float32, as transformers has it */
+        s->cosine[r * half + f] = (float)cos((double)angle) * scale;
+        s->sine[r * half + f] = (float)sin((double)angle) * scale;
+    }
+    return HA_OK;
+}
+
 /* Checks the segments, lists their rows, and reads embeddings and rotations. */
 static ha_status
 begin(const ha_decoder *d, ha_decoder_state *s, const ha_segment *segments, size_t n_segments, ha_error *err)
 {
     const ha_decoder_config *c = &d->config;
-    const size_t half = c->head_dim / 2;
     s->n_rows = 0;
     for (size_t i = 0; i < n_segments; i++) {
         const ha_segment *segment = &segments[i];
@@ -176,37 +205,46 @@ begin(const ha_decoder *d, ha_decoder_state *s, const ha_segment *segments, size
             }
             const size_t r = s->n_rows++;
             s->rows[r] = (ha_decoder_row){i, first + j};
-            ha_status status = ha_tensor_rows_f32(d->embedding, (size_t)id, 1, s->x + r * c->hidden_size, err);
+            ha_status status = embed(d, s, r, id, err);
             if (status != HA_OK) {
                 return status;
-            }
-            for (size_t f = 0; f < half; f++) {
-                const float angle = (float)(first + j) * d->inv_freq[f];    /* rounded to float32, as transformers has it */
-                s->cosine[r * half + f] = (float)cos((double)angle);
-                s->sine[r * half + f] = (float)sin((double)angle);
             }
         }
     }
     return HA_OK;
 }
 
-/* Rotary positions (Su et al. 2021, arXiv 2104.09864) of one head, halves (i, i + head_dim / 2) as pairs. out may be x. */
+/* Rotary positions (Su et al. 2021, arXiv 2104.09864) of one head, halves (i, i + head_dim / 2) as pairs. */
 static void
-rotate(float *out, const float *x, const float *cosine, const float *sine, size_t half)
+rotate(float *x, const float *cosine, const float *sine, size_t half)
 {
     for (size_t i = 0; i < half; i++) {
         const float a = x[i], b = x[i + half];
-        out[i] = a * cosine[i] - b * sine[i];
-        out[i + half] = b * cosine[i] + a * sine[i];
+        x[i] = a * cosine[i] - b * sine[i];
+        x[i + half] = b * cosine[i] + a * sine[i];
     }
 }
 
-/* Rotates queries in place, and keys on their way into the caches; values follow. */
+/* Norms and rotates the heads of one row's query or key, in place. */
 static void
-rotate_and_store(const ha_decoder *d, ha_decoder_state *s, const ha_segment *segments, size_t layer)
+place_heads(const ha_decoder *d, const ha_decoder_state *s, size_t row, float *heads, size_t n_heads, const float *norm)
 {
     const ha_decoder_config *c = &d->config;
-    const size_t hd = c->head_dim, half = hd / 2, width = (c->n_heads + 2 * c->n_kv_heads) * hd;
+    const size_t hd = c->head_dim, half = hd / 2;
+    if (norm != NULL) {
+        d->kernels->rms_norm_f32(heads, heads, norm, n_heads, hd, c->norm_eps, 1);
+    }
+    for (size_t h = 0; d->positions == NULL && h < n_heads; h++) {
+        rotate(heads + h * hd, s->cosine + row * half, s->sine + row * half, half);
+    }
+}
+
+/* Brings queries and keys to their positions; keys and values into the caches. */
+static void
+place_and_store(const ha_decoder *d, ha_decoder_state *s, const ha_segment *segments, size_t layer)
+{
+    const ha_decoder_config *c = &d->config;
+    const size_t hd = c->head_dim, width = (c->n_heads + 2 * c->n_kv_heads) * hd;
     const int threads = ha_threads_for(s->n_rows, ROW_GRAIN, s->n_threads);
     (void)threads;
 #if defined(_OPENMP)
@@ -214,17 +252,27 @@ rotate_and_store(const ha_decoder *d, ha_decoder_state *s, const ha_segment *seg
 #endif
     for (ptrdiff_t i = 0; i < (ptrdiff_t)s->n_rows; i++) {
         const size_t r = (size_t)i;
-        const float *cosine = s->cosine + r * half, *sine = s->sine + r * half;
         const ha_segment *segment = &segments[s->rows[r].segment];
         const size_t at = s->rows[r].position - (segment->prefix != NULL ? segment->prefix->length : 0);
-        float *row = s->qkv + r * width;
-        for (size_t h = 0; h < c->n_heads; h++) {
-            rotate(row + h * hd, row + h * hd, cosine, sine, half);
-        }
+        float *query = s->qkv + r * width, *key = query + c->n_heads * hd, *value = key + c->n_kv_heads * hd;
+        place_heads(d, s, r, query, c->n_heads, d->layers[layer].query_norm);
+        place_heads(d, s, r, key, c->n_kv_heads, d->layers[layer].key_norm);
         for (size_t h = 0; h < c->n_kv_heads; h++) {
-            rotate(ha_kv_at(segment->own, layer, 0, h) + at * hd, row + (c->n_heads + h) * hd, cosine, sine, half);
-            memcpy(ha_kv_at(segment->own, layer, 1, h) + at * hd, row + (c->n_heads + c->n_kv_heads + h) * hd, hd * sizeof(float));
+            memcpy(ha_kv_at(segment->own, layer, 0, h) + at * hd, key + h * hd, hd * sizeof(float));
+            memcpy(ha_kv_at(segment->own, layer, 1, h) + at * hd, value + h * hd, hd * sizeof(float));
         }
+    }
+}
+
+static void
+norm(const ha_decoder *d, float *out, const float *x, const ha_norm *norm, size_t rows, int n_threads)
+{
+    const ha_decoder_config *c = &d->config;
+    if (c->options & HA_LAYER_NORM) {
+        d->kernels->layer_norm_f32(out, x, norm->weight, norm->bias, rows, c->hidden_size, c->norm_eps, n_threads);
+    }
+    else {
+        d->kernels->rms_norm_f32(out, x, norm->weight, rows, c->hidden_size, c->norm_eps, n_threads);
     }
 }
 
@@ -235,26 +283,32 @@ apply(const ha_decoder *d, const ha_decoder_state *s, const ha_linear *linear, c
                            s->linear_scratch, s->n_threads);
 }
 
+/* state->gated from state->gate_up. */
 static void
-swiglu(const ha_decoder *d, ha_decoder_state *s)
+activate(const ha_decoder *d, ha_decoder_state *s)
 {
     const size_t width = d->config.intermediate_size;
-    const int threads = ha_threads_for(s->n_rows, ROW_GRAIN, s->n_threads);
-    (void)threads;
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
-#endif
-    for (ptrdiff_t r = 0; r < (ptrdiff_t)s->n_rows; r++) {
-        const float *gate = s->gate_up + (size_t)r * 2 * width;
-        d->kernels->silu_mul_f32(s->gated + (size_t)r * width, gate, gate + width, width, 1);
+    if (d->config.options & HA_UNGATED) {
+        d->kernels->activate_f32(s->gated, s->gate_up, d->config.activation, s->n_rows * width, s->n_threads);
     }
+    else {
+        d->kernels->activate_gated_f32(s->gated, width, s->gate_up, 2 * width, d->config.activation, s->n_rows, width, s->n_threads);
+    }
+}
+
+/* x += branch, which a post-norm goes over first. branch is overwritten. */
+static void
+add_branch(const ha_decoder *d, ha_decoder_state *s, float *branch, const ha_norm *post)
+{
+    if (d->config.options & HA_POST_NORMS) {
+        norm(d, branch, branch, post, s->n_rows, s->n_threads);
+    }
+    d->kernels->add_f32(s->x, s->x, branch, s->n_rows * d->config.hidden_size, s->n_threads);
 }
 
 ha_status
 ha_decoder_forward(const ha_decoder *d, ha_decoder_state *s, const ha_segment *segments, size_t n_segments, ha_error *err)
 {
-    const ha_decoder_config *c = &d->config;
-    const ha_kernels *k = d->kernels;
     ha_status status = begin(d, s, segments, n_segments, err);
     if (status != HA_OK || (status = ha_attention_plan(d, s, segments, n_segments, err)) != HA_OK) {
         return status;
@@ -265,25 +319,51 @@ ha_decoder_forward(const ha_decoder *d, ha_decoder_state *s, const ha_segment *s
             return status;
         }
     }
-    const size_t m = s->n_rows, hidden = c->hidden_size;
-    for (size_t i = 0; i < c->n_layers; i++) {
+    const size_t m = s->n_rows;
+    for (size_t i = 0; i < d->config.n_layers; i++) {
         const ha_decoder_layer *layer = &d->layers[i];
-        k->rms_norm_f32(s->normed, s->x, layer->attention_norm, m, hidden, c->rms_norm_eps, s->n_threads);
+        norm(d, s->normed, s->x, &layer->attention_norm, m, s->n_threads);
         apply(d, s, &layer->qkv, s->normed, s->qkv, m);
-        rotate_and_store(d, s, segments, i);
+        place_and_store(d, s, segments, i);
         ha_attention_run(d, s, segments, i);
         apply(d, s, &layer->output, s->mixed, s->normed, m);
-        k->add_f32(s->x, s->x, s->normed, m * hidden, s->n_threads);
-        k->rms_norm_f32(s->normed, s->x, layer->mlp_norm, m, hidden, c->rms_norm_eps, s->n_threads);
+        add_branch(d, s, s->normed, &layer->attention_post_norm);
+        norm(d, s->normed, s->x, &layer->mlp_norm, m, s->n_threads);
         apply(d, s, &layer->gate_up, s->normed, s->gate_up, m);
-        swiglu(d, s);
+        activate(d, s);
         apply(d, s, &layer->down, s->gated, s->normed, m);
-        k->add_f32(s->x, s->x, s->normed, m * hidden, s->n_threads);
+        add_branch(d, s, s->normed, &layer->mlp_post_norm);
     }
     for (size_t i = 0; i < n_segments; i++) {
         segments[i].own->length += segments[i].n_ids;
     }
     return HA_OK;
+}
+
+void
+ha_softcap(const ha_kernels *k, float *x, float scale, float cap, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        x[i] = x[i] * scale / cap;
+    }
+    k->activate_f32(x, x, HA_ACT_TANH, n, 1);
+    for (size_t i = 0; i < n; i++) {
+        x[i] *= cap;
+    }
+}
+
+static void
+softcap_rows(const ha_decoder *d, const ha_decoder_state *s, float *logits, size_t n_rows)
+{
+    const size_t vocab = d->config.vocab_size;
+    const int threads = ha_threads_for(n_rows, 1, s->n_threads);
+    (void)threads;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(ha_team(threads)) if (threads > 1) schedule(static)
+#endif
+    for (ptrdiff_t r = 0; r < (ptrdiff_t)n_rows; r++) {
+        ha_softcap(d->kernels, logits + (size_t)r * vocab, 1.0f, (float)d->config.final_softcap, vocab);
+    }
 }
 
 ha_status
@@ -297,7 +377,10 @@ ha_decoder_head(const ha_decoder *d, ha_decoder_state *s, const size_t *rows, si
     for (size_t i = 0; i < n_rows; i++) {
         memcpy(s->normed + i * hidden, s->x + rows[i] * hidden, hidden * sizeof(float));
     }
-    d->kernels->rms_norm_f32(s->normed, s->normed, d->final_norm, n_rows, hidden, d->config.rms_norm_eps, s->n_threads);
+    norm(d, s->normed, s->normed, &d->final_norm, n_rows, s->n_threads);
     apply(d, s, &d->head, s->normed, logits, n_rows);
+    if (d->config.final_softcap > 0) {
+        softcap_rows(d, s, logits, n_rows);
+    }
     return HA_OK;
 }

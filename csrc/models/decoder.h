@@ -1,5 +1,6 @@
-/* A causal decoder of the Llama family: token embedding, n layers of (RMSNorm, grouped-query attention with rotary positions, RMSNorm, SwiGLU),
- * RMSNorm, head. Read from a Hugging Face folder (config.json, safetensors) or a GGUF file; immutable after opening.
+/* A causal decoder: token embedding, n layers of (norm, grouped-query attention, norm, MLP), norm, head. Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2 and
+ * GPT-2 are one program over options that decoder_layout.c lists; read from a Hugging Face folder (config.json, safetensors) or a GGUF file; immutable
+ * after opening.
  *
  * One forward pass takes ragged segments: prompts being read and samples being continued, in any mixture, as rows of the same matrix products.
  * Whatever else is in the pass, a row's result depends on its own earlier tokens and its position alone, bit for bit: products are row-wise
@@ -16,21 +17,39 @@
 #include "models/kv_cache.h"
 
 #define HA_MAX_STOP_IDS 16
+#define HA_MAX_LAYERS 4096
 
-typedef enum ha_rope_scaling { HA_ROPE_PLAIN, HA_ROPE_LINEAR, HA_ROPE_LLAMA3 } ha_rope_scaling;
+typedef enum ha_rope_scaling { HA_ROPE_PLAIN, HA_ROPE_LINEAR, HA_ROPE_LLAMA3, HA_ROPE_YARN } ha_rope_scaling;
+
+/* What sets the families of decoders apart, for the program that runs them all. */
+enum {
+    HA_LAYER_NORM = 1 << 0,         /* norms have a mean and a bias (Ba et al. 2016); else root mean square */
+    HA_POST_NORMS = 1 << 1,         /* attention's and the MLP's results are normed before they are added */
+    HA_HEAD_NORMS = 1 << 2,         /* each head's query and key are normed before they rotate */
+    HA_LEARNED_POSITIONS = 1 << 3,  /* a table beside the token embedding; else rotary */
+    HA_UNGATED = 1 << 4,            /* the MLP is act(up); else act(gate) * up */
+};
 
 /* Names as in config.json. */
 typedef struct ha_decoder_config {
-    char model_type[32];            /* "llama", "mistral" */
-    int gguf;                       /* query and key rows stand in GGUF's order: pairs (2i, 2i + 1) rotate together */
+    const struct ha_decoder_family *family;
+    unsigned options;
+    int gguf;
     size_t vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, head_dim, intermediate_size;
-    size_t max_position_embeddings; /* the context: no more positions than this; a sliding window narrower than it bounds it */
-    float rms_norm_eps;
+    size_t max_position_embeddings; /* the context: no more positions than this */
+    int tied;                       /* the head is the token embedding */
+    int attention_bias, output_bias, mlp_bias;  /* query, key and value; output; MLP. Hugging Face: as configured; GGUF: as the tensors are there */
+    float norm_eps, embedding_scale;
+    ha_activation activation;
     double rope_theta;
     ha_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_context;
-    int attention_bias, mlp_bias;   /* Hugging Face: as configured; GGUF: as the tensors are there */
-    int tied;                       /* the head is the token embedding */
+    double rope_beta_fast, rope_beta_slow, rope_attention_factor;
+    int rope_truncate;              /* yarn: its range ends at whole dimensions */
+    double query_scale;             /* scores are query . key times it */
+    double attn_softcap, final_softcap;     /* cap * tanh(x / cap) of scores and of logits; 0: none */
+    size_t sliding_window;          /* keys that a position sees in a sliding layer, itself included; 0: no layer slides */
+    uint8_t slides[HA_MAX_LAYERS / 8];      /* one bit a layer */
     size_t n_stop_ids;              /* end of sequence, end of turn */
     int32_t stop_ids[HA_MAX_STOP_IDS];
 } ha_decoder_config;

@@ -1,5 +1,5 @@
-/* Configurations of decoders. Sources: transformers' LlamaConfig and MistralConfig (names, defaults, rope_parameters), the GGUF specification's
- * "Standardized key-value pairs" (llama.*). What is read is bounded here, so that later products of extents cannot overflow. */
+/* The configuration of a decoder in a Hugging Face folder: transformers' configuration classes (names, defaults, rope_parameters). What is read is
+ * bounded here, so that later products of extents cannot overflow. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,21 +8,28 @@
 #include "core/map_file.h"
 #include "io/json.h"
 #include "models/decoder_impl.h"
+#include "models/decoder_layout.h"
 
-#define MAX_EXTENT ((size_t)1 << 24)    /* of one axis: a thousand times past today's models */
-#define MAX_LAYERS 4096
-
-static ha_status
-check_config(const char *name, ha_decoder_config *c, ha_error *err)
+ha_status
+ha_decoder_config_check(const char *name, const ha_decoder_config *c, ha_error *err)
 {
     if (c->n_kv_heads == 0 || c->n_heads % c->n_kv_heads != 0) {
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: %zu attention heads are no multiple of %zu key-value heads", name, c->n_heads, c->n_kv_heads);
     }
+    if (!(c->norm_eps > 0 && c->norm_eps < 1)) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: the norm's epsilon must be in (0, 1), got %g", name, (double)c->norm_eps);
+    }
+    if (!(c->query_scale > 0 && isfinite(c->query_scale))) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: query_pre_attn_scalar must be > 0", name);
+    }
+    if (!(c->attn_softcap >= 0 && c->final_softcap >= 0 && isfinite(c->attn_softcap) && isfinite(c->final_softcap))) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: logit soft-capping must be >= 0, got %g and %g", name, c->attn_softcap, c->final_softcap);
+    }
+    if (c->options & HA_LEARNED_POSITIONS) {
+        return HA_OK;
+    }
     if (c->head_dim % 2 != 0) {
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: head size %zu is odd: rotary positions need pairs", name, c->head_dim);
-    }
-    if (!(c->rms_norm_eps > 0 && c->rms_norm_eps < 1)) {
-        return ha_fail(err, HA_ERR_FORMAT, "%.300s: the norm's epsilon must be in (0, 1), got %g", name, (double)c->rms_norm_eps);
     }
     if (!(c->rope_theta > 1 && isfinite(c->rope_theta))) {
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: the rotary base must be > 1, got %g", name, c->rope_theta);
@@ -36,154 +43,36 @@ check_config(const char *name, ha_decoder_config *c, ha_error *err)
         return ha_fail(err, HA_ERR_FORMAT, "%.300s: llama3 rotary scaling needs 0 < low_freq_factor < high_freq_factor and "
                        "original_max_position_embeddings >= 1", name);
     }
-    return HA_OK;
-}
-
-/* -- GGUF -- */
-
-static ha_status
-gguf_size(const ha_tensor_file *file, const char *key, size_t fallback, size_t max, size_t *out, ha_error *err)
-{
-    if (fallback != 0 && !ha_gguf_has(file, key)) {
-        *out = fallback;
-        return HA_OK;
-    }
-    uint64_t value = 0;
-    ha_status status = ha_gguf_u64(file, key, &value, err);
-    if (status == HA_OK && (value < 1 || value > max)) {
-        return ha_fail(err, HA_ERR_FORMAT, "GGUF key %s must be in 1..%zu, got %llu", key, max, (unsigned long long)value);
-    }
-    *out = (size_t)value;
-    return status;
-}
-
-static ha_status
-gguf_double(const ha_tensor_file *file, const char *key, double fallback, double *out, ha_error *err)
-{
-    *out = fallback;
-    return ha_gguf_has(file, key) ? ha_gguf_f64(file, key, out, err) : HA_OK;
-}
-
-/* Keys that change the arithmetic in ways this decoder does not follow. */
-static ha_status
-gguf_refuse(const ha_tensor_file *file, ha_error *err)
-{
-    static const struct { const char *key; double neutral; } scalars[] = {
-        {"llama.expert_count", 0}, {"llama.logit_scale", 1}, {"llama.embedding_scale", 1}, {"llama.residual_scale", 1},
-        {"llama.attention.scale", 0}, {"llama.attention.clamp_kqv", 0}, {"llama.attention.max_alibi_bias", 0},
-        {"llama.attn_logit_softcapping", 0}, {"llama.final_logit_softcapping", 0}, {"llama.rope.scaling.attn_factor", 1},
-    };
-    for (size_t i = 0; i < sizeof(scalars) / sizeof(scalars[0]); i++) {
-        double value = 0;
-        ha_status status = gguf_double(file, scalars[i].key, scalars[i].neutral, &value, err);
-        if (status != HA_OK) {
-            return status;
-        }
-        if (value != scalars[i].neutral) {
-            return ha_fail(err, HA_ERR_FORMAT, "GGUF key %s = %g is not supported", scalars[i].key, value);
-        }
+    if (c->rope_scaling == HA_ROPE_YARN &&
+        !(c->rope_beta_slow > 0 && c->rope_beta_fast >= c->rope_beta_slow && c->rope_original_context >= 1 && c->rope_attention_factor > 0 &&
+          isfinite(c->rope_beta_fast) && isfinite(c->rope_original_context) && isfinite(c->rope_attention_factor))) {
+        return ha_fail(err, HA_ERR_FORMAT, "%.300s: yarn rotary scaling needs 0 < beta_slow <= beta_fast, attention_factor > 0 and "
+                       "original_max_position_embeddings >= 1", name);
     }
     return HA_OK;
 }
 
-static ha_status
-gguf_rope(const ha_tensor_file *file, ha_decoder_config *c, ha_error *err)
-{
-    ha_status status = HA_OK;
-    const char *type = "none";
-    size_t length = 4, rotated = 0;
-    if ((status = gguf_double(file, "llama.rope.freq_base", 10000.0, &c->rope_theta, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.rope.dimension_count", c->head_dim, MAX_EXTENT, &rotated, err)) != HA_OK) {
-        return status;
-    }
-    if (rotated != c->head_dim) {
-        return ha_fail(err, HA_ERR_FORMAT, "GGUF key llama.rope.dimension_count = %zu: only whole heads (%zu) rotate here", rotated, c->head_dim);
-    }
-    if (ha_gguf_has(file, "llama.rope.scaling.type") &&
-        (status = ha_gguf_string(file, "llama.rope.scaling.type", &type, &length, err)) != HA_OK) {
-        return status;
-    }
-    c->rope_factor = 1;
-    if (length == 6 && memcmp(type, "linear", 6) == 0) {
-        c->rope_scaling = HA_ROPE_LINEAR;
-        return gguf_double(file, "llama.rope.scaling.factor", 1.0, &c->rope_factor, err);
-    }
-    if (length != 4 || memcmp(type, "none", 4) != 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "rotary scaling '%.*s' is not supported (linear and llama3 are)", (int)(length < 40 ? length : 40), type);
-    }
-    return HA_OK;
-}
+/* config.json being read. */
+typedef struct reader {
+    const ha_json *json;
+    const ha_json_node *root;
+    const char *path;
+    ha_error *err;
+} reader;
 
 static ha_status
-gguf_stop_ids(const ha_tensor_file *file, ha_decoder_config *c, ha_error *err)
+get_size(const reader *r, const char *key, size_t fallback, size_t max, size_t *out)
 {
-    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
-        uint64_t id = 0;
-        if (!ha_gguf_has(file, keys[i])) {
-            continue;
-        }
-        ha_status status = ha_gguf_u64(file, keys[i], &id, err);
-        if (status != HA_OK) {
-            return status;
-        }
-        if (id >= c->vocab_size) {
-            return ha_fail(err, HA_ERR_FORMAT, "GGUF key %s = %llu lies outside the vocabulary of %zu", keys[i], (unsigned long long)id, c->vocab_size);
-        }
-        c->stop_ids[c->n_stop_ids++] = (int32_t)id;
-    }
-    return HA_OK;
+    return ha_json_get_size(r->json, r->root, key, fallback, 1, max, out, r->err);
 }
 
-ha_status
-ha_decoder_config_gguf(const ha_tensor_file *file, ha_decoder_config *out, ha_error *err)
+/* `fallback` when the member is absent, 0 when it is null. */
+static ha_status
+get_optional(const reader *r, const char *key, double fallback, double *out)
 {
-    ha_decoder_config c = {.gguf = 1};
-    const char *name = NULL;
-    size_t length = 0, value_dim = 0, window = 0;
-    double eps = 0;
-    ha_status status = ha_gguf_string(file, "general.architecture", &name, &length, err);
-    if (status != HA_OK) {
-        return status;
-    }
-    if (length != 5 || memcmp(name, "llama", 5) != 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "GGUF architecture '%.*s' is not supported (llama is)", (int)(length < 40 ? length : 40), name);
-    }
-    memcpy(c.model_type, "llama", 6);
-    const ha_tensor *embedding = ha_tensor_file_find(file, "token_embd.weight");
-    if (embedding == NULL || embedding->ndim != 2 || embedding->shape[0] < 1 || embedding->shape[0] > MAX_EXTENT) {
-        return ha_fail(err, HA_ERR_FORMAT, "tensor 'token_embd.weight' is missing or no matrix of 1..%zu rows", MAX_EXTENT);
-    }
-    c.vocab_size = embedding->shape[0];
-    if ((status = gguf_size(file, "llama.embedding_length", 0, MAX_EXTENT, &c.hidden_size, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.block_count", 0, MAX_LAYERS, &c.n_layers, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.context_length", 0, INT32_MAX, &c.max_position_embeddings, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.feed_forward_length", 0, MAX_EXTENT, &c.intermediate_size, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.attention.head_count", 0, 65536, &c.n_heads, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.attention.head_count_kv", c.n_heads, 65536, &c.n_kv_heads, err)) != HA_OK ||
-        (status = ha_gguf_f64(file, "llama.attention.layer_norm_rms_epsilon", &eps, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.attention.key_length", c.hidden_size / c.n_heads, 65536, &c.head_dim, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.attention.value_length", c.head_dim, 65536, &value_dim, err)) != HA_OK ||
-        (status = gguf_size(file, "llama.attention.sliding_window", c.max_position_embeddings, INT32_MAX, &window, err)) != HA_OK) {
-        return status;
-    }
-    if (value_dim != c.head_dim || c.head_dim == 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "GGUF: heads of %zu key and %zu value dimensions are not supported", c.head_dim, value_dim);
-    }
-    if (window < c.max_position_embeddings) {
-        c.max_position_embeddings = window;     /* up to the window's width, a sliding window changes nothing */
-    }
-    c.rms_norm_eps = (float)eps;
-    c.tied = ha_tensor_file_find(file, "output.weight") == NULL;
-    if ((status = gguf_refuse(file, err)) != HA_OK || (status = gguf_rope(file, &c, err)) != HA_OK ||
-        (status = gguf_stop_ids(file, &c, err)) != HA_OK || (status = check_config("GGUF", &c, err)) != HA_OK) {
-        return status;
-    }
-    *out = c;
-    return HA_OK;
+    const ha_json_node *node = ha_json_get(r->json, r->root, key);
+    return ha_json_get_double(r->json, r->root, key, node == NULL ? fallback : 0, out, r->err);
 }
-
-/* -- Hugging Face -- */
 
 /* folder/name parsed; *out NULL when an optional file is absent. */
 static ha_status
@@ -210,40 +99,65 @@ read_json(const char *folder, const char *name, int optional, char path[4096], h
     return status;
 }
 
-/* A member that must be absent, null, or equal to `neutral` (a number). */
+/* A member that must be absent, null, or equal to `neutral` (a number, or a bool as 0 or 1). */
 static ha_status
-refuse_unless(const ha_json *json, const ha_json_node *object, const char *path, const char *key, double neutral, ha_error *err)
+refuse_unless(const reader *r, const ha_json_node *object, const char *key, double neutral)
 {
-    const ha_json_node *node = ha_json_get(json, object, key);
-    if (node == NULL || node->type == HA_JSON_NULL || (node->type == HA_JSON_NUMBER && node->number == neutral)) {
+    const ha_json_node *node = ha_json_get(r->json, object, key);
+    if (node == NULL || node->type == HA_JSON_NULL || (node->type == HA_JSON_NUMBER && node->number == neutral) ||
+        (node->type == HA_JSON_TRUE && neutral == 1) || (node->type == HA_JSON_FALSE && neutral == 0)) {
         return HA_OK;
     }
-    return ha_fail(err, HA_ERR_FORMAT, "%.300s: '%s' is not supported", path, key);
+    return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: '%s' is not supported", r->path, key);
+}
+
+/* Yu et al. 2023, arXiv 2309.00071; what is absent as in transformers' _compute_yarn_parameters. */
+static ha_status
+get_yarn(const reader *r, const ha_json_node *params, ha_decoder_config *c)
+{
+    ha_status status = HA_OK;
+    double mscale = 0, mscale_all_dim = 0;
+    c->rope_scaling = HA_ROPE_YARN;
+    if ((status = ha_json_get_double(r->json, params, "beta_fast", 32, &c->rope_beta_fast, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "beta_slow", 1, &c->rope_beta_slow, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "mscale", 0, &mscale, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "mscale_all_dim", 0, &mscale_all_dim, r->err)) != HA_OK ||
+        (status = ha_json_get_bool(r->json, params, "truncate", 1, &c->rope_truncate, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "factor", (double)c->max_position_embeddings / c->rope_original_context, &c->rope_factor,
+                                     r->err)) != HA_OK) {
+        return status;
+    }
+    const double stretch = c->rope_factor > 1 ? 0.1 * log(c->rope_factor) : 0;
+    const double usual = mscale != 0 && mscale_all_dim != 0 ? (mscale * stretch + 1) / (mscale_all_dim * stretch + 1) : stretch + 1;
+    return ha_json_get_double(r->json, params, "attention_factor", usual, &c->rope_attention_factor, r->err);
 }
 
 /* rope_parameters (transformers 5), or rope_theta beside rope_scaling (before). */
 static ha_status
-hf_rope(const ha_json *json, const char *path, ha_decoder_config *c, ha_error *err)
+get_rope(const reader *r, ha_decoder_config *c)
 {
-    const ha_json_node *root = ha_json_root(json);
-    const ha_json_node *params = ha_json_get(json, root, "rope_parameters");
+    const ha_json_node *params = ha_json_get(r->json, r->root, "rope_parameters");
     if (params == NULL || params->type == HA_JSON_NULL) {
-        params = ha_json_get(json, root, "rope_scaling");
+        params = ha_json_get(r->json, r->root, "rope_scaling");
     }
     if (params != NULL && params->type == HA_JSON_NULL) {
         params = NULL;
     }
     ha_status status = HA_OK;
     const char *type = "default";
-    if ((status = ha_json_get_double(json, root, "rope_theta", 10000.0, &c->rope_theta, err)) != HA_OK ||
-        (status = ha_json_get_double(json, params, "rope_theta", c->rope_theta, &c->rope_theta, err)) != HA_OK ||
-        (status = ha_json_get_string(json, params, "type", type, &type, err)) != HA_OK ||
-        (status = ha_json_get_string(json, params, "rope_type", type, &type, err)) != HA_OK ||
-        (status = ha_json_get_double(json, params, "factor", 1.0, &c->rope_factor, err)) != HA_OK ||
-        (status = ha_json_get_double(json, params, "low_freq_factor", 0.0, &c->rope_low_freq_factor, err)) != HA_OK ||
-        (status = ha_json_get_double(json, params, "high_freq_factor", 0.0, &c->rope_high_freq_factor, err)) != HA_OK ||
-        (status = ha_json_get_double(json, params, "original_max_position_embeddings", 0.0, &c->rope_original_context, err)) != HA_OK ||
-        (status = refuse_unless(json, params, path, "partial_rotary_factor", 1.0, err)) != HA_OK) {
+    double original = 0;
+    if ((status = ha_json_get_double(r->json, r->root, "rope_theta", 10000.0, &c->rope_theta, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "rope_theta", c->rope_theta, &c->rope_theta, r->err)) != HA_OK ||
+        (status = ha_json_get_string(r->json, params, "type", type, &type, r->err)) != HA_OK ||
+        (status = ha_json_get_string(r->json, params, "rope_type", type, &type, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "factor", 1.0, &c->rope_factor, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "low_freq_factor", 0.0, &c->rope_low_freq_factor, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "high_freq_factor", 0.0, &c->rope_high_freq_factor, r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, params, "original_max_position_embeddings", (double)c->max_position_embeddings, &original,
+                                     r->err)) != HA_OK ||
+        (status = ha_json_get_double(r->json, r->root, "original_max_position_embeddings", original, &c->rope_original_context, r->err)) != HA_OK ||
+        (status = refuse_unless(r, params, "partial_rotary_factor", 1)) != HA_OK || (status = refuse_unless(r, params, "full_attention", 0)) != HA_OK ||
+        (status = refuse_unless(r, params, "sliding_attention", 0)) != HA_OK) {
         return status;
     }
     if (strcmp(type, "linear") == 0) {
@@ -252,44 +166,140 @@ hf_rope(const ha_json *json, const char *path, ha_decoder_config *c, ha_error *e
     else if (strcmp(type, "llama3") == 0) {
         c->rope_scaling = HA_ROPE_LLAMA3;
     }
-    else if (strcmp(type, "default") != 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "%.300s: rotary scaling '%.40s' is not supported (linear and llama3 are)", path, type);
+    else if (strcmp(type, "yarn") == 0) {
+        return get_yarn(r, params, c);
+    }
+    else if (strcmp(type, "default") != 0 && strcmp(type, "dynamic") != 0) {    /* dynamic begins to scale behind the context, where this decoder ends */
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: rotary scaling '%.40s' is not supported (linear, dynamic, yarn and llama3 are)", r->path, type);
+    }
+    return HA_OK;
+}
+
+static int
+slides(const ha_decoder_config *c, size_t layer)
+{
+    return c->slides[layer / 8] >> layer % 8 & 1;
+}
+
+/* layer_types: what the family says without it, or what it says itself where the family listens to it. */
+static ha_status
+get_layer_types(const reader *r, ha_decoder_config *c)
+{
+    const ha_json_node *list = ha_json_get(r->json, r->root, "layer_types");
+    if (list == NULL || list->type == HA_JSON_NULL) {
+        return HA_OK;
+    }
+    if (list->type != HA_JSON_ARRAY || list->length != c->n_layers) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: layer_types must be a list of %zu names", r->path, c->n_layers);
+    }
+    size_t i = 0;
+    for (const ha_json_node *item = ha_json_first(r->json, list); item != NULL; item = ha_json_next(r->json, item), i++) {
+        const int sliding = item->type == HA_JSON_STRING && strcmp(item->string, "sliding_attention") == 0;
+        if (!sliding && (item->type != HA_JSON_STRING || strcmp(item->string, "full_attention") != 0)) {
+            return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: layer_types holds '%.40s' (supported: full_attention, sliding_attention)", r->path,
+                           item->type == HA_JSON_STRING ? item->string : "what is no name");
+        }
+        if (sliding != slides(c, i) && (!(c->options & (HA_SLIDE_LATE | HA_SLIDE_EVEN)) || (sliding && c->sliding_window == 0))) {
+            return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: layer_types: layer %zu of a %s is %s here", r->path, i, c->family->model_type,
+                           sliding ? "not sliding" : "sliding");
+        }
+        c->slides[i / 8] = (uint8_t)((c->slides[i / 8] & ~(1u << i % 8)) | (unsigned)sliding << i % 8);
     }
     return HA_OK;
 }
 
 static ha_status
-hf_sizes(const ha_json *json, const char *path, ha_decoder_config *c, ha_error *err)
+get_window(const reader *r, ha_decoder_config *c)
 {
-    const ha_json_node *root = ha_json_root(json);
     ha_status status = HA_OK;
-    size_t window = 0;
+    int use = !(c->options & HA_SLIDE_LATE);
+    double window = 0, first = 0;
+    if (!(c->options & (HA_SLIDE_ALL | HA_SLIDE_LATE | HA_SLIDE_EVEN))) {
+        return get_layer_types(r, c);
+    }
+    if ((status = ha_json_get_bool(r->json, r->root, "use_sliding_window", use, &use, r->err)) != HA_OK ||
+        (status = get_optional(r, "sliding_window", (double)c->family->window, &window)) != HA_OK ||
+        (c->options & HA_SLIDE_LATE && (status = ha_json_get_double(r->json, r->root, "max_window_layers", 28, &first, r->err)) != HA_OK)) {
+        return status;
+    }
+    if (!(window >= 0 && window <= INT32_MAX && window == floor(window))) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: sliding_window must be an integer in 0..%d, got %g", r->path, INT32_MAX, window);
+    }
+    c->sliding_window = use ? (size_t)window : 0;
+    for (size_t i = 0; i < c->n_layers && c->sliding_window > 0; i++) {
+        const int slides_here = !(c->options & HA_SLIDE_EVEN && i % 2 != 0) && (double)i >= first;
+        c->slides[i / 8] |= (uint8_t)((unsigned)slides_here << i % 8);
+    }
+    return get_layer_types(r, c);
+}
+
+static ha_status
+get_sizes(const reader *r, ha_decoder_config *c)
+{
+    const ha_decoder_family *f = c->family;
+    const ha_decoder_keys *k = f->keys;
+    ha_status status = HA_OK;
     double eps = 0;
-    const int mistral = strcmp(c->model_type, "mistral") == 0;
-    if ((status = ha_json_get_size(json, root, "vocab_size", 32000, 1, MAX_EXTENT, &c->vocab_size, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "hidden_size", 4096, 1, MAX_EXTENT, &c->hidden_size, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "intermediate_size", mistral ? 14336 : 11008, 1, MAX_EXTENT, &c->intermediate_size, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "num_hidden_layers", 32, 1, MAX_LAYERS, &c->n_layers, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "num_attention_heads", 32, 1, 65536, &c->n_heads, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "num_key_value_heads", mistral ? 8 : c->n_heads, 1, 65536, &c->n_kv_heads, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "head_dim", c->hidden_size / c->n_heads, 1, 65536, &c->head_dim, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "max_position_embeddings", mistral ? 4096 * 32 : 2048, 1, INT32_MAX,
-                                   &c->max_position_embeddings, err)) != HA_OK ||
-        (status = ha_json_get_size(json, root, "sliding_window", c->max_position_embeddings, 1, INT32_MAX, &window, err)) != HA_OK ||
-        (status = ha_json_get_double(json, root, "rms_norm_eps", 1e-6, &eps, err)) != HA_OK ||
-        (status = ha_json_get_bool(json, root, "attention_bias", 0, &c->attention_bias, err)) != HA_OK ||
-        (status = ha_json_get_bool(json, root, "mlp_bias", 0, &c->mlp_bias, err)) != HA_OK ||
-        (status = ha_json_get_bool(json, root, "tie_word_embeddings", 0, &c->tied, err)) != HA_OK) {
+    if ((status = get_size(r, "vocab_size", f->vocab_size, HA_MAX_EXTENT, &c->vocab_size)) != HA_OK ||
+        (status = get_size(r, k->hidden_size, f->hidden_size, HA_MAX_EXTENT, &c->hidden_size)) != HA_OK ||
+        (status = get_size(r, k->intermediate_size, f->intermediate_size > 0 ? f->intermediate_size : 4 * c->hidden_size, HA_MAX_EXTENT,
+                           &c->intermediate_size)) != HA_OK ||
+        (status = get_size(r, k->n_layers, f->n_layers, HA_MAX_LAYERS, &c->n_layers)) != HA_OK ||
+        (status = get_size(r, k->n_heads, f->n_heads, HA_MAX_HEADS, &c->n_heads)) != HA_OK ||
+        (status = get_size(r, "num_key_value_heads", f->n_kv_heads > 0 ? f->n_kv_heads : c->n_heads, HA_MAX_HEADS, &c->n_kv_heads)) != HA_OK ||
+        (status = get_size(r, "head_dim", f->head_dim > 0 ? f->head_dim : c->hidden_size / c->n_heads, HA_MAX_HEADS, &c->head_dim)) != HA_OK ||
+        (status = get_size(r, k->context, f->context, INT32_MAX, &c->max_position_embeddings)) != HA_OK ||
+        (status = ha_json_get_double(r->json, r->root, k->eps, f->eps, &eps, r->err)) != HA_OK ||
+        (status = ha_json_get_bool(r->json, r->root, "tie_word_embeddings", (c->options & HA_TIED) != 0, &c->tied, r->err)) != HA_OK) {
         return status;
     }
     if (c->head_dim == 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "%.300s: hidden_size %zu is less than %zu heads", path, c->hidden_size, c->n_heads);
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: %s %zu is less than %zu heads", r->path, k->hidden_size, c->hidden_size, c->n_heads);
     }
-    if (mistral && window < c->max_position_embeddings) {
-        c->max_position_embeddings = window;    /* up to the window's width, a sliding window changes nothing */
-    }
-    c->rms_norm_eps = (float)eps;
+    c->norm_eps = (float)eps;
+    c->embedding_scale = c->options & HA_SCALED_EMBEDDING ? (float)sqrt((double)c->hidden_size) : 1;
     return HA_OK;
+}
+
+/* What the family leaves to config.json beside sizes and positions. */
+static ha_status
+get_options(const reader *r, ha_decoder_config *c)
+{
+    static const struct { const char *key; double neutral; } refused[] = {
+        {"quantization_config", 0}, {"partial_rotary_factor", 1}, {"use_bidirectional_attention", 0}, {"use_mrope", 0},
+        {"scale_attn_by_inverse_layer_idx", 0}, {"scale_attn_weights", 1}, {"add_cross_attention", 0},
+    };
+    const ha_decoder_family *f = c->family;
+    const char *activation = NULL;
+    double query = (double)c->head_dim;
+    ha_status status = HA_OK;
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
+        if ((status = refuse_unless(r, r->root, refused[i].key, refused[i].neutral)) != HA_OK) {
+            return status;
+        }
+    }
+    c->attention_bias = (c->options & (HA_QKV_BIAS | HA_ALL_BIAS)) != 0;
+    c->output_bias = c->mlp_bias = (c->options & HA_ALL_BIAS) != 0;
+    if (c->options & HA_OPTIONAL_BIAS) {
+        status = ha_json_get_bool(r->json, r->root, "attention_bias", 0, &c->attention_bias, r->err);
+        c->output_bias = c->attention_bias;
+    }
+    if (status == HA_OK && c->options & HA_OPTIONAL_MLP_BIAS) {
+        status = ha_json_get_bool(r->json, r->root, "mlp_bias", 0, &c->mlp_bias, r->err);
+    }
+    if (status == HA_OK && c->options & HA_SOFTCAPS &&
+        (status = ha_json_get_double(r->json, r->root, "query_pre_attn_scalar", 256, &query, r->err)) == HA_OK &&
+        (status = get_optional(r, "attn_logit_softcapping", 50, &c->attn_softcap)) == HA_OK) {
+        status = get_optional(r, "final_logit_softcapping", 30, &c->final_softcap);
+    }
+    c->query_scale = 1 / sqrt(query);
+    if (status != HA_OK || (status = ha_json_get_string(r->json, r->root, f->keys->activation, f->activation, &activation, r->err)) != HA_OK) {
+        return status;
+    }
+    if (c->options & HA_GELU_IS_TANH && strcmp(activation, "gelu") == 0) {
+        activation = f->activation;
+    }
+    return ha_activation_named(r->path, f->keys->activation, activation, &c->activation, r->err);
 }
 
 /* eos_token_id: a number or a list of them. */
@@ -319,30 +329,25 @@ ha_decoder_config_hf(const char *folder, ha_decoder_config *out, ha_error *err)
 {
     ha_decoder_config c = {0};
     ha_json *json = NULL, *generation = NULL;
-    char path[4096];
-    const char *type = NULL, *activation = NULL;
+    char path[4096], known[128];
+    const char *type = NULL;
     ha_status status = read_json(folder, "config.json", 0, path, &json, err);
     if (status != HA_OK) {
         goto done;
     }
-    const ha_json_node *root = ha_json_root(json);
-    if ((status = ha_json_get_string(json, root, "model_type", "", &type, err)) != HA_OK ||
-        (status = ha_json_get_string(json, root, "hidden_act", "silu", &activation, err)) != HA_OK) {
+    const reader r = {json, ha_json_root(json), path, err};
+    if ((status = ha_json_get_string(json, r.root, "model_type", "", &type, err)) != HA_OK) {
         goto done;
     }
-    if (strcmp(type, "llama") != 0 && strcmp(type, "mistral") != 0) {
-        status = ha_fail(err, HA_ERR_FORMAT, "%.300s: model_type '%.40s' is not supported (llama and mistral are)", path, type);
+    c.family = ha_decoder_family_named(type, strlen(type), 0);
+    if (c.family == NULL) {
+        status = ha_fail(err, HA_ERR_FORMAT, "%.300s: model_type '%.40s' is not supported (supported: %s)", path, type, ha_decoder_families(known, 0));
         goto done;
     }
-    if (strcmp(activation, "silu") != 0) {
-        status = ha_fail(err, HA_ERR_FORMAT, "%.300s: hidden_act '%.40s' is not supported (silu is)", path, activation);
-        goto done;
-    }
-    memcpy(c.model_type, type, strlen(type) + 1);
-    if ((status = hf_sizes(json, path, &c, err)) != HA_OK || (status = hf_rope(json, path, &c, err)) != HA_OK ||
-        (status = refuse_unless(json, root, path, "quantization_config", 0, err)) != HA_OK ||
-        (status = refuse_unless(json, root, path, "partial_rotary_factor", 1, err)) != HA_OK ||
-        (status = hf_stop_ids(json, path, &c, err)) != HA_OK || (status = check_config(path, &c, err)) != HA_OK) {
+    c.options = c.family->options;
+    if ((status = get_sizes(&r, &c)) != HA_OK || (status = get_options(&r, &c)) != HA_OK || (status = get_window(&r, &c)) != HA_OK ||
+        (!(c.options & HA_LEARNED_POSITIONS) && (status = get_rope(&r, &c)) != HA_OK) ||
+        (status = hf_stop_ids(json, path, &c, err)) != HA_OK || (status = ha_decoder_config_check(path, &c, err)) != HA_OK) {
         goto done;
     }
     status = read_json(folder, "generation_config.json", 1, path, &generation, err);    /* its ids stand before config.json's */

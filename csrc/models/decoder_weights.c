@@ -7,8 +7,12 @@
 #include "core/pages.h"
 #include "core/parallel.h"
 #include "models/decoder_impl.h"
+#include "models/decoder_layout.h"
 
 #define MAX_PARTS 3
+#define MAX_VECTORS 6           /* of a layer: norms' weights and biases */
+#define MAX_TENSORS 20          /* of a layer: these, matrices and their biases */
+#define PI 3.14159265358979323846
 #define ALIGNMENT 64
 #define PIECE_BYTES ((size_t)16 << 20)     /* of the file between two requests to forget what was read */
 
@@ -19,6 +23,7 @@ typedef struct source {
     const ha_tensor *parts[MAX_PARTS], *bias[MAX_PARTS];
     size_t rows[MAX_PARTS];
     int pairs[MAX_PARTS];           /* rows stand in GGUF's order of rotary pairs */
+    int transposed;                 /* stored as (k, n) */
     size_t offset, bias_offset;     /* bytes in the block */
     size_t first_panel;             /* panels of all sources before this one */
 } source;
@@ -31,6 +36,8 @@ typedef struct vector {
 
 typedef struct reader {
     ha_decoder *decoder;
+    const ha_decoder_names *names;
+    const char *root;               /* before the names */
     source *sources;
     vector *vectors;
     const ha_tensor **claimed;
@@ -38,19 +45,28 @@ typedef struct reader {
     ha_error *err;
 } reader;
 
-/* A tensor's name in both formats: {GGUF, Hugging Face}, behind "blk.N." or "model.layers.N.", before ".weight" or ".bias". */
-typedef const char *const name_pair[2];
-static name_pair ATTN_NORM = {"attn_norm", "input_layernorm"}, MLP_NORM = {"ffn_norm", "post_attention_layernorm"},
-                 QUERY = {"attn_q", "self_attn.q_proj"}, KEY = {"attn_k", "self_attn.k_proj"}, VALUE = {"attn_v", "self_attn.v_proj"},
-                 OUTPUT = {"attn_output", "self_attn.o_proj"}, GATE = {"ffn_gate", "mlp.gate_proj"}, UP = {"ffn_up", "mlp.up_proj"},
-                 DOWN = {"ffn_down", "mlp.down_proj"};
+#define NAME_BYTES 160
+
+static const char *
+name_of(const reader *r, char out[NAME_BYTES], const char *stem, const char *suffix)
+{
+    snprintf(out, NAME_BYTES, "%s%s.%s", r->root, stem, suffix);
+    return out;
+}
+
+static const char *
+layer_name(const reader *r, char out[NAME_BYTES], size_t layer, ha_decoder_role role, const char *suffix)
+{
+    snprintf(out, NAME_BYTES, "%s%s.%zu.%s.%s", r->root, r->names->layer, layer, r->names->roles[role], suffix);
+    return out;
+}
 
 static ha_status
 claim(reader *r, const char *name, int ndim, const size_t *shape, const ha_tensor **out)
 {
     ha_status status = ha_tensor_file_expect(r->decoder->file, name, ndim, shape, out, r->err);
     if (status == HA_OK && (*out)->dtype == HA_OTHER) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s': type %.40s is not supported (F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are)",
+        return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s': type %.40s is not supported (" HA_READ_DTYPES " are)",
                        name, (*out)->type_name);
     }
     if (status == HA_OK) {
@@ -81,6 +97,16 @@ add_vector(reader *r, const char *name, size_t n, const float **to)
     return status;
 }
 
+/* A layer's norm of `n` elements. */
+static ha_status
+add_norm(reader *r, size_t layer, ha_decoder_role role, size_t n, ha_norm *to)
+{
+    char name[NAME_BYTES];
+    ha_status status = add_vector(r, layer_name(r, name, layer, role, "weight"), n, &to->weight);
+    return status != HA_OK || !(r->decoder->config.options & HA_LAYER_NORM) ? status
+                                                                            : add_vector(r, layer_name(r, name, layer, role, "bias"), n, &to->bias);
+}
+
 /* Begins a packed weight of k columns; parts follow; close_source ends it. */
 static source *
 open_source(reader *r, ha_linear *to, size_t k)
@@ -108,21 +134,64 @@ close_source(reader *r, source *s)
 
 /* One stored matrix (n, k) and its bias: demanded when `bias`, else taken when a GGUF file has it. */
 static ha_status
-add_part(reader *r, source *s, size_t layer, name_pair suffix, size_t n, int pairs, int bias)
+add_part(reader *r, source *s, size_t layer, ha_decoder_role role, size_t n, int bias)
 {
-    const int gguf = r->decoder->config.gguf;
-    char name[160];
-    const size_t i = s->n_parts++;
-    const size_t shape[2] = {n, s->to->k};
-    snprintf(name, sizeof(name), gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", layer, suffix[gguf ? 0 : 1]);
-    ha_status status = claim(r, name, 2, shape, &s->parts[i]);
-    snprintf(name, sizeof(name), gguf ? "blk.%zu.%s.bias" : "model.layers.%zu.%s.bias", layer, suffix[gguf ? 0 : 1]);
-    if (status == HA_OK && (bias || (gguf && ha_tensor_file_find(r->decoder->file, name) != NULL))) {
+    const ha_decoder_config *c = &r->decoder->config;
+    char name[NAME_BYTES];
+    const size_t i = s->n_parts++, k = s->to->k;
+    s->transposed = !c->gguf && c->options & HA_CONV1D;
+    const size_t shape[2] = {s->transposed ? k : n, s->transposed ? n : k};
+    ha_status status = claim(r, layer_name(r, name, layer, role, "weight"), 2, shape, &s->parts[i]);
+    layer_name(r, name, layer, role, "bias");
+    if (status == HA_OK && (bias || (c->gguf && ha_tensor_file_find(r->decoder->file, name) != NULL))) {
         status = claim(r, name, 1, &n, &s->bias[i]);
     }
     s->rows[i] = n;
-    s->pairs[i] = pairs;
+    s->pairs[i] = c->gguf && c->options & HA_ROTARY_PAIRS && (role == HA_ROLE_QUERY || role == HA_ROLE_KEY);
     s->to->n += n;
+    return status;
+}
+
+static ha_status
+add_attention(reader *r, size_t i, ha_decoder_layer *layer)
+{
+    const ha_decoder_config *c = &r->decoder->config;
+    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    ha_status status = HA_OK;
+    source *s = open_source(r, &layer->qkv, c->hidden_size);
+    if (c->options & HA_CONV1D) {
+        status = add_part(r, s, i, HA_ROLE_QKV, q + 2 * kv, c->attention_bias);
+    }
+    else if ((status = add_part(r, s, i, HA_ROLE_QUERY, q, c->attention_bias)) == HA_OK &&
+             (status = add_part(r, s, i, HA_ROLE_KEY, kv, c->attention_bias)) == HA_OK) {
+        status = add_part(r, s, i, HA_ROLE_VALUE, kv, c->attention_bias);
+    }
+    if (status != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    s = open_source(r, &layer->output, q);
+    if ((status = add_part(r, s, i, HA_ROLE_OUTPUT, c->hidden_size, c->output_bias)) == HA_OK) {
+        close_source(r, s);
+    }
+    return status;
+}
+
+static ha_status
+add_mlp(reader *r, size_t i, ha_decoder_layer *layer)
+{
+    const ha_decoder_config *c = &r->decoder->config;
+    ha_status status = HA_OK;
+    source *s = open_source(r, &layer->gate_up, c->hidden_size);
+    if ((!(c->options & HA_UNGATED) && (status = add_part(r, s, i, HA_ROLE_GATE, c->intermediate_size, c->mlp_bias)) != HA_OK) ||
+        (status = add_part(r, s, i, HA_ROLE_UP, c->intermediate_size, c->mlp_bias)) != HA_OK) {
+        return status;
+    }
+    close_source(r, s);
+    s = open_source(r, &layer->down, c->intermediate_size);
+    if ((status = add_part(r, s, i, HA_ROLE_DOWN, c->hidden_size, c->mlp_bias)) == HA_OK) {
+        close_source(r, s);
+    }
     return status;
 }
 
@@ -131,59 +200,48 @@ add_layer(reader *r, size_t i)
 {
     const ha_decoder_config *c = &r->decoder->config;
     ha_decoder_layer *layer = &r->decoder->layers[i];
-    const size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    char name[160];
     ha_status status = HA_OK;
-    snprintf(name, sizeof(name), c->gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", i, ATTN_NORM[!c->gguf]);
-    if ((status = add_vector(r, name, c->hidden_size, &layer->attention_norm)) != HA_OK) {
+    char name[NAME_BYTES];
+    layer->window = c->slides[i / 8] >> i % 8 & 1 ? c->sliding_window : 0;
+    if ((status = add_norm(r, i, HA_ROLE_ATTENTION_NORM, c->hidden_size, &layer->attention_norm)) != HA_OK ||
+        (status = add_norm(r, i, HA_ROLE_MLP_NORM, c->hidden_size, &layer->mlp_norm)) != HA_OK) {
         return status;
     }
-    snprintf(name, sizeof(name), c->gguf ? "blk.%zu.%s.weight" : "model.layers.%zu.%s.weight", i, MLP_NORM[!c->gguf]);
-    if ((status = add_vector(r, name, c->hidden_size, &layer->mlp_norm)) != HA_OK) {
+    if (c->options & HA_POST_NORMS &&
+        ((status = add_norm(r, i, HA_ROLE_ATTENTION_POST_NORM, c->hidden_size, &layer->attention_post_norm)) != HA_OK ||
+         (status = add_norm(r, i, HA_ROLE_MLP_POST_NORM, c->hidden_size, &layer->mlp_post_norm)) != HA_OK)) {
         return status;
     }
-    source *s = open_source(r, &layer->qkv, c->hidden_size);
-    if ((status = add_part(r, s, i, QUERY, q, c->gguf, c->attention_bias)) != HA_OK ||
-        (status = add_part(r, s, i, KEY, kv, c->gguf, c->attention_bias)) != HA_OK ||
-        (status = add_part(r, s, i, VALUE, kv, 0, c->attention_bias)) != HA_OK) {
+    if (c->options & HA_HEAD_NORMS &&
+        ((status = add_vector(r, layer_name(r, name, i, HA_ROLE_QUERY_NORM, "weight"), c->head_dim, &layer->query_norm)) != HA_OK ||
+         (status = add_vector(r, layer_name(r, name, i, HA_ROLE_KEY_NORM, "weight"), c->head_dim, &layer->key_norm)) != HA_OK)) {
         return status;
     }
-    close_source(r, s);
-    s = open_source(r, &layer->output, q);
-    if ((status = add_part(r, s, i, OUTPUT, c->hidden_size, 0, c->attention_bias)) != HA_OK) {
-        return status;
-    }
-    close_source(r, s);
-    s = open_source(r, &layer->gate_up, c->hidden_size);
-    if ((status = add_part(r, s, i, GATE, c->intermediate_size, 0, c->mlp_bias)) != HA_OK ||
-        (status = add_part(r, s, i, UP, c->intermediate_size, 0, c->mlp_bias)) != HA_OK) {
-        return status;
-    }
-    close_source(r, s);
-    s = open_source(r, &layer->down, c->intermediate_size);
-    if ((status = add_part(r, s, i, DOWN, c->hidden_size, 0, c->mlp_bias)) != HA_OK) {
-        return status;
-    }
-    close_source(r, s);
-    return HA_OK;
+    status = add_attention(r, i, layer);
+    return status == HA_OK ? add_mlp(r, i, layer) : status;
 }
 
 static ha_status
-add_head(reader *r)
+add_ends(reader *r)
 {
     ha_decoder *d = r->decoder;
     const ha_decoder_config *c = &d->config;
-    const size_t shape[2] = {c->vocab_size, c->hidden_size};
+    const size_t shape[2] = {c->vocab_size, c->hidden_size}, places[2] = {c->max_position_embeddings, c->hidden_size};
+    char name[NAME_BYTES];
     ha_status status = HA_OK;
-    if ((status = claim(r, c->gguf ? "token_embd.weight" : "model.embed_tokens.weight", 2, shape, &d->embedding)) != HA_OK ||
-        (status = add_vector(r, c->gguf ? "output_norm.weight" : "model.norm.weight", c->hidden_size, &d->final_norm)) != HA_OK) {
+    if ((status = claim(r, name_of(r, name, r->names->embedding, "weight"), 2, shape, &d->embedding)) != HA_OK ||
+        (c->options & HA_LEARNED_POSITIONS && (status = claim(r, name_of(r, name, r->names->positions, "weight"), 2, places, &d->positions)) != HA_OK) ||
+        (status = add_vector(r, name_of(r, name, r->names->final_norm, "weight"), c->hidden_size, &d->final_norm.weight)) != HA_OK ||
+        (c->options & HA_LAYER_NORM &&
+         (status = add_vector(r, name_of(r, name, r->names->final_norm, "bias"), c->hidden_size, &d->final_norm.bias)) != HA_OK)) {
         return status;
     }
     source *s = open_source(r, &d->head, c->hidden_size);
     s->n_parts = 1;
     s->rows[0] = s->to->n = c->vocab_size;
     s->parts[0] = d->embedding;
-    if (!c->tied && (status = claim(r, c->gguf ? "output.weight" : "lm_head.weight", 2, shape, &s->parts[0])) != HA_OK) {
+    snprintf(name, sizeof(name), "%s.weight", r->names->head);
+    if (!c->tied && (status = claim(r, name, 2, shape, &s->parts[0])) != HA_OK) {
         return status;
     }
     close_source(r, s);
@@ -191,11 +249,18 @@ add_head(reader *r)
 }
 
 static int
+ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), m = strlen(end);
+    return n >= m && strcmp(name + n - m, end) == 0;
+}
+
+/* What old checkpoints store beside weights: frequencies that the configuration says, causal masks. */
+static int
 is_ignored(const ha_decoder_config *c, const char *name)
 {
-    static const char frequencies[] = "rotary_emb.inv_freq";    /* old checkpoints store what the configuration says */
-    const size_t n = strlen(name), m = sizeof(frequencies) - 1;
-    return !c->gguf && ((n >= m && strcmp(name + n - m, frequencies) == 0) || (c->tied && strcmp(name, "lm_head.weight") == 0));
+    return !c->gguf && (ends_with(name, "rotary_emb.inv_freq") || (c->tied && strcmp(name, "lm_head.weight") == 0) ||
+                        (c->options & HA_CONV1D && (ends_with(name, ".attn.bias") || ends_with(name, ".attn.masked_bias"))));
 }
 
 static ha_status
@@ -213,7 +278,7 @@ check_unexpected(const reader *r)
         }
         if (j == r->n_claimed && !is_ignored(&r->decoder->config, tensor->name)) {
             return ha_fail(r->err, HA_ERR_FORMAT, "tensor '%.200s' is unexpected in a %s of %zu layers", tensor->name,
-                           r->decoder->config.model_type, r->decoder->config.n_layers);
+                           r->decoder->config.family->model_type, r->decoder->config.n_layers);
         }
     }
     return HA_OK;
@@ -238,6 +303,28 @@ part_rows(const ha_decoder_config *c, const ha_tensor *tensor, int pairs, size_t
     return HA_OK;
 }
 
+/* Columns [first, first + count) of a matrix (k, n) as rows of out (count, k). line (count,) is scratch. Its type is float32 or of 16 bits:
+ * Hugging Face's transposed matrices are not quantised. */
+static ha_status
+part_columns(const ha_tensor *tensor, size_t first, size_t count, float *line, float *out, ha_error *err)
+{
+    const size_t k = tensor->shape[0], n = tensor->shape[1], size = tensor->dtype == HA_F32 ? 4 : 2;
+    ha_tensor piece = *tensor;
+    piece.ndim = 1;
+    piece.shape[0] = count;
+    for (size_t p = 0; p < k; p++) {
+        piece.data = tensor->data + (p * n + first) * size;
+        ha_status status = ha_tensor_rows_f32(&piece, 0, 1, line, err);
+        if (status != HA_OK) {
+            return status;
+        }
+        for (size_t j = 0; j < count; j++) {
+            out[j * k + p] = line[j];
+        }
+    }
+    return HA_OK;
+}
+
 /* Widens and packs one panel of one source; scratch (HA_PANEL, k). */
 static ha_status
 pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, ha_error *err)
@@ -248,7 +335,9 @@ pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, h
         const size_t end = begin + s->rows[i];
         const size_t from = first > begin ? first : begin, to = first + count < end ? first + count : end;
         if (from < to) {
-            ha_status status = part_rows(&d->config, s->parts[i], s->pairs[i], from - begin, to - from, scratch + (from - first) * k, err);
+            float line[HA_PANEL], *out = scratch + (from - first) * k;
+            ha_status status = s->transposed ? part_columns(s->parts[i], from - begin, to - from, line, out, err)
+                                             : part_rows(&d->config, s->parts[i], s->pairs[i], from - begin, to - from, out, err);
             if (status != HA_OK) {
                 return status;
             }
@@ -340,6 +429,9 @@ read_vectors(const reader *r)
         if (status != HA_OK) {
             return status;
         }
+        for (size_t j = 0; d->config.options & HA_NORM_LESS_ONE && j < r->vectors[i].tensor->shape[0]; j++) {
+            out[j] += 1.0f;
+        }
         *r->vectors[i].to = out;
     }
     for (size_t i = 0; i < r->n_sources; i++) {
@@ -386,7 +478,32 @@ permute_biases(const reader *r)
     return HA_OK;
 }
 
-/* Inverse frequencies in float32, as transformers computes them (modeling_rope_utils: default, linear, llama3), or with the factors that a
+/* yarn: the share of dimension pair i that keeps its frequency, as transformers' _compute_yarn_parameters has it. */
+static double
+yarn_share(const ha_decoder_config *c, size_t i)
+{
+    const double dim = (double)c->head_dim, span = c->rope_original_context / (2 * PI), base = 2 * log(c->rope_theta);
+    double low = dim * log(span / c->rope_beta_fast) / base, high = dim * log(span / c->rope_beta_slow) / base;
+    if (c->rope_truncate) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = low > 0 ? low : 0;
+    high = high < dim - 1 ? high : dim - 1;
+    const double ramp = ((double)i - low) / (high != low ? high - low : 0.001);
+    return 1 - (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp);
+}
+
+/* llama3: the same share. 0: scaled whole, 1: not at all. */
+static double
+llama3_share(const ha_decoder_config *c, float inv_freq)
+{
+    const double wave = 2 * PI / inv_freq;
+    const double smooth = (c->rope_original_context / wave - c->rope_low_freq_factor) / (c->rope_high_freq_factor - c->rope_low_freq_factor);
+    return smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;
+}
+
+/* Inverse frequencies in float32, as transformers computes them (modeling_rope_utils: default, linear, llama3, yarn), or with the factors that a
  * GGUF file stores as rope_freqs.weight. */
 static ha_status
 read_frequencies(reader *r)
@@ -396,18 +513,16 @@ read_frequencies(reader *r)
     const size_t half = c->head_dim / 2;
     const ha_tensor *factors = NULL;
     ha_status status = HA_OK;
-    d->inv_freq = malloc(2 * half * sizeof(float));
+    d->inv_freq = malloc((2 * half + 1) * sizeof(float));
     if (d->inv_freq == NULL) {
         return ha_fail(r->err, HA_ERR_NOMEM, "out of memory while reading the model");
     }
     float *factor = d->inv_freq + half;
     for (size_t i = 0; i < half; i++) {
         d->inv_freq[i] = 1.0f / (float)pow(c->rope_theta, (double)((float)(2 * i) / (float)c->head_dim));
-        factor[i] = c->rope_scaling == HA_ROPE_LINEAR ? (float)c->rope_factor : 1.0f;
-        if (c->rope_scaling == HA_ROPE_LLAMA3) {
-            const double wave = 2 * 3.14159265358979323846 / d->inv_freq[i], old = c->rope_original_context;
-            const double smooth = (old / wave - c->rope_low_freq_factor) / (c->rope_high_freq_factor - c->rope_low_freq_factor);
-            const double share = smooth < 0 ? 0 : smooth > 1 ? 1 : smooth;      /* 0: scaled whole, 1: not at all */
+        factor[i] = 1.0f;
+        if (c->rope_scaling != HA_ROPE_PLAIN) {
+            const double share = c->rope_scaling == HA_ROPE_LLAMA3 ? llama3_share(c, d->inv_freq[i]) : c->rope_scaling == HA_ROPE_YARN ? yarn_share(c, i) : 0;
             factor[i] = (float)(1.0 / ((1 - share) / c->rope_factor + share));
         }
     }
@@ -430,17 +545,23 @@ ha_status
 ha_decoder_weights_read(ha_decoder *d, int n_threads, ha_error *err)
 {
     const size_t n_layers = d->config.n_layers;
-    reader r = {.decoder = d, .err = err};
+    const ha_decoder_names *names = d->config.gguf ? &ha_gguf_names : d->config.family->names;
+    reader r = {.decoder = d, .names = names, .root = names->root, .err = err};
+    char name[NAME_BYTES];
     ha_status status = HA_OK;
     d->layers = calloc(n_layers, sizeof(*d->layers));
     r.sources = calloc(4 * n_layers + 1, sizeof(*r.sources));
-    r.vectors = calloc(2 * n_layers + 1, sizeof(*r.vectors));
-    r.claimed = calloc(16 * n_layers + 4, sizeof(*r.claimed));
+    r.vectors = calloc(MAX_VECTORS * n_layers + 2, sizeof(*r.vectors));
+    r.claimed = calloc(MAX_TENSORS * n_layers + 6, sizeof(*r.claimed));
     if (d->layers == NULL || r.sources == NULL || r.vectors == NULL || r.claimed == NULL) {
         status = ha_fail(err, HA_ERR_NOMEM, "out of memory while reading a model of %zu layers", n_layers);
         goto done;
     }
-    if ((status = add_head(&r)) != HA_OK) {
+    snprintf(name, sizeof(name), "%s.weight", names->embedding);
+    if (ha_tensor_file_find(d->file, name) != NULL) {
+        r.root = "";
+    }
+    if ((status = add_ends(&r)) != HA_OK) {
         goto done;
     }
     for (size_t i = 0; i < n_layers; i++) {
@@ -448,7 +569,7 @@ ha_decoder_weights_read(ha_decoder *d, int n_threads, ha_error *err)
             goto done;
         }
     }
-    if ((status = read_frequencies(&r)) != HA_OK || (status = check_unexpected(&r)) != HA_OK) {
+    if ((!(d->config.options & HA_LEARNED_POSITIONS) && (status = read_frequencies(&r)) != HA_OK) || (status = check_unexpected(&r)) != HA_OK) {
         goto done;
     }
     d->packed_bytes = (r.n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

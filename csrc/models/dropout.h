@@ -14,11 +14,11 @@ typedef struct ha_dropout {
 /* probability in [0, 1), rounded to 1/65536; place < 65536. */
 ha_dropout ha_dropout_at(float probability, uint64_t seed, uint64_t step, uint64_t place);
 
-/* out[j] = kept(row, j) ? x[j] * scale : 0 for j < n; element j of row `row` takes bits (j % 8) of the draw
- * with counter row * 2^20 + j / 8. n <= 2^23. out may be x. The gradient is the same function of the gradient. */
-void ha_dropout_row(const ha_dropout *dropout, uint64_t row, float *out, const float *x, size_t n);
+/* out[j] = kept(row, first + j) ? x[j] * scale : 0 for j < n; element i of row `row` takes bits (i % 8) of the draw
+ * with counter row * 2^20 + i / 8. first: a multiple of 8; first + n <= 2^23. out may be x. The gradient is the same function of the gradient. */
+void ha_dropout_row(const ha_dropout *dropout, uint64_t row, size_t first, float *out, const float *x, size_t n);
 
-/* In place over (rows, cols). */
-void ha_dropout_rows(const ha_dropout *dropout, float *x, size_t rows, size_t cols, int n_threads);
+/* In place over (rows, cols), the first of them being row `first_row` of the place. */
+void ha_dropout_rows(const ha_dropout *dropout, uint64_t first_row, float *x, size_t rows, size_t cols, int n_threads);
 
 #endif

@@ -1,13 +1,13 @@
 /* Making the inference form of an encoder: every weight laid out, packed, and whatever does not depend on the input computed once. */
 #include "models/encoder.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/pages.h"
 #include "models/encoder_cache.h"
 #include "models/encoder_impl.h"
+#include "models/encoder_parts.h"
 
 /* Where weights come from: one of the two. */
 typedef struct source {
@@ -275,6 +275,21 @@ fill_relative(ha_encoder *e, const source *from, ha_error *err)
 
 /* -- the whole -- */
 
+ha_status
+ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err)
+{
+    if (strcmp(dtype, "float32") == 0) {
+        *out = HA_WEIGHT_F32;
+    } else if (strcmp(dtype, "bfloat16") == 0) {
+        *out = HA_WEIGHT_BF16;
+    } else if (strcmp(dtype, "int8") == 0) {
+        return ha_fail(err, HA_ERR_VALUE, "dtype int8 is not available yet; float32 and bfloat16 are");
+    } else {
+        return ha_fail(err, HA_ERR_VALUE, "dtype must be float32 or bfloat16, got '%.60s'", dtype);
+    }
+    return HA_OK;
+}
+
 static ha_status
 fill(ha_encoder *e, const source *from, ha_error *err)
 {
@@ -304,10 +319,7 @@ fill(ha_encoder *e, const source *from, ha_error *err)
         status = fill_relative(e, from, err);
     }
     for (int kind = 0; kind < 2 && e->inv_freq[kind] != NULL; kind++) {
-        for (size_t i = 0; i < c->head_dim / 2; i++) {      /* rounded to float32 step by step, as transformers has it */
-            const float exponent = (float)(2 * i) / (float)c->head_dim;
-            e->inv_freq[kind][i] = 1.0f / (float)pow(c->rope_theta[kind], (double)exponent);
-        }
+        ha_rotary_frequencies(c->rope_theta[kind], c->head_dim, e->inv_freq[kind]);
     }
     return status;
 }

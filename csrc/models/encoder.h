@@ -39,6 +39,7 @@ typedef struct ha_encoder_config {
     int norm_bias, attention_bias, mlp_bias, head_bias;
     int head_norm;                  /* between the head's activation and the classifier */
     int mean_pooling;               /* the head reads the mean over the tokens, not the first token */
+    int drop_head_input;            /* dropout before the head's first Linear too (RoBERTa, ELECTRA) */
 
     /* disentangled attention (He et al. 2021, arXiv 2006.03654 and 2111.09543) */
     size_t relative_span;           /* distances -span .. span - 1 have a row in the table of relative embeddings; 0: no such table */
@@ -97,6 +98,9 @@ void ha_encoder_params_free(ha_encoder_params *params);
 
 typedef struct ha_encoder ha_encoder;
 
+/* The storage that a dtype's name stands for; HA_ERR_VALUE names those that there are. */
+ha_status ha_weight_format_named(const char *dtype, ha_weight_format *out, ha_error *err);
+
 ha_status ha_encoder_open(const char *folder, ha_weight_format format, ha_encoder **out, ha_error *err);
 ha_status ha_encoder_from_params(const ha_encoder_params *params, ha_weight_format format, ha_encoder **out, ha_error *err);   /* copies what it needs */
 /* The same through a cache folder, which exists: weights packed before are mapped, others are left there for the next time. note: why a file was not used or
@@ -107,21 +111,26 @@ const ha_encoder_config *ha_encoder_config_of(const ha_encoder *encoder);
 /* logits (n_rows, num_labels). Thread-safe: all run state is local to the call. HA_ERR_VALUE names a row that is empty, too long, or holds an id outside the vocabulary. */
 ha_status ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logits, int n_threads, ha_error *err);
 
-/* -- training of BERT with GELU: forward keeps activations on a tape, backward reads them. Deterministic, bit for bit, on any thread count -- */
+/* -- training: forward keeps activations on a tape, backward reads them. Deterministic, bit for bit, on any thread count -- */
 
 typedef struct ha_tape ha_tape;     /* one arena, grown to the largest batch seen and reused */
 
-/* HA_ERR_VALUE names what the backward pass does not know. */
-ha_status ha_encoder_check_trainable(const ha_encoder_config *config, ha_error *err);
+/* Probabilities, in [0, 1); 0: off. They act where transformers' model of the family has its dropout layers: `hidden` on embeddings, relative positions,
+ * what attention and feed forward add (DistilBERT: feed forward alone; ModernBERT: within it); `attention` on probabilities (ModernBERT: on attention's
+ * output too); `classifier` in the head. Masks are drawn by counter from (seed, step, place). */
+typedef struct ha_dropouts {
+    float hidden, attention, classifier;
+} ha_dropouts;
 
 ha_tape *ha_tape_new(void);         /* NULL: out of memory */
 void ha_tape_free(ha_tape *tape);
-/* dropout: probability for hidden states and attention (BERT's 0.1; 0: off), masks drawn by counter from (seed, step, place). logits (n_rows, num_labels). */
-ha_status ha_encoder_train_forward(const ha_encoder_params *params, const ha_batch *batch, float dropout, uint64_t seed, uint64_t step,
+/* logits (n_rows, num_labels). */
+ha_status ha_encoder_train_forward(const ha_encoder_params *params, const ha_batch *batch, const ha_dropouts *dropout, uint64_t seed, uint64_t step,
                                    ha_tape *tape, float *logits, int n_threads, ha_error *err);
 /* Adds d loss / d params to grads (params->total,) given dlogits (n_rows, num_labels). The same params, batch and tape as the forward call before it.
+ * wanted (params->count,): the gradients of the others need not be added, and mostly are not computed; NULL: all.
  * word_rows (vocab_size,) bytes: set to 1 for each word embedding row that the batch touches, or NULL. */
 ha_status ha_encoder_train_backward(const ha_encoder_params *params, const ha_batch *batch, ha_tape *tape, const float *dlogits,
-                                    float *grads, uint8_t *word_rows, int n_threads, ha_error *err);
+                                    float *grads, const uint8_t *wanted, uint8_t *word_rows, int n_threads, ha_error *err);
 
 #endif

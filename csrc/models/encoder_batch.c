@@ -53,10 +53,9 @@ ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, s
 #pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(static)
 #endif
     for (ptrdiff_t row = (ptrdiff_t)first; row < (ptrdiff_t)last; row++) {
-        size_t seen = 0;    /* tokens that are no padding */
+        size_t seen = 0;
         for (int64_t t = batch->offsets[row]; t < batch->offsets[row + 1]; t++) {
-            const int padding = batch->ids[t] == config->pad_id;
-            const size_t number = config->pad_id < 0 ? seen : (size_t)config->pad_id + (padding ? 0 : seen + 1);
+            const size_t number = ha_batch_position(config, batch->ids[t], &seen);
             float *out = x + (size_t)(t - base) * h;
             if (type != NULL) {
                 add(out, type + (batch->type_ids != NULL ? batch->type_ids[t] : 0) * h, h);
@@ -64,7 +63,6 @@ ha_batch_add_positions(const ha_encoder_config *config, const ha_batch *batch, s
             if (position != NULL) {
                 add(out, position + number * h, h);
             }
-            seen += !padding;
         }
     }
 }

@@ -142,14 +142,17 @@ keep_layers(ha_encoder_config *config, const size_t *layers, size_t n_kept, ha_e
     if (n_kept == 0 || n_kept > HA_MAX_LAYERS) {
         return ha_fail(err, HA_ERR_VALUE, "layers: 1 to %d layers must be kept, got %zu", HA_MAX_LAYERS, n_kept);
     }
-    if (config->family == HA_MODERNBERT) {      /* its first layer has no norm, and each has its own reach */
-        return ha_fail(err, HA_ERR_VALUE, "layers: those of a ModernBERT can't be selected");
-    }
+    uint8_t windowed[HA_MAX_LAYERS] = {0};
     for (size_t i = 0; i < n_kept; i++) {
         if (layers[i] >= config->n_layers) {
             return ha_fail(err, HA_ERR_VALUE, "layers: the model has layers 0 to %zu, got %zu", config->n_layers - 1, layers[i]);
         }
+        if (config->pre_norm && (layers[i] == 0) != (i == 0)) {
+            return ha_fail(err, HA_ERR_VALUE, "layers: layer 0 of a %s has no first norm: it must be the first one kept, and no other", ha_family_name(config->family));
+        }
+        windowed[i] = config->windowed[layers[i]];
     }
+    memcpy(config->windowed, windowed, sizeof(windowed));
     config->n_layers = n_kept;
     return HA_OK;
 }

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/map_file.h"
 #include "io/json.h"
+#include "models/activation.h"
 #include "models/encoder.h"
 #include "models/encoder_layout.h"
 
@@ -80,23 +80,9 @@ get_eps(const reader *r, const char *key, double fallback, float *out)
 static ha_status
 get_activation(const reader *r, const char *key, const char *fallback, ha_activation *out)
 {
-    static const struct { const char *name; ha_activation value; } known[] = {
-        {"gelu", HA_ACT_GELU}, {"gelu_python", HA_ACT_GELU}, {"gelu_new", HA_ACT_GELU_TANH}, {"gelu_fast", HA_ACT_GELU_TANH},
-        {"gelu_pytorch_tanh", HA_ACT_GELU_TANH}, {"relu", HA_ACT_RELU}, {"silu", HA_ACT_SILU}, {"swish", HA_ACT_SILU}, {"tanh", HA_ACT_TANH},
-    };
     const char *value;
     const ha_status status = ha_json_get_string(r->json, r->root, key, fallback, &value, r->err);
-    if (status != HA_OK) {
-        return status;
-    }
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (strcmp(value, known[i].name) == 0) {
-            *out = known[i].value;
-            return HA_OK;
-        }
-    }
-    return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: %s '%.60s' is not supported (supported: gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, silu, tanh)",
-                   r->path, key, value);
+    return status == HA_OK ? ha_activation_named(r->path, key, value, out, r->err) : status;
 }
 
 /* A string member that must have the one value that this library computes. */
@@ -215,6 +201,7 @@ read_roberta(const reader *r, ha_encoder_config *c)
     size_t pad;
     ha_status status;
     c->head_act = HA_ACT_TANH;
+    c->drop_head_input = 1;
     if ((status = read_bert_like(r, &keys, c)) != HA_OK ||
         (status = get_size(r, "pad_token_id", 1, 0, MAX_EXTENT, &pad)) != HA_OK) {
         return status;
@@ -233,6 +220,7 @@ read_electra(const reader *r, ha_encoder_config *c)
 {
     static const shape_keys keys = {BERT_KEYS, 30522, 256, 12, 4, 1024, 512, 1e-12};
     c->head_act = HA_ACT_GELU;
+    c->drop_head_input = 1;
     const ha_status status = read_bert_like(r, &keys, c);
     return status == HA_OK ? get_size(r, "embedding_size", 128, 1, MAX_EXTENT, &c->embedding_size) : status;
 }
@@ -486,9 +474,6 @@ config_parse(const reader *r, ha_encoder_config *out)
         {"modernbert", "ModernBertForSequenceClassification", HA_MODERNBERT, read_modernbert},
     };
     const char *type;
-    if (r->root == NULL || r->root->type != HA_JSON_OBJECT) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: must hold an object", r->path);
-    }
     const ha_status status = ha_json_get_string(r->json, r->root, "model_type", NULL, &type, r->err);
     if (status != HA_OK) {
         return status;
@@ -513,23 +498,13 @@ ha_status
 ha_encoder_config_read(const char *folder, ha_encoder_config *out, ha_error *err)
 {
     char path[HA_PATH_MAX];
-    ha_map_file file = {0};
     ha_json *json = NULL;
     ha_status status = ha_path_join(folder, "config.json", path, sizeof(path), err);
-    if (status != HA_OK) {
-        return status;
-    }
     *out = (ha_encoder_config){0};
-    if ((status = ha_map_file_open(path, &file, err)) != HA_OK) {
-        goto done;
+    if (status == HA_OK && (status = ha_json_open(path, 0, &json, err)) == HA_OK) {
+        const reader r = {json, ha_json_root(json), path, err};
+        status = config_parse(&r, out);
     }
-    if ((status = ha_json_parse(path, (const char *)file.data, file.size, &json, err)) != HA_OK) {
-        goto done;
-    }
-    const reader r = {json, ha_json_root(json), path, err};
-    status = config_parse(&r, out);
-done:
     ha_json_free(json);
-    ha_map_file_close(&file);
     return status;
 }

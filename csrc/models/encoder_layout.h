@@ -49,6 +49,18 @@ ha_params_count(const ha_encoder_config *config)
     return HA_EMB_PARAMS + config->n_layers * HA_LAYER_PARAMS + HA_HEAD_PARAMS;
 }
 
+/* How far a parameter stands from the embeddings: 0 for them (relative positions and the convolution beside the first layer included), 1 .. n_layers for
+ * the layers, n_layers + 1 for what follows them. */
+static inline size_t
+ha_param_depth(const ha_encoder_config *config, size_t i)
+{
+    const size_t head = ha_head_param(config, 0);
+    if (i >= head || i == HA_FINAL_NORM_W || i == HA_FINAL_NORM_B) {
+        return config->n_layers + 1;
+    }
+    return i < HA_EMB_PARAMS ? 0 : 1 + (i - HA_EMB_PARAMS) / HA_LAYER_PARAMS;
+}
+
 /* Elements of a row: a matrix (rows, ...) is read by rows, a vector is one row. */
 static inline size_t
 ha_param_cols(const ha_param *param)

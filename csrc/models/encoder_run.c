@@ -10,11 +10,11 @@
 #include "models/attend.h"
 #include "models/encoder_batch.h"
 #include "models/encoder_impl.h"
+#include "models/encoder_parts.h"
 
 /* Rows are taken in chunks of about this many tokens a thread: activations stay bounded and near the cache. */
 #define CHUNK_TOKENS 512
 #define CHUNK_TOKENS_MOST 8192
-#define GRAIN 16384             /* elements a thread */
 
 /* Buffers of one call, sized for its largest chunk. wide holds what lives within a block: query+key+value and the context; the intermediate
  * activations; the convolution's input. */
@@ -71,26 +71,6 @@ attention_of(const run *r, size_t i, size_t rows, const int64_t *offsets)
         .table_floats = c->relative_span > 0 ? ha_encoder_table_floats(e) : 0,
         .row = r->relative_rows != NULL ? r->relative_rows + r->longest + HA_ATTEND_PAD - 1 : NULL,
     };
-}
-
-/* The table's row of each distance below `longest`, of either sign: logarithmic buckets beyond half of them (He et al. 2021,
- * arXiv 2111.09543, and transformers' rounding, step by step in float32), or the distance itself; the last rows stand for all that is beyond. */
-static void
-fill_relative_rows(const ha_encoder_config *c, int32_t *rows, size_t longest)
-{
-    const ptrdiff_t span = (ptrdiff_t)c->relative_span, middle = (ptrdiff_t)(c->position_buckets / 2);
-    const float scale = middle > 0 ? (float)log((float)((double)(c->max_relative_positions - 1) / (double)middle)) : 1.0f;
-    int32_t *center = rows + (longest - 1);
-    ptrdiff_t last = 0;
-    for (ptrdiff_t d = 0; d < (ptrdiff_t)longest; d++) {
-        ptrdiff_t bucket = d;
-        if (middle > 0 && d > middle) {
-            bucket = (ptrdiff_t)ceilf((float)log((float)d / (float)middle) / scale * (float)(middle - 1)) + middle;
-        }
-        last = bucket > last ? bucket : last;
-        center[d] = (int32_t)(last + span < 2 * span ? last + span : 2 * span - 1);
-        center[-d] = (int32_t)(span - last > 0 ? span - last : 0);
-    }
 }
 
 static void
@@ -170,57 +150,6 @@ static void
 normalise(const run *r, const ha_norm *norm, float *out, const float *x, size_t m)
 {
     r->encoder->kernels->layer_norm_f32(out, x, norm->weight, norm->bias, m, norm->n, r->encoder->config.layer_norm_eps, r->n_threads);
-}
-
-static void
-gather_first(const run *r, float *out, const float *x, size_t rows)
-{
-    const size_t h = r->encoder->config.hidden_size;
-    for (size_t i = 0; i < rows; i++) {
-        memcpy(out + i * h, x + (size_t)r->offsets[i] * h, h * sizeof(float));
-    }
-}
-
-static void
-fill_rotations(run *r)
-{
-    const ha_encoder *e = r->encoder;
-    const size_t half = e->config.head_dim / 2;
-    for (int kind = 0; kind < 2 && e->inv_freq[kind] != NULL; kind++) {
-        for (size_t p = 0; p < r->longest; p++) {
-            for (size_t i = 0; i < half; i++) {
-                const float angle = (float)p * e->inv_freq[kind][i];    /* rounded to float32, as transformers has it */
-                r->cosine[kind][p * half + i] = cosf(angle);
-                r->sine[kind][p * half + i] = sinf(angle);
-            }
-        }
-    }
-}
-
-/* Rotates the heads that stand side by side in x (tokens, n_heads head_dim), each by its token's position: halves (i, i + head_dim / 2) are pairs. */
-static void
-rotate(const run *r, int kind, float *x, size_t ldx, size_t rows)
-{
-    const ha_encoder_config *c = &r->encoder->config;
-    const size_t half = c->head_dim / 2;
-    const int n = ha_threads_for((size_t)r->offsets[rows] * c->hidden_size, GRAIN, r->n_threads);
-    (void)n;
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(ha_team(n)) if (n > 1) schedule(static)
-#endif
-    for (ptrdiff_t row = 0; row < (ptrdiff_t)rows; row++) {
-        for (int64_t t = r->offsets[row]; t < r->offsets[row + 1]; t++) {
-            const float *cosine = r->cosine[kind] + (size_t)(t - r->offsets[row]) * half, *sine = r->sine[kind] + (size_t)(t - r->offsets[row]) * half;
-            for (size_t head = 0; head < c->n_heads; head++) {
-                float *a = x + (size_t)t * ldx + head * c->head_dim, *b = a + half;
-                for (size_t i = 0; i < half; i++) {
-                    const float u = a[i], v = b[i];
-                    a[i] = u * cosine[i] - v * sine[i];
-                    b[i] = v * cosine[i] + u * sine[i];
-                }
-            }
-        }
-    }
 }
 
 /* Word rows, then type and position, norm and projection, into r->x. */
@@ -316,8 +245,8 @@ run_layer(const run *r, size_t i, size_t rows, size_t tokens)
         q = k + 2 * h * tokens;
         context = q + h * rows;
         float *first_in = context + h * rows;
-        gather_first(r, first_in, in, rows);
-        gather_first(r, r->first, r->x, rows);
+        ha_first_of_rows(first_in, in, r->offsets, rows, h);
+        ha_first_of_rows(r->first, r->x, r->offsets, rows, h);
         apply(r, &l->kv, r->wide, 2 * h, in, h, tokens);
         apply(r, &l->q, q, h, first_in, h, rows);
         a.ldq = h, a.ldkv = 2 * h;
@@ -329,35 +258,14 @@ run_layer(const run *r, size_t i, size_t rows, size_t tokens)
         a.ldq = a.ldkv = 3 * h;
     }
     if (r->cosine[kind] != NULL) {      /* the first token stands at position 0, whose rotation is none */
-        rotate(r, kind, k, a.ldkv, rows);
+        ha_rotary_apply(c, r->cosine[kind], r->sine[kind], 0, k, a.ldkv, r->offsets, rows, r->n_threads);
         if (!l->cls_only) {
-            rotate(r, kind, q, a.ldq, rows);
+            ha_rotary_apply(c, r->cosine[kind], r->sine[kind], 0, q, a.ldq, r->offsets, rows, r->n_threads);
         }
     }
     a.q = q, a.k = k, a.v = k + h;
     ha_attend_batch_run(&a, context, h, r->scratch, r->n_threads);
     finish_layer(r, l, x, context, l->cls_only ? rows : tokens);
-}
-
-/* The tokens around each token that is wanted, as the columns of one group's kernel: (tokens or rows, in kernel), row-major as the weight is. */
-static void
-gather_neighbours(const run *r, float *out, size_t group, size_t rows, int cls_only)
-{
-    const ha_encoder_config *c = &r->encoder->config;
-    const size_t h = c->hidden_size, in = h / c->conv_groups, kernel = c->conv_kernel_size;
-    for (size_t row = 0; row < rows; row++) {
-        const int64_t begin = r->offsets[row], end = cls_only ? begin + 1 : r->offsets[row + 1];
-        for (int64_t t = begin; t < end; t++) {
-            for (size_t j = 0; j < kernel; j++) {
-                const int64_t from = t + (int64_t)j - (int64_t)(kernel / 2);
-                const int inside = from >= begin && from < r->offsets[row + 1];
-                for (size_t i = 0; i < in; i++) {
-                    out[i * kernel + j] = inside ? r->embedded[(size_t)from * h + group * in + i] : 0.0f;
-                }
-            }
-            out += in * kernel;
-        }
-    }
 }
 
 /* x (m, hidden), the first layer's output, becomes norm(x + act(convolution of the embeddings)): DeBERTa v2. */
@@ -369,29 +277,13 @@ convolve(const run *r, float *x, size_t rows, size_t tokens)
     const int cls_only = e->layers[0].cls_only;
     const size_t h = c->hidden_size, m = cls_only ? rows : tokens, n = h / c->conv_groups;
     for (size_t g = 0; g < c->conv_groups; g++) {
-        gather_neighbours(r, r->wide, g, rows, cls_only);
+        ha_gather_neighbours(c, r->wide, r->embedded, g, r->offsets, rows, cls_only);
         apply_activated(r, &e->conv[g], c->conv_act, r->sum + g * n, h, r->wide, e->conv[g].k, m);
     }
     add_back(r, x, r->sum, &e->conv_norm, m);
 }
 
 /* -- the head -- */
-
-static void
-mean_of_rows(const run *r, float *out, const float *x, size_t rows)
-{
-    const size_t h = r->encoder->config.hidden_size;
-    for (size_t row = 0; row < rows; row++) {
-        const int64_t begin = r->offsets[row], end = r->offsets[row + 1];
-        for (size_t j = 0; j < h; j++) {
-            double sum = 0;
-            for (int64_t t = begin; t < end; t++) {
-                sum += x[(size_t)t * h + j];
-            }
-            out[row * h + j] = (float)(sum / (double)(end - begin));
-        }
-    }
-}
 
 static void
 run_head(const run *r, float *logits, size_t rows, size_t tokens)
@@ -401,7 +293,7 @@ run_head(const run *r, float *logits, size_t rows, size_t tokens)
     const size_t h = c->hidden_size;
     if (c->mean_pooling) {
         normalise(r, &e->final_norm, r->x, r->x, tokens);
-        mean_of_rows(r, r->first, r->x, rows);
+        ha_mean_of_rows(r->first, r->x, r->offsets, rows, h);
     } else if (e->final_norm.n > 0) {
         normalise(r, &e->final_norm, r->first, r->first, rows);
     }
@@ -455,9 +347,11 @@ ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logit
     lay_out_run(&r, &arena);
     if ((status = ha_arena_commit(&arena, err)) == HA_OK) {
         lay_out_run(&r, &arena);
-        fill_rotations(&r);
         if (r.relative_rows != NULL) {
-            fill_relative_rows(&encoder->config, r.relative_rows, r.longest + HA_ATTEND_PAD);
+            ha_relative_rows(&encoder->config, r.relative_rows, r.longest + HA_ATTEND_PAD);
+        }
+        for (int kind = 0; kind < 2 && r.cosine[kind] != NULL; kind++) {
+            ha_rotary_angles(encoder->inv_freq[kind], encoder->config.head_dim / 2, r.longest, r.cosine[kind], r.sine[kind]);
         }
         for (size_t first = 0, last; first < batch->n_rows && status == HA_OK; first = last) {
             last = chunk_end(batch, first, n_threads);

@@ -4,6 +4,8 @@
 
 #include "python/pyharmaug.h"
 
+#include <math.h>
+
 #include "models/encoder.h"
 
 typedef struct py_batch {
@@ -14,5 +16,13 @@ typedef struct py_batch {
 /* type_ids may be None. 0 with an exception set; py_batch_close() is for both outcomes. */
 int py_batch_open(PyObject *ids, PyObject *offsets, PyObject *type_ids, py_batch *out);
 void py_batch_close(py_batch *batch);
+
+/* Probabilities that were left out (NaN) are that of hidden states. */
+static inline void
+py_dropouts_complete(ha_dropouts *dropout)
+{
+    dropout->attention = isnan(dropout->attention) ? dropout->hidden : dropout->attention;
+    dropout->classifier = isnan(dropout->classifier) ? dropout->hidden : dropout->classifier;
+}
 
 #endif

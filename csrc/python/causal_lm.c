@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "models/decoder_layout.h"
+
 #define LOGITS_ROWS 256     /* tokens a forward pass of logits(): the interpreter checks for signals between passes */
 
 PyArrayObject *
@@ -124,8 +126,8 @@ logits_rows(const causal_lm_object *lm, ha_decoder_state *state, ha_kv_cache *ca
     return status == HA_OK ? ha_decoder_head(lm->decoder, state, rows, count, out, err) : status;
 }
 
-static int
-narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
+int
+py_narrow_ids(const int64_t *ids, size_t n, size_t vocab_size, int32_t *out)
 {
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || (uint64_t)ids[i] >= vocab_size) {
@@ -156,6 +158,10 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         return NULL;
     }
     const size_t n = (size_t)PyArray_SIZE(wide), chunk = n < LOGITS_ROWS ? n : LOGITS_ROWS;
+    const int n_threads = py_threads(lm->n_threads);
+    if (n_threads == 0) {
+        goto done;
+    }
     if (n == 0 || n > c->max_position_embeddings) {
         status = ha_fail(&err, HA_ERR_VALUE, "logits: %zu tokens; the model's context takes 1..%zu", n, c->max_position_embeddings);
         goto done;
@@ -165,7 +171,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         PyErr_NoMemory();
         goto done;
     }
-    if (narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
+    if (py_narrow_ids(PyArray_DATA(wide), n, c->vocab_size, ids) < 0) {
         goto done;
     }
     const npy_intp dims[2] = {(npy_intp)n, (npy_intp)c->vocab_size};
@@ -173,7 +179,7 @@ causal_lm_logits(PyObject *self, PyTypeObject *cls, PyObject *const *args, Py_ss
         goto done;
     }
     if ((status = ha_decoder_cache_new(lm->decoder, n, &cache, &err)) != HA_OK ||
-        (status = ha_decoder_state_new(lm->decoder, chunk, lm->n_threads, &state, &err)) != HA_OK) {
+        (status = ha_decoder_state_new(lm->decoder, chunk, n_threads, &state, &err)) != HA_OK) {
         Py_CLEAR(out);
         goto done;
     }
@@ -214,13 +220,13 @@ causal_lm_config(PyObject *self, void *unused)
     if (stop_ids == NULL) {
         return NULL;
     }
-    return Py_BuildValue("{s:s,s:O,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d,s:d,s:O,s:N}",
-        "model_type", c->model_type, "gguf", c->gguf ? Py_True : Py_False,
+    return Py_BuildValue("{s:s,s:O,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d,s:d,s:O,s:N}",
+        "model_type", c->family->model_type, "gguf", c->gguf ? Py_True : Py_False,
         "vocab_size", (Py_ssize_t)c->vocab_size, "hidden_size", (Py_ssize_t)c->hidden_size,
         "num_hidden_layers", (Py_ssize_t)c->n_layers, "num_attention_heads", (Py_ssize_t)c->n_heads,
         "num_key_value_heads", (Py_ssize_t)c->n_kv_heads, "head_dim", (Py_ssize_t)c->head_dim,
         "intermediate_size", (Py_ssize_t)c->intermediate_size, "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings,
-        "rms_norm_eps", (double)c->rms_norm_eps, "rope_theta", c->rope_theta,
+        "sliding_window", (Py_ssize_t)c->sliding_window, c->family->keys->eps, (double)c->norm_eps, "rope_theta", c->rope_theta,
         "tie_word_embeddings", c->tied ? Py_True : Py_False, "stop_ids", stop_ids);
 }
 
@@ -254,7 +260,7 @@ static PyGetSetDef causal_lm_getters[] = {
 PyDoc_STRVAR(causal_lm_doc,
 "CausalLM(path, *, dtype=None, n_threads=0)\n"
 "--\n\n"
-"A decoder of the Llama family from a .gguf file or a Hugging Face folder.\n\n"
+"A decoder (llama, mistral, qwen2, qwen3, gemma, gemma2, gpt2) from a .gguf file or a Hugging Face folder.\n\n"
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"

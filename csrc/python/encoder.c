@@ -1,8 +1,6 @@
 /* _C.Encoder: the inference form of an encoder with a classification head. */
 #include "python/pyharmaug.h"
 
-#include <string.h>
-
 #include "models/encoder.h"
 #include "python/batch.h"
 
@@ -14,21 +12,27 @@ typedef struct encoder_object {
     int n_threads;
 } encoder_object;
 
-static int
-parse_format(const char *dtype, ha_weight_format *out)
+const ha_encoder *
+py_encoder(PyObject *module, PyObject *obj, int *n_threads)
 {
-    if (strcmp(dtype, "float32") == 0) {
-        *out = HA_WEIGHT_F32;
-    } else if (strcmp(dtype, "bfloat16") == 0) {
-        *out = HA_WEIGHT_BF16;
-    } else if (strcmp(dtype, "int8") == 0) {
-        PyErr_SetString(PyExc_ValueError, "Encoder: dtype int8 is not available yet; float32 and bfloat16 are");
-        return 0;
-    } else {
-        PyErr_Format(PyExc_ValueError, "Encoder: dtype must be float32 or bfloat16, got '%s'", dtype);
-        return 0;
+    module_state *state = PyModule_GetState(module);
+    if (!PyObject_TypeCheck(obj, (PyTypeObject *)state->Encoder)) {
+        PyErr_Format(PyExc_TypeError, "expected a _C.Encoder, got %R", (PyObject *)Py_TYPE(obj));
+        return NULL;
     }
-    return 1;
+    *n_threads = ((encoder_object *)obj)->n_threads;
+    return ((encoder_object *)obj)->encoder;
+}
+
+static int
+parse_format(PyObject *module, const char *dtype, ha_weight_format *out)
+{
+    ha_error err;
+    const ha_status status = ha_weight_format_named(dtype, out, &err);
+    if (status != HA_OK) {
+        py_raise(module, status, &err);
+    }
+    return status == HA_OK;
 }
 
 /* An object around an empty encoder, which open() or from_params() fills. */
@@ -56,7 +60,7 @@ encoder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      py_optional_path, &cache)) {
         return NULL;
     }
-    encoder_object *self = parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    encoder_object *self = parse_format(PyType_GetModule(type), dtype, &format) ? allocate(type, format, n_threads) : NULL;
     if (self != NULL) {
         ha_error err;
         ha_status status;
@@ -92,7 +96,7 @@ encoder_from_params(PyObject *cls, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     const ha_encoder_params *params = py_encoder_params(module, params_obj);
-    encoder_object *self = params != NULL && parse_format(dtype, &format) ? allocate(type, format, n_threads) : NULL;
+    encoder_object *self = params != NULL && parse_format(module, dtype, &format) ? allocate(type, format, n_threads) : NULL;
     if (self != NULL) {
         ha_error err;
         ha_status status;
@@ -150,8 +154,9 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$O:logits", names, &ids_obj, &offsets_obj, &types_obj, &threads_obj)) {
         return NULL;
     }
-    const long n_threads = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
-    if ((n_threads == -1 && PyErr_Occurred()) || !py_batch_open(ids_obj, offsets_obj, types_obj, &rows)) {
+    const long asked = threads_obj != Py_None ? PyLong_AsLong(threads_obj) : self->n_threads;
+    int n_threads = 0;
+    if ((asked == -1 && PyErr_Occurred()) || (n_threads = py_threads(asked)) == 0 || !py_batch_open(ids_obj, offsets_obj, types_obj, &rows)) {
         goto done;
     }
     const npy_intp dims[2] = {(npy_intp)rows.batch.n_rows, (npy_intp)ha_encoder_config_of(self->encoder)->num_labels};
@@ -163,7 +168,7 @@ encoder_logits(PyObject *obj, PyObject *args, PyObject *kwargs)
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_encoder_logits(self->encoder, &rows.batch, logits, n_threads > 0 && n_threads < 4096 ? (int)n_threads : 0, &err);
+    status = ha_encoder_logits(self->encoder, &rows.batch, logits, n_threads, &err);
     Py_END_ALLOW_THREADS
     if (status != HA_OK) {
         py_raise(PyType_GetModule(Py_TYPE(obj)), status, &err);
@@ -254,8 +259,7 @@ static PyType_Spec encoder_spec = {
 int
 py_add_encoder(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
-    const int status = type != NULL ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
-    Py_XDECREF(type);
-    return status;
+    module_state *state = PyModule_GetState(module);
+    state->Encoder = PyType_FromModuleAndSpec(module, &encoder_spec, NULL);
+    return state->Encoder != NULL ? PyModule_AddType(module, (PyTypeObject *)state->Encoder) : -1;
 }

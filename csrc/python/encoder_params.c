@@ -1,6 +1,7 @@
 /* _C.EncoderParams: every weight of an encoder in one block, by name. */
 #include "python/pyharmaug.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,13 +30,25 @@ py_encoder_params(PyObject *module, PyObject *obj)
 PyObject *
 py_encoder_config(const ha_encoder_config *c)
 {
-    return Py_BuildValue("{s:s,s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type, "architecture", c->architecture,
+    PyObject *config = Py_BuildValue("{s:s,s:s,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:d}", "model_type", c->model_type, "architecture", c->architecture,
                          "vocab_size", (Py_ssize_t)c->vocab_size, "hidden_size", (Py_ssize_t)c->hidden_size,
                          "num_hidden_layers", (Py_ssize_t)c->n_layers, "num_attention_heads", (Py_ssize_t)c->n_heads,
                          "intermediate_size", (Py_ssize_t)c->intermediate_size,
                          "max_position_embeddings", (Py_ssize_t)c->max_position_embeddings, "max_tokens", (Py_ssize_t)c->max_tokens,
                          "type_vocab_size", (Py_ssize_t)c->type_vocab_size, "num_labels", (Py_ssize_t)c->num_labels,
                          "layer_norm_eps", (double)c->layer_norm_eps);
+    PyObject *types = config != NULL && c->window > 0 ? PyList_New((Py_ssize_t)c->n_layers) : NULL;
+    for (size_t i = 0; types != NULL && i < c->n_layers; i++) {
+        PyObject *name = PyUnicode_FromString(c->windowed[i] ? "sliding_attention" : "full_attention");
+        if (name == NULL || PyList_SetItem(types, (Py_ssize_t)i, name) < 0) {
+            Py_CLEAR(types);
+        }
+    }
+    if (PyErr_Occurred() || (types != NULL && PyDict_SetItemString(config, "layer_types", types) < 0)) {
+        Py_CLEAR(config);
+    }
+    Py_XDECREF(types);
+    return config;
 }
 
 static PyObject *
@@ -368,7 +381,7 @@ done:
 }
 
 PyDoc_STRVAR(gradients_doc,
-"gradients(ids, offsets, dlogits, type_ids=None, *, dropout=0, seed=0, step=0, n_threads=0)\n"
+"gradients(ids, offsets, dlogits, type_ids=None, *, dropout=0, attention_dropout=dropout, classifier_dropout=dropout, seed=0, step=0, n_threads=0)\n"
 "--\n\n"
 "The forward and the backward pass of training over one ragged batch.\n\n"
 "Parameters\n"
@@ -377,8 +390,8 @@ PyDoc_STRVAR(gradients_doc,
 "    As for Encoder.logits().\n"
 "dlogits : array_like, shape (n, num_labels)\n"
 "    Gradient of the loss with respect to the logits.\n"
-"dropout : float, default 0\n"
-"    Probability; masks are drawn by counter from (seed, step).\n\n"
+"dropout, attention_dropout, classifier_dropout : float, default 0\n"
+"    As for Trainer; masks are drawn by counter from (seed, step).\n\n"
 "Returns\n"
 "-------\n"
 "logits : ndarray, shape (n, num_labels), float32\n"
@@ -390,20 +403,21 @@ PyDoc_STRVAR(gradients_doc,
 static PyObject *
 params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ids", "offsets", "dlogits", "type_ids", "dropout", "seed", "step", "n_threads", NULL};
+    static char *names[] = {"ids", "offsets", "dlogits", "type_ids", "dropout", "attention_dropout", "classifier_dropout", "seed", "step", "n_threads", NULL};
     const ha_encoder_params *params = ((params_object *)self)->params;
     PyObject *ids, *offsets, *dlogits_obj, *types = Py_None, *result = NULL;
     PyObject *logits = NULL, *grads = NULL, *words = NULL;
     PyArrayObject *dlogits = NULL;
     py_batch rows = {0};
     ha_tape *tape = NULL;
-    float dropout = 0;
+    ha_dropouts dropout = {.attention = NAN, .classifier = NAN};
     unsigned long long seed = 0, step = 0;
     int n_threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$fKKi:gradients", names, &ids, &offsets, &dlogits_obj, &types,
-                                     &dropout, &seed, &step, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$fffKKi:gradients", names, &ids, &offsets, &dlogits_obj, &types,
+                                     &dropout.hidden, &dropout.attention, &dropout.classifier, &seed, &step, &n_threads)) {
         return NULL;
     }
+    py_dropouts_complete(&dropout);
     if (!py_batch_open(ids, offsets, types, &rows)) {
         goto done;
     }
@@ -428,9 +442,9 @@ params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_error err;
     ha_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ha_encoder_train_forward(params, &rows.batch, dropout, seed, step, tape, y, n_threads, &err);
+    status = ha_encoder_train_forward(params, &rows.batch, &dropout, seed, step, tape, y, n_threads, &err);
     if (status == HA_OK) {
-        status = ha_encoder_train_backward(params, &rows.batch, tape, dy, g, touched, n_threads, &err);
+        status = ha_encoder_train_backward(params, &rows.batch, tape, dy, g, NULL, touched, n_threads, &err);
     }
     Py_END_ALLOW_THREADS
     result = status == HA_OK ? PyTuple_Pack(3, logits, grads, words) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
@@ -477,20 +491,9 @@ params_size(PyObject *self, void *unused)
     return PyLong_FromSize_t(((params_object *)self)->params->total);
 }
 
-static PyObject *
-params_check_trainable(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    ha_error err;
-    const ha_status status = ha_encoder_check_trainable(&((params_object *)self)->params->config, &err);
-    return status == HA_OK ? Py_NewRef(Py_None) : py_raise(PyType_GetModule(Py_TYPE(self)), status, &err);
-}
-
 static PyMethodDef params_methods[] = {
     {"read", (PyCFunction)(void (*)(void))params_read, METH_VARARGS | METH_KEYWORDS | METH_CLASS, read_doc},
     {"copy", params_copy, METH_NOARGS, PyDoc_STR("copy()\n--\n\nAnother block with the same weights.")},
-    {"check_trainable", params_check_trainable, METH_NOARGS,
-     PyDoc_STR("check_trainable()\n--\n\nValueError names what the backward pass does not know: another model_type than bert, another hidden_act than gelu.")},
     {"write", (PyCFunction)(void (*)(void))params_write, METH_VARARGS | METH_KEYWORDS, write_doc},
     {"shape", params_shape, METH_O, PyDoc_STR("shape(name, /)\n--\n\nShape of a parameter. KeyError: no such one.")},
     {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
@@ -502,7 +505,7 @@ static PyMethodDef params_methods[] = {
 
 static PyGetSetDef params_getters[] = {
     {"names", params_names, NULL, PyDoc_STR("Names of the parameters, as in a transformers checkpoint, in the block's order."), NULL},
-    {"config", params_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, and the most tokens of a row, as a new dict."), NULL},
+    {"config", params_config, NULL, PyDoc_STR("Extents under their names in BERT's config.json, the class in transformers, the most tokens of a row and, of a model with windows, the type of each layer, as a new dict."), NULL},
     {"size", params_size, NULL, PyDoc_STR("Number of weights."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -3,6 +3,7 @@
 #include "python/causal_lm.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "generation/loop.h"
 
@@ -81,50 +82,124 @@ as_u64(PyObject *obj, void *out)
     return 1;
 }
 
-static PyObject *
-generation_run_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+/* Moves the options of ha_sampling out of `kwargs` (a new dict, or NULL) into *out; -1 with an exception set. */
+static int
+take_sampling(PyObject *kwargs, ha_sampling *out)
 {
-    static char *names[] = {"lm", "tokenizer", "batch_size", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "min_p", "stop_ids",
-                            "n_threads", NULL};
-    PyObject *lm = NULL, *tokenizer = NULL, *stop_obj = NULL, *module = PyType_GetModule(type);
-    uint64_t batch_size = 32, max_new_tokens = 64, top_k = 0;
-    ha_generation_options options = {.sampling = {.temperature = 1, .top_p = 1}};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O&O&O&dO&ddOi:GenerationRun", names, &lm, &tokenizer, as_u64, &batch_size,
-                                     as_u64, &max_new_tokens, as_u64, &options.seed, &options.sampling.temperature, as_u64, &top_k,
-                                     &options.sampling.top_p, &options.sampling.min_p, &stop_obj, &options.n_threads)) {
+    const struct { const char *name; double *value; } numbers[] = {
+        {"temperature", &out->temperature}, {"top_p", &out->top_p}, {"min_p", &out->min_p}, {"typical_p", &out->typical_p},
+        {"repetition_penalty", &out->repetition_penalty}, {"presence_penalty", &out->presence_penalty}, {"frequency_penalty", &out->frequency_penalty},
+    };
+    *out = ha_sampling_plain;
+    for (size_t i = 0; kwargs != NULL && i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        PyObject *value = PyDict_GetItemString(kwargs, numbers[i].name);
+        if (value != NULL) {
+            *numbers[i].value = PyFloat_AsDouble(value);
+            if (PyErr_Occurred() || PyDict_DelItemString(kwargs, numbers[i].name) < 0) {
+                return -1;
+            }
+        }
+    }
+    PyObject *top_k = kwargs != NULL ? PyDict_GetItemString(kwargs, "top_k") : NULL;
+    uint64_t k = 0;
+    if (top_k != NULL && (!as_u64(top_k, &k) || PyDict_DelItemString(kwargs, "top_k") < 0)) {
+        return -1;
+    }
+    out->top_k = (size_t)k;
+    return 0;
+}
+
+/* Banned runs: a sequence of sequences of ids. *ids and *ends are malloc'ed; -1 with an exception set. */
+static int
+parse_banned(PyObject *obj, int32_t **ids, size_t **ends, size_t *n)
+{
+    const Py_ssize_t count = obj != NULL ? PySequence_Size(obj) : 0;
+    size_t total = 0;
+    if (count < 0 || (*ends = calloc((size_t)count + 1, sizeof(**ends))) == NULL) {
+        return count < 0 ? -1 : (PyErr_NoMemory(), -1);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PySequence_GetItem(obj, i);
+        size_t length = 0;
+        int32_t *run = item != NULL ? parse_ids(item, "banned", &length) : NULL;
+        Py_XDECREF(item);
+        int32_t *grown = run != NULL ? realloc(*ids, (total + length + 1) * sizeof(**ids)) : NULL;
+        if (grown == NULL) {
+            free(run);
+            return PyErr_Occurred() ? -1 : (PyErr_NoMemory(), -1);
+        }
+        *ids = grown;
+        memcpy(grown + total, run, length * sizeof(*run));
+        free(run);
+        (*ends)[i] = total += length;
+    }
+    *n = (size_t)count;
+    return 0;
+}
+
+static PyObject *
+generation_run_create(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"lm", "tokenizer", "batch_size", "max_new_tokens", "min_new_tokens", "seed", "stop_ids", "banned", "n_threads", NULL};
+    PyObject *lm = NULL, *tokenizer = NULL, *stop_obj = NULL, *banned_obj = NULL, *module = PyType_GetModule(type), *result = NULL;
+    uint64_t batch_size = 32, max_new_tokens = 64, min_new_tokens = 0;
+    ha_generation_options options = {0};
+    if (take_sampling(kwargs, &options.sampling) < 0 ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$O&O&O&O&OOi:GenerationRun", names, &lm, &tokenizer, as_u64, &batch_size,
+                                     as_u64, &max_new_tokens, as_u64, &min_new_tokens, as_u64, &options.seed, &stop_obj, &banned_obj,
+                                     &options.n_threads)) {
         return NULL;
     }
     const causal_lm_object *model = py_causal_lm(module, lm);
     const ha_tokenizer *tok = NULL;
-    if (model == NULL || (tokenizer != Py_None && (tok = py_tokenizer(module, tokenizer)) == NULL)) {
-        return NULL;
-    }
-    int32_t *stop_ids = NULL;
-    if (stop_obj != NULL && (stop_ids = parse_ids(stop_obj, "stop_ids", &options.n_stop_ids)) == NULL) {
-        return NULL;
+    int32_t *stop_ids = NULL, *banned = NULL;
+    size_t *banned_ends = NULL;
+    if (model == NULL || (tokenizer != Py_None && (tok = py_tokenizer(module, tokenizer)) == NULL) ||
+        (stop_obj != NULL && (stop_ids = parse_ids(stop_obj, "stop_ids", &options.n_stop_ids)) == NULL) ||
+        parse_banned(banned_obj, &banned, &banned_ends, &options.n_banned) < 0) {
+        goto done;
     }
     options.batch_size = (size_t)batch_size;
     options.max_new_tokens = (size_t)max_new_tokens;
-    options.sampling.top_k = (size_t)top_k;
+    options.min_new_tokens = (size_t)min_new_tokens;
     options.stop_ids = stop_ids;
-    options.n_threads = options.n_threads > 0 ? options.n_threads : model->n_threads;
+    options.banned = banned;
+    options.banned_ends = banned_ends;
+    if ((options.n_threads = py_threads(options.n_threads > 0 ? options.n_threads : model->n_threads)) == 0) {
+        goto done;
+    }
     ha_run *run = NULL;
     ha_error err;
     ha_status status = ha_run_new(model->decoder, tok, &options, &run, &err);
-    free(stop_ids);
     if (status != HA_OK) {
-        return py_raise(module, status, &err);
+        py_raise(module, status, &err);
+        goto done;
     }
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     generation_run_object *self = (generation_run_object *)alloc(type, 0);
     if (self == NULL) {
         ha_run_free(run);
-        return NULL;
+        goto done;
     }
     self->run = run;
     self->lm = Py_NewRef(lm);
     self->tokenizer = Py_NewRef(tokenizer);
-    return (PyObject *)self;
+    result = (PyObject *)self;
+done:
+    free(stop_ids);
+    free(banned);
+    free(banned_ends);
+    return result;
+}
+
+/* With a dict of its own to take options out of. */
+static PyObject *
+generation_run_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *own = kwargs != NULL ? PyDict_Copy(kwargs) : NULL;
+    PyObject *self = kwargs != NULL && own == NULL ? NULL : generation_run_create(type, args, own);
+    Py_XDECREF(own);
+    return self;
 }
 
 static void
@@ -321,14 +396,17 @@ static PyGetSetDef generation_run_getters[] = {
 };
 
 PyDoc_STRVAR(generation_run_doc,
-"GenerationRun(lm, tokenizer, *, batch_size=32, max_new_tokens=64, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_ids=(), n_threads=0)\n"
+"GenerationRun(lm, tokenizer, *, batch_size=32, max_new_tokens=64, min_new_tokens=0, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,\n"
+"              typical_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, stop_ids=(), banned=(), n_threads=0)\n"
 "--\n\n"
 "Many samples behind many prompts, decoded together (see csrc/generation/loop.h).\n\n"
 "Parameters\n"
 "----------\n"
 "lm : CausalLM\n"
 "tokenizer : Tokenizer or None\n"
-"    None: samples have ids only, and stop strings are refused.\n");
+"    None: samples have ids only, and stop strings are refused.\n"
+"banned : sequence of sequences of int\n"
+"    Runs of tokens whose last never follows the others; a run of one is a token that never comes.\n");
 
 static PyType_Slot generation_run_slots[] = {
     {Py_tp_new, generation_run_new},
@@ -348,80 +426,119 @@ static PyType_Spec generation_run_spec = {
 
 /* -- the sampler alone, for whoever wants to know what it keeps -- */
 
+/* What the two functions share: logits copied, for a draw changes them on its way; the history; the sampler. */
+typedef struct sampler_call {
+    ha_sampling sampling;
+    ha_history history;
+    PyArrayObject *logits;
+    int32_t *prompt, *ids, *banned;
+    ha_sampler *sampler;
+} sampler_call;
+
+static void
+end_call(sampler_call *call)
+{
+    Py_XDECREF(call->logits);
+    free(call->prompt);
+    free(call->ids);
+    free(call->banned);
+    ha_sampler_free(call->sampler);
+}
+
+/* Ids within the vocabulary of the logits. 0, or -1 with an exception set. */
+static int
+parse_known_ids(PyObject *obj, const char *what, size_t vocab_size, int32_t **ids, size_t *n)
+{
+    if (obj == NULL) {
+        return 0;
+    }
+    *ids = parse_ids(obj, what, n);
+    for (size_t i = 0; *ids != NULL && i < *n; i++) {
+        if ((size_t)(*ids)[i] >= vocab_size) {
+            PyErr_Format(PyExc_ValueError, "%s: id %d lies outside the vocabulary of %zu", what, (int)(*ids)[i], vocab_size);
+            return -1;
+        }
+    }
+    return *ids != NULL ? 0 : -1;
+}
+
+/* `uniform` NULL: not an argument. 0, or -1 with an exception set. */
+static int
+begin_call(PyObject *module, PyObject *args, PyObject *kwargs, const char *format, double *uniform, sampler_call *call)
+{
+    static char *names[] = {"logits", "prompt", "ids", "banned", NULL}, *with_uniform[] = {"logits", "uniform", "prompt", "ids", "banned", NULL};
+    PyObject *logits = NULL, *prompt = NULL, *ids = NULL, *banned = NULL, *own = kwargs != NULL ? PyDict_Copy(kwargs) : NULL;
+    ha_error err;
+    int ok = (kwargs == NULL || own != NULL) && take_sampling(own, &call->sampling) == 0 &&
+             (uniform != NULL ? PyArg_ParseTupleAndKeywords(args, own, format, with_uniform, &logits, uniform, &prompt, &ids, &banned)
+                              : PyArg_ParseTupleAndKeywords(args, own, format, names, &logits, &prompt, &ids, &banned));
+    Py_XDECREF(own);
+    if (!ok || (call->logits = (PyArrayObject *)PyArray_FROM_OTF(logits, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY)) == NULL) {
+        return -1;
+    }
+    const size_t vocab = (size_t)PyArray_SIZE(call->logits);
+    ha_status status = ha_sampling_check(&call->sampling, &err);
+    if (status == HA_OK && (PyArray_NDIM(call->logits) != 1 || vocab == 0 || (uniform != NULL && !(*uniform >= 0 && *uniform < 1)))) {
+        status = ha_fail(&err, HA_ERR_VALUE, "sampler: logits must be one row of at least one, uniform in [0, 1)");
+    }
+    if (status != HA_OK || (status = ha_sampler_new(vocab, &call->sampler, &err)) != HA_OK) {
+        py_raise(module, status, &err);
+        return -1;
+    }
+    if (parse_known_ids(prompt, "prompt", vocab, &call->prompt, &call->history.n_prompt) < 0 ||
+        parse_known_ids(ids, "ids", vocab, &call->ids, &call->history.n_ids) < 0 ||
+        parse_known_ids(banned, "banned", vocab, &call->banned, &call->history.n_banned) < 0) {
+        return -1;
+    }
+    call->history.prompt = call->prompt;
+    call->history.ids = call->ids;
+    call->history.banned = call->banned;
+    return 0;
+}
+
 static PyObject *
 sampler_probabilities(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"logits", "temperature", "top_k", "top_p", "min_p", NULL};
-    PyObject *logits_obj = NULL;
-    uint64_t top_k = 0;
-    ha_sampling sampling = {.temperature = 1, .top_p = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dO&dd:sampler_probabilities", names, &logits_obj, &sampling.temperature, as_u64, &top_k,
-                                     &sampling.top_p, &sampling.min_p)) {
-        return NULL;
-    }
-    sampling.top_k = (size_t)top_k;
-    ha_error err;
-    ha_status status = ha_sampling_check(&sampling, &err);
-    ha_sampler *sampler = NULL;
+    sampler_call call = {0};
     PyArrayObject *out = NULL;
-    PyArrayObject *logits = (PyArrayObject *)PyArray_FROM_OTF(logits_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-    if (logits == NULL) {
-        return NULL;
+    ha_error err;
+    if (begin_call(module, args, kwargs, "O|$OOO:sampler_probabilities", NULL, &call) == 0 &&
+        (out = (PyArrayObject *)PyArray_SimpleNew(1, PyArray_DIMS(call.logits), NPY_FLOAT32)) != NULL) {
+        ha_status status = ha_sampler_probabilities(call.sampler, ha_kernels_get(), &call.sampling, &call.history, PyArray_DATA(call.logits),
+                                                    PyArray_DATA(out), &err);
+        if (status != HA_OK) {
+            Py_CLEAR(out);
+            py_raise(module, status, &err);
+        }
     }
-    if (status == HA_OK && (PyArray_NDIM(logits) != 1 || PyArray_SIZE(logits) == 0)) {
-        status = ha_fail(&err, HA_ERR_VALUE, "sampler_probabilities: logits must be one row of at least one");
-    }
-    if (status == HA_OK && (status = ha_sampler_new((size_t)PyArray_SIZE(logits), &sampler, &err)) == HA_OK &&
-        (out = (PyArrayObject *)PyArray_SimpleNew(1, PyArray_DIMS(logits), NPY_FLOAT32)) != NULL) {
-        status = ha_sampler_probabilities(sampler, ha_kernels_get(), &sampling, PyArray_DATA(logits), PyArray_DATA(out), &err);
-    }
-    ha_sampler_free(sampler);
-    Py_DECREF(logits);
-    if (status != HA_OK) {
-        Py_XDECREF(out);
-        return py_raise(module, status, &err);
-    }
+    end_call(&call);
     return (PyObject *)out;
 }
 
 static PyObject *
 sampler_draw(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"logits", "uniform", "temperature", "top_k", "top_p", "min_p", NULL};
-    PyObject *logits_obj = NULL;
+    sampler_call call = {0};
+    PyObject *result = NULL;
     double uniform = 0, logprob = 0;
     int32_t token = 0;
-    uint64_t top_k = 0;
-    ha_sampling sampling = {.temperature = 1, .top_p = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Od|$dO&dd:sampler_draw", names, &logits_obj, &uniform, &sampling.temperature, as_u64, &top_k,
-                                     &sampling.top_p, &sampling.min_p)) {
-        return NULL;
-    }
-    sampling.top_k = (size_t)top_k;
     ha_error err;
-    ha_status status = ha_sampling_check(&sampling, &err);
-    ha_sampler *sampler = NULL;
-    PyArrayObject *logits = (PyArrayObject *)PyArray_FROM_OTF(logits_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-    if (logits == NULL) {
-        return NULL;
+    if (begin_call(module, args, kwargs, "Od|$OOO:sampler_draw", &uniform, &call) == 0) {
+        ha_status status = ha_sampler_draw(call.sampler, ha_kernels_get(), &call.sampling, &call.history, PyArray_DATA(call.logits), uniform, &token,
+                                           &logprob, &err);
+        result = status == HA_OK ? Py_BuildValue("(id)", (int)token, logprob) : py_raise(module, status, &err);
     }
-    if (status == HA_OK && (PyArray_NDIM(logits) != 1 || PyArray_SIZE(logits) == 0 || !(uniform >= 0 && uniform < 1))) {
-        status = ha_fail(&err, HA_ERR_VALUE, "sampler_draw: logits must be one row of at least one, uniform in [0, 1)");
-    }
-    if (status == HA_OK && (status = ha_sampler_new((size_t)PyArray_SIZE(logits), &sampler, &err)) == HA_OK) {
-        status = ha_sampler_draw(sampler, ha_kernels_get(), &sampling, PyArray_DATA(logits), uniform, &token, &logprob, &err);
-    }
-    ha_sampler_free(sampler);
-    Py_DECREF(logits);
-    return status == HA_OK ? Py_BuildValue("(id)", (int)token, logprob) : py_raise(module, status, &err);
+    end_call(&call);
+    return result;
 }
 
 static PyMethodDef sampler_functions[] = {
     {"sampler_probabilities", (PyCFunction)(void (*)(void))sampler_probabilities, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("sampler_probabilities(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)\n--\n\n"
-               "What the sampler draws from: float32 (vocab_size,), zeros outside the kept set.")},
+     PyDoc_STR("sampler_probabilities(logits, *, prompt=(), ids=(), banned=(), **sampling)\n--\n\n"
+               "What the sampler draws from: float32 (vocab_size,), zeros outside the kept set. sampling as in GenerationRun; prompt and ids (the\n"
+               "continuation) are what penalties look at; banned are ids.")},
     {"sampler_draw", (PyCFunction)(void (*)(void))sampler_draw, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("sampler_draw(logits, uniform, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)\n--\n\n"
+     PyDoc_STR("sampler_draw(logits, uniform, *, prompt=(), ids=(), banned=(), **sampling)\n--\n\n"
                "(token, its log-probability unfiltered) for one uniform number in [0, 1).")},
     {NULL, NULL, 0, NULL},
 };

@@ -118,7 +118,7 @@ linear_call(PyObject *self, PyObject *args, PyObject *kwargs)
     const linear_object *linear = (linear_object *)self;
     PyObject *x_obj;
     int n_threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:Linear", names, &x_obj, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:Linear", names, &x_obj, &n_threads) || (n_threads = py_threads(n_threads)) == 0) {
         return NULL;
     }
     void *scratch = NULL;
@@ -210,7 +210,8 @@ matmul(PyObject *module, PyObject *args, PyObject *kwargs)
     PyObject *a_obj, *b_obj;
     int n_threads = 0;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$i:matmul", names, &a_obj, &b_obj, &n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$i:matmul", names, &a_obj, &b_obj, &n_threads) ||
+        (n_threads = py_threads(n_threads)) == 0) {
         return NULL;
     }
     PyArrayObject *a = NULL, *b = NULL, *c = NULL;

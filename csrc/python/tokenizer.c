@@ -1,11 +1,10 @@
 #include "python/pyharmaug.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "python/batch.h"
+#include "python/texts.h"
 #include "tokenizer/tokenizer.h"
 
 typedef struct tokenizer_object {
@@ -17,76 +16,6 @@ static const ha_tokenizer *
 handle(PyObject *self)
 {
     return ((tokenizer_object *)self)->tokenizer;
-}
-
-/* The UTF-8 of a str, borrowed from it; 0 with an exception that names `what` and the row (-1: none). */
-static int
-text_of(PyObject *obj, const char *what, Py_ssize_t row, ha_text *out)
-{
-    char place[64] = "";
-    if (row >= 0) {
-        PyOS_snprintf(place, sizeof(place), "[%zd]", row);
-    }
-    if (!PyUnicode_Check(obj)) {
-        PyErr_Format(PyExc_TypeError, "%s%s must be str, got %R", what, place, (PyObject *)Py_TYPE(obj));
-        return 0;
-    }
-    Py_ssize_t length;
-    const char *data = PyUnicode_AsUTF8AndSize(obj, &length);
-    if (data == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_UnicodeError)) {
-            PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "%s%s holds a lone surrogate, which is no text", what, place);
-        }
-        return 0;
-    }
-    *out = (ha_text){data, (size_t)length};
-    return 1;
-}
-
-/* None, or NaN or pandas.NA, with which pandas says it. */
-static int
-is_none(PyObject *obj)
-{
-    if (obj == Py_None || PyUnicode_Check(obj)) {
-        return obj == Py_None;
-    }
-    if (PyFloat_Check(obj)) {
-        return isnan(PyFloat_AsDouble(obj));
-    }
-    PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(obj), "__name__");
-    const int na = name != NULL && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "NAType") == 0;
-    Py_XDECREF(name);
-    PyErr_Clear();
-    return na;
-}
-
-/* A tuple (its own references: another thread may change a list) and the texts in it. None is no text where `optional`. */
-static PyObject *
-texts_of(PyObject *obj, const char *what, int optional, ha_text **out)
-{
-    *out = NULL;
-    if (PyUnicode_Check(obj) || PyBytes_Check(obj)) {
-        PyErr_Format(PyExc_TypeError, "%s must be a sequence of str, got one %R: write [text]", what, (PyObject *)Py_TYPE(obj));
-        return NULL;
-    }
-    PyObject *tuple = PySequence_Tuple(obj);
-    const Py_ssize_t n = tuple != NULL ? PyTuple_Size(tuple) : 0;
-    ha_text *texts = tuple != NULL ? calloc((size_t)n + 1, sizeof(*texts)) : NULL;
-    if (tuple != NULL && texts == NULL) {
-        Py_DECREF(tuple);
-        return PyErr_NoMemory();
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *item = PyTuple_GetItem(tuple, i);
-        if (!(optional && is_none(item)) && !text_of(item, what, i, &texts[i])) {
-            free(texts);
-            Py_DECREF(tuple);
-            return NULL;
-        }
-    }
-    *out = texts;
-    return tuple;
 }
 
 /* An array (rows,) or (rows, 2) over malloc'ed data, which it takes over, whatever the outcome. */
@@ -173,40 +102,6 @@ encoding_to_python(ha_encoding *e)
     return tuple;
 }
 
-/* What ticks need: the interpreter is let go of while texts are encoded, and taken again ten times a second. */
-typedef struct ticker {
-    PyThreadState *thread;
-    PyObject *progress;         /* borrowed; None: nobody asks */
-    struct timespec next;
-} ticker;
-
-/* Signals (Ctrl-C raises here) and progress(texts done). */
-static int
-tick(void *arg, size_t done)
-{
-    ticker *t = arg;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    if (now.tv_sec < t->next.tv_sec || (now.tv_sec == t->next.tv_sec && now.tv_nsec < t->next.tv_nsec)) {
-        return 0;
-    }
-    t->next = now;
-    t->next.tv_nsec += 100000000;
-    if (t->next.tv_nsec >= 1000000000) {
-        t->next.tv_nsec -= 1000000000;
-        t->next.tv_sec++;
-    }
-    PyEval_RestoreThread(t->thread);
-    int failed = PyErr_CheckSignals() < 0;
-    if (!failed && t->progress != Py_None) {
-        PyObject *answer = PyObject_CallFunction(t->progress, "n", (Py_ssize_t)done);
-        failed = answer == NULL;
-        Py_XDECREF(answer);
-    }
-    t->thread = PyEval_SaveThread();
-    return failed;
-}
-
 static PyObject *
 tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -220,7 +115,7 @@ tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_error err;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$pOspOpiOp:encode_batch", names, &texts_obj, &pairs_obj, &options.add_special_tokens,
                                      &max_length, &truncation, &options.truncate_left, &stride, &options.spans, &options.n_threads, &progress,
-                                     &options.split_special_tokens)) {
+                                     &options.split_special_tokens) || (options.n_threads = py_threads(options.n_threads)) == 0) {
         return NULL;
     }
     if (parse_truncation(truncation, &options.truncation) < 0 || parse_size(max_length, "max_length", &options.max_length) < 0 ||
@@ -229,13 +124,13 @@ tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
     }
     options.windows = stride != Py_None;
     memset(&encoding, 0, sizeof(encoding));
-    texts_tuple = texts_of(texts_obj, "texts", 0, &texts);
+    texts_tuple = py_texts(texts_obj, "texts", "texts[%zd]", 0, 0, &texts);
     if (texts_tuple == NULL) {
         goto done;
     }
     const Py_ssize_t n = PyTuple_Size(texts_tuple);
     if (pairs_obj != Py_None) {
-        pairs_tuple = texts_of(pairs_obj, "pairs", 1, &pairs);
+        pairs_tuple = py_texts(pairs_obj, "pairs", "pairs[%zd]", 0, 1, &pairs);
         if (pairs_tuple == NULL) {
             goto done;
         }
@@ -245,11 +140,10 @@ tokenizer_encode_batch(PyObject *self, PyObject *args, PyObject *kwargs)
         }
     }
     const ha_tokenizer *tokenizer = handle(self);
-    ticker t = {.progress = progress};
-    clock_gettime(CLOCK_MONOTONIC, &t.next);
-    options.tick = tick;
+    py_ticker t;
+    options.tick = py_tick;
     options.tick_arg = &t;
-    t.thread = PyEval_SaveThread();     /* the tuples hold the texts */
+    py_ticker_start(&t, progress);      /* the tuples hold the texts */
     const ha_status status = ha_tokenizer_encode_batch(tokenizer, texts, pairs, (size_t)n, &options, &encoding, &err);
     PyEval_RestoreThread(t.thread);
     result = PyErr_Occurred() ? NULL : status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : encoding_to_python(&encoding);
@@ -271,7 +165,7 @@ pad_rows(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
     ha_pad_options options = {0};
     py_batch batch;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOn|$ippi:pad_rows", names, &ids, &offsets, &type_ids, &columns, &options.pad_id, &options.left,
-                                     &options.wide, &options.n_threads)) {
+                                     &options.wide, &options.n_threads) || (options.n_threads = py_threads(options.n_threads)) == 0) {
         return NULL;
     }
     if (!py_batch_open(ids, offsets, type_ids, &batch) || batch.types == NULL) {
@@ -369,7 +263,7 @@ tokenizer_normalize(PyObject *self, PyObject *obj)
     char *out = NULL;
     size_t length = 0;
     ha_error err;
-    if (!text_of(obj, "text", -1, &text)) {
+    if (!py_text(obj, "text", &text)) {
         return NULL;
     }
     const ha_status status = ha_tokenizer_normalize(handle(self), text, &out, &length, &err);
@@ -388,7 +282,7 @@ tokenizer_pre_tokenize(PyObject *self, PyObject *obj)
     int32_t *out = NULL;
     size_t n = 0;
     ha_error err;
-    if (!text_of(obj, "text", -1, &text)) {
+    if (!py_text(obj, "text", &text)) {
         return NULL;
     }
     const ha_status status = ha_tokenizer_pre_tokenize(handle(self), text, &out, &n, &err);
@@ -403,7 +297,7 @@ static PyObject *
 tokenizer_token_to_id(PyObject *self, PyObject *token)
 {
     ha_text text;
-    if (!text_of(token, "token", -1, &text)) {
+    if (!py_text(token, "token", &text)) {
         return NULL;
     }
     const int32_t id = ha_tokenizer_token_to_id(handle(self), text.data, text.length);
@@ -488,7 +382,7 @@ special_tokens_of(PyObject *dict, size_t *n)
     }
     while (PyDict_Next(dict, &at, &key, &value)) {
         ha_text text;
-        const Py_ssize_t id = text_of(key, "special_tokens: a key", -1, &text) ? PyNumber_AsSsize_t(value, PyExc_ValueError) : -1;
+        const Py_ssize_t id = py_text(key, "special_tokens: a key", &text) ? PyNumber_AsSsize_t(value, PyExc_ValueError) : -1;
         if (id < 0) {
             if (!PyErr_Occurred()) {
                 PyErr_Format(PyExc_ValueError, "special_tokens: the id of %R must be >= 0, got %zd", key, id);

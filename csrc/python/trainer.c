@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "io/tensor_file.h"
+#include "python/batch.h"
 #include "training/schedule.h"
 #include "training/trainer.h"
 
@@ -61,23 +62,25 @@ static PyObject *
 Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"params", "ce_weight", "kl_weight", "temperature", "unsafe_index", "beta1", "beta2", "eps",
-                            "weight_decay", "clip_norm", "dropout", "seed", "micro_tokens", "n_threads", "frozen",
-                            "lora_rank", "lora_alpha", "lora_targets", NULL};
+                            "weight_decay", "layer_decay", "clip_norm", "dropout", "attention_dropout", "classifier_dropout", "seed",
+                            "micro_tokens", "n_threads", "frozen", "lora_rank", "lora_alpha", "lora_targets", NULL};
     PyObject *params_obj, *frozen_obj = NULL, *targets_obj = NULL, *frozen_keep = NULL, *targets_keep = NULL;
     const char **frozen = NULL, **targets = NULL;
     Trainer *self = NULL, *result = NULL;
     unsigned long long seed = 0;
     Py_ssize_t unsafe_index = -1, micro_tokens = 0, rank = 0;
     ha_trainer_config config = {.loss = {.ce_weight = 0.5, .kl_weight = 0.5, .temperature = 1}, .beta1 = 0.9,
-                                .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .clip_norm = 1, .dropout = 0.1f,
+                                .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .layer_decay = 1, .clip_norm = 1,
+                                .dropout = {.hidden = 0.1f, .attention = NAN, .classifier = NAN},
                                 .lora_alpha = 16};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddndddddfKniOnfO:Trainer", names, &params_obj,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddnddddddfffKniOnfO:Trainer", names, &params_obj,
                                      &config.loss.ce_weight, &config.loss.kl_weight, &config.loss.temperature,
                                      &unsafe_index, &config.beta1, &config.beta2, &config.eps, &config.weight_decay,
-                                     &config.clip_norm, &config.dropout, &seed, &micro_tokens, &config.n_threads,
-                                     &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
+                                     &config.layer_decay, &config.clip_norm, &config.dropout.hidden, &config.dropout.attention,
+                                     &config.dropout.classifier, &seed, &micro_tokens, &config.n_threads, &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
         return NULL;
     }
+    py_dropouts_complete(&config.dropout);
     PyObject *module = PyType_GetModule(type);
     ha_encoder_params *params = module != NULL ? py_encoder_params(module, params_obj) : NULL;
     if (params == NULL) {
@@ -356,6 +359,20 @@ Trainer_save_adapter(Trainer *self, PyObject *args)
 }
 
 static PyObject *
+Trainer_settle(Trainer *self, PyObject *unused)
+{
+    (void)unused;
+    if (!enter(self)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    ha_trainer_settle(self->trainer);
+    Py_END_ALLOW_THREADS
+    leave(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 Trainer_get_steps(Trainer *self, void *unused)
 {
     (void)unused;
@@ -377,6 +394,9 @@ static PyMethodDef Trainer_methods[] = {
     {"load", (PyCFunction)Trainer_load, METH_VARARGS,
      PyDoc_STR("load(path, steps, moments=True, /)\n--\n\nGo on from a saved state. The trainer must be new, made with "
                "the same arguments on the same initial weights.")},
+    {"settle", (PyCFunction)Trainer_settle, METH_NOARGS,
+     PyDoc_STR("settle()\n--\n\nBring every weight up to date, before they are read: the word embedding rows that no "
+               "batch held have decay outstanding. Saving does it too.")},
     {"save_adapter", (PyCFunction)Trainer_save_adapter, METH_VARARGS,
      PyDoc_STR("save_adapter(path, dtype='float16', /)\n--\n\nWrite LoRA factors and the other trained weights under "
                "PEFT's names.")},
@@ -391,8 +411,8 @@ static PyGetSetDef Trainer_getset[] = {
 
 PyDoc_STRVAR(Trainer_doc,
 "Trainer(params, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1, beta1=0.9, beta2=0.999,\n"
-"        eps=1e-8, weight_decay=0.1, clip_norm=1.0, dropout=0.1, seed=0, micro_tokens=0, n_threads=0,\n"
-"        frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
+"        eps=1e-8, weight_decay=0.1, layer_decay=1.0, clip_norm=1.0, dropout=0.1, attention_dropout=dropout,\n"
+"        classifier_dropout=dropout, seed=0, micro_tokens=0, n_threads=0, frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
 "--\n\n"
 "AdamW training of EncoderParams, in place.\n\n"
 "Parameters\n"
@@ -406,8 +426,14 @@ PyDoc_STRVAR(Trainer_doc,
 "    Which of two labels is unsafe; the last by default.\n"
 "weight_decay : float\n"
 "    Of matrices; biases and LayerNorm have none.\n"
+"layer_decay : float\n"
+"    The learning rate of what stands d levels below the head (its last layer 1, the embeddings the number of layers\n"
+"    and 1) is multiplied by layer_decay**d.\n"
 "clip_norm : float\n"
 "    Largest global gradient norm; 0: no clipping.\n"
+"dropout, attention_dropout, classifier_dropout : float\n"
+"    Probabilities where transformers' model of the family has its dropout layers: on hidden states, on attention's\n"
+"    probabilities, in the head.\n"
 "micro_tokens : int\n"
 "    A step's rows are worked on in groups of about so many tokens, which bounds memory; 0: all at once.\n"
 "frozen : sequence of str\n"

@@ -1,10 +1,7 @@
 #include "tokenizer/hf_config.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "core/map_file.h"
 
 ha_status
 ha_hf_open(const char *path, const char *name, ha_json **out, ha_error *err)
@@ -18,22 +15,7 @@ ha_hf_open(const char *path, const char *name, ha_json **out, ha_error *err)
     }
     memcpy(beside, path, n);
     strcpy(beside + n, name);
-    ha_status status = HA_OK;
-    FILE *probe = fopen(beside, "rb");
-    if (probe != NULL) {
-        ha_map_file file;
-        fclose(probe);
-        status = ha_map_file_open(beside, &file, err);
-        if (status == HA_OK) {
-            status = ha_json_parse(beside, (const char *)file.data, file.size, out, err);
-            ha_map_file_close(&file);
-        }
-        if (status == HA_OK && ha_json_root(*out)->type != HA_JSON_OBJECT) {
-            status = ha_fail(err, HA_ERR_FORMAT, "%.400s: must hold an object", beside);
-            ha_json_free(*out);
-            *out = NULL;
-        }
-    }
+    const ha_status status = ha_json_open(beside, 1, out, err);
     free(beside);
     return status;
 }

@@ -47,8 +47,6 @@ typedef struct ha_encode_options {
     void *tick_arg;
 } ha_encode_options;
 
-typedef struct ha_text { const char *data; size_t length; } ha_text;    /* UTF-8; data NULL: no pair */
-
 /* Ragged rows: one for each text, or with windows one or more, in the order of the texts. Those of a text are, as in tokenizers, its truncated row and then
  * the overflowing ones, for a pair every window of one text beside every window of the other. The struct is zeroed by the caller, filled by encode and
  * released by ha_encoding_free. */
@@ -62,7 +60,7 @@ typedef struct ha_encoding {
     int64_t *texts;                 /* (n_rows,) the text that the row is of */
 } ha_encoding;
 
-/* texts (n), pairs (n) or NULL. Invalid UTF-8 is HA_ERR_VALUE naming the row. Rows of a text are the same whatever else is in the batch. */
+/* texts (n), pairs (n) or NULL; a pair whose data is NULL is none. Invalid UTF-8 is HA_ERR_VALUE naming the row. Rows of a text are the same whatever else is in the batch. */
 ha_status ha_tokenizer_encode_batch(const ha_tokenizer *tokenizer, const ha_text *texts, const ha_text *pairs, size_t n,
                                     const ha_encode_options *options, ha_encoding *out, ha_error *err);
 void ha_encoding_free(ha_encoding *encoding);

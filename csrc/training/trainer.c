@@ -7,6 +7,7 @@
 #include "core/parallel.h"
 #include "kernels/kernels.h"
 #include "models/encoder_batch.h"
+#include "models/encoder_layout.h"
 #include "training/trainer_impl.h"
 
 #define CHUNK 8192          /* elements of one piece of work: four arrays of it stay in L2 */
@@ -51,8 +52,11 @@ check_config(const ha_trainer_config *config, ha_error *err)
         {"beta2", config->beta2, 0, 1 - 1e-12},
         {"eps", config->eps, 1e-30, 1},
         {"weight_decay", config->weight_decay, 0, 1e6},
+        {"layer_decay", config->layer_decay, 1e-6, 1},
         {"clip_norm", config->clip_norm, 0, 1e30},
-        {"dropout", config->dropout, 0, 0.999},
+        {"dropout", config->dropout.hidden, 0, 0.999},
+        {"attention_dropout", config->dropout.attention, 0, 0.999},
+        {"classifier_dropout", config->dropout.classifier, 0, 0.999},
     };
     for (size_t i = 0; i < sizeof(bounds) / sizeof(bounds[0]); i++) {
         if (!(bounds[i].value >= bounds[i].min && bounds[i].value <= bounds[i].max)) {
@@ -81,7 +85,9 @@ mark_trainable(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
             return ha_fail(err, HA_ERR_VALUE, "trainer: frozen pattern '%s' matches no parameter", config->frozen[p]);
         }
     }
+    memcpy(t->wanted, t->trainable, t->params->count);
     for (size_t i = 0; t->lora != NULL && i < t->lora->count; i++) {
+        t->wanted[t->lora->pairs[i].item] = 1;
         t->trainable[t->lora->pairs[i].item] = 0;      /* its factors are trained in its place */
     }
     t->n_trainable = t->lora != NULL ? t->lora->total : 0;
@@ -92,11 +98,13 @@ mark_trainable(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
 }
 
 static void
-add_chunks(ha_trainer *t, int lora, int trained, int word, size_t offset, size_t size, size_t step, float decay)
+add_chunks(ha_trainer *t, int lora, size_t item, size_t offset, size_t size, size_t step, double decay)
 {
+    const ha_encoder_config *c = &t->params->config;
+    const double scale = pow(t->config.layer_decay, (double)(c->n_layers + 1 - ha_param_depth(c, item)));
     for (size_t first = 0; first < size; first += step) {
-        t->chunks[t->n_chunks++] = (chunk){.lora = lora, .trained = trained, .word = word, .decay = decay,
-                                           .offset = offset + first,
+        t->chunks[t->n_chunks++] = (chunk){.lora = lora, .trained = lora || t->trainable[item], .cleared = !lora && t->wanted[item],
+                                           .word = !lora && item == HA_EMB_WORD, .decay = (float)decay, .lr_scale = (float)scale, .offset = offset + first,
                                            .size = size - first < step ? size - first : step};
     }
 }
@@ -105,11 +113,11 @@ static ha_status
 make_chunks(ha_trainer *t, double weight_decay)
 {
     const ha_encoder_params *params = t->params;
-    const size_t lora_total = t->lora != NULL ? t->lora->total : 0;
-    const size_t hidden = t->word != NULL ? t->word->shape[1] : 1;
+    const size_t n_pairs = t->lora != NULL ? t->lora->count : 0, lora_total = t->lora != NULL ? t->lora->total : 0;
+    const size_t hidden = t->word->shape[1];
     const size_t word_step = hidden * (CHUNK / hidden > 0 ? CHUNK / hidden : 1);    /* whole rows */
-    const size_t most = params->total / CHUNK + lora_total / CHUNK + 2 * params->count + 4 +
-                        (t->word != NULL ? t->word->size / word_step : 0);
+    const size_t most = params->total / CHUNK + lora_total / CHUNK + 2 * params->count + n_pairs +
+                        t->word->size / word_step;
     t->chunks = calloc(most, sizeof(*t->chunks));
     t->partials = calloc(most, sizeof(*t->partials));
     if (t->chunks == NULL || t->partials == NULL) {
@@ -117,26 +125,13 @@ make_chunks(ha_trainer *t, double weight_decay)
     }
     for (size_t i = 0; i < params->count; i++) {
         const ha_param *item = &params->items[i];
-        const int word = item == t->word;
-        add_chunks(t, 0, t->trainable[i], word, item->offset, item->size, word ? word_step : CHUNK,
-                   item->ndim > 1 ? (float)weight_decay : 0);
+        add_chunks(t, 0, i, item->offset, item->size, item == t->word ? word_step : CHUNK, item->ndim > 1 ? weight_decay : 0);
     }
-    add_chunks(t, 1, 1, 0, 0, lora_total, CHUNK, (float)weight_decay);
+    for (size_t i = 0; i < n_pairs; i++) {
+        const ha_lora_pair *pair = &t->lora->pairs[i];
+        add_chunks(t, 1, pair->item, pair->a, t->lora->rank * (pair->rows + pair->cols), CHUNK, weight_decay);
+    }
     return HA_OK;
-}
-
-static const ha_param *
-find_word_embeddings(const ha_encoder_params *params)
-{
-    const char *const tail = "word_embeddings.weight";
-    for (size_t i = 0; i < params->count; i++) {
-        const size_t n = strlen(params->items[i].name);
-        if (n >= strlen(tail) && strcmp(params->items[i].name + n - strlen(tail), tail) == 0 &&
-            params->items[i].ndim == 2) {
-            return &params->items[i];
-        }
-    }
-    return NULL;
 }
 
 static ha_status
@@ -155,17 +150,18 @@ allocate(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
             return HA_ERR_NOMEM;
         }
     }
-    const size_t vocab = t->word != NULL ? t->word->shape[0] : 0;
+    const size_t vocab = t->word->shape[0];
     /* as large as the block, yet memory is taken only where something is written: not for frozen parameters, nor for
      * words never seen */
     t->grads = calloc(params->total, sizeof(float));
     t->m = calloc(params->total, sizeof(float));
     t->v = calloc(params->total, sizeof(float));
     t->trainable = calloc(params->count + 1, 1);
+    t->wanted = calloc(params->count + 1, 1);
     t->touched = calloc(vocab + 1, 1);
     t->seen = calloc(vocab + 1, 1);
     t->tape = ha_tape_new();
-    return t->grads && t->m && t->v && t->trainable && t->touched && t->seen && t->tape ? HA_OK : HA_ERR_NOMEM;
+    return t->grads && t->m && t->v && t->trainable && t->wanted && t->touched && t->seen && t->tape ? HA_OK : HA_ERR_NOMEM;
 }
 
 ha_status
@@ -182,11 +178,8 @@ ha_trainer_new(ha_encoder_params *params, const ha_trainer_config *config, ha_tr
     t->config.loss.num_labels = params->config.num_labels;
     t->config.frozen = t->config.lora_targets = NULL;   /* the caller's; used only here */
     t->kernels = ha_kernels_get();
-    t->word = find_word_embeddings(params);
-    status = ha_encoder_check_trainable(&params->config, err);
-    if (status == HA_OK) {
-        status = check_config(&t->config, err);
-    }
+    t->word = &params->items[HA_EMB_WORD];
+    status = check_config(&t->config, err);
     if (status == HA_OK) {
         status = allocate(t, config, err);
     }
@@ -218,6 +211,7 @@ ha_trainer_free(ha_trainer *t)
     free(t->m);
     free(t->v);
     free(t->trainable);
+    free(t->wanted);
     free(t->touched);
     free(t->seen);
     free(t->chunks);
@@ -265,36 +259,88 @@ adamw(const ha_trainer *t, const chunk *c, const update *u, size_t at, size_t n)
     float *w = (c->lora ? t->lora->w : t->params->data) + c->offset + at;
     const float *g = (c->lora ? t->lora->g : t->grads) + c->offset + at;
     float *m = (c->lora ? t->lora_m : t->m) + c->offset + at, *v = (c->lora ? t->lora_v : t->v) + c->offset + at;
-    t->kernels->adamw_f32(w, g, m, v, n, u->lr, u->beta1, u->beta2, u->eps, c->decay, u->correction1, u->correction2,
+    t->kernels->adamw_f32(w, g, m, v, n, u->lr * c->lr_scale, u->beta1, u->beta2, u->eps, c->decay, u->correction1, u->correction2,
                           u->grad_scale, 1);
 }
 
-/* Word embedding rows: runs of rows seen so far get AdamW, the others their decay alone. */
+/* Word embedding rows: runs of rows seen so far get AdamW, the others owe their decay. */
 static void
 update_words(const ha_trainer *t, const chunk *c, const update *u)
 {
     const size_t hidden = t->word->shape[1], first = (c->offset - t->word->offset) / hidden, rows = c->size / hidden;
-    const float keep = 1.0f - u->lr * c->decay;     /* as adamw_f32 has it */
     for (size_t r = 0, end; r < rows; r = end) {
         const uint8_t seen = t->seen[first + r];
         for (end = r + 1; end < rows && t->seen[first + end] == seen; end++) {
         }
         if (seen) {
             adamw(t, c, u, r * hidden, (end - r) * hidden);
-        } else if (keep != 1.0f) {
-            float *w = t->params->data + c->offset + r * hidden;
-            for (size_t i = 0; i < (end - r) * hidden; i++) {
-                w[i] *= keep;
+        }
+    }
+}
+
+/* Multiplies a row of the word embedding by every factor that it owes, one after the other, as adamw_f32 would have. */
+static void
+pay(ha_trainer *t, size_t row)
+{
+    const size_t hidden = t->word->shape[1];
+    float *w = t->params->data + t->word->offset + row * hidden;
+    for (size_t i = 0; i < hidden; i += 64) {       /* so many stay in registers */
+        const size_t end = hidden - i < 64 ? hidden : i + 64;
+        for (size_t k = 0; k < t->n_owed; k++) {
+            for (size_t j = i; j < end; j++) {
+                w[j] *= t->owed[k];
             }
         }
     }
 }
 
+void
+ha_trainer_settle(ha_trainer *t)
+{
+    const int n = ha_threads_for(t->n_owed * t->word->size, CHUNK, t->config.n_threads);
+    (void)n;
+    HA_PARALLEL_FOR(n)
+    for (ptrdiff_t r = 0; r < (ptrdiff_t)t->word->shape[0]; r++) {
+        if (t->n_owed > 0 && !t->seen[r]) {
+            pay(t, (size_t)r);
+        }
+    }
+    t->n_owed = 0;
+}
+
+/* The words of this step are no longer owing: their rows are read now. */
+static void
+see_words(ha_trainer *t, const ha_batch *batch)
+{
+    for (int64_t i = 0; i < batch->offsets[batch->n_rows]; i++) {
+        const size_t row = (size_t)batch->ids[i];
+        if (!t->seen[row]) {
+            pay(t, row);
+            t->seen[row] = 1;
+        }
+    }
+}
+
+/* Notes the decay of this step for the rows that no batch has held. */
+static void
+owe(ha_trainer *t, const update *u)
+{
+    const chunk *c = &t->chunks[0];     /* the word embedding is the first parameter */
+    const float keep = 1.0f - u->lr * c->lr_scale * c->decay;     /* as adamw_f32 has it */
+    if (!c->trained || keep == 1.0f) {
+        return;
+    }
+    if (t->n_owed == HA_OWED) {
+        ha_trainer_settle(t);
+    }
+    t->owed[t->n_owed++] = keep;
+}
+
 static void
 clear_chunk(const ha_trainer *t, const chunk *c)
 {
-    if (c->lora) {
-        return;     /* written anew each step */
+    if (!c->cleared) {
+        return;
     }
     float *g = t->grads + c->offset;
     if (!c->word) {
@@ -353,9 +399,7 @@ update_and_clear(ha_trainer *t, const update *u)
         }
         clear_chunk(t, c);
     }
-    if (t->word != NULL) {
-        memset(t->touched, 0, t->word->shape[0]);
-    }
+    memset(t->touched, 0, t->word->shape[0]);
 }
 
 static ha_status
@@ -398,7 +442,7 @@ micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size
                              .soft = targets->soft != NULL ? targets->soft + first : NULL,
                              .weight = targets->weight != NULL ? targets->weight + first : NULL};
     float *dlogits = t->logits + n * labels;
-    ha_status status = ha_encoder_train_forward(t->params, &part, t->config.dropout, t->config.seed, place, t->tape,
+    ha_status status = ha_encoder_train_forward(t->params, &part, &t->config.dropout, t->config.seed, place, t->tape,
                                                 t->logits, t->config.n_threads, err);
     if (status != HA_OK) {
         return status;
@@ -410,7 +454,7 @@ micro_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets, size
                        "rate may help",
                        (unsigned long long)t->steps + 1, *loss, (unsigned long long)t->steps);
     }
-    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->word != NULL ? t->touched : NULL,
+    return ha_encoder_train_backward(t->params, &part, t->tape, dlogits, t->grads, t->wanted, t->touched,
                                      t->config.n_threads, err);
 }
 
@@ -447,6 +491,7 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
     if (status != HA_OK || (status = reserve(t, batch->n_rows)) != HA_OK) {
         return status;
     }
+    see_words(t, batch);
     status = accumulate(t, batch, targets, &loss, err);
     if (status == HA_OK) {
         if (t->lora != NULL) {
@@ -471,10 +516,8 @@ ha_trainer_step(ha_trainer *t, const ha_batch *batch, const ha_targets *targets,
                       .correction1 = (float)(1 - pow(t->config.beta1, (double)t->steps)),
                       .correction2 = (float)(1 - pow(t->config.beta2, (double)t->steps)),
                       .grad_scale = clip > 0 && ratio < 1 ? (float)ratio : 1.0f};
-    for (size_t r = 0; t->word != NULL && r < t->word->shape[0]; r++) {
-        t->seen[r] |= t->touched[r];
-    }
     update_and_clear(t, &u);
+    owe(t, &u);
     if (t->lora != NULL) {
         ha_lora_apply(t->lora, t->params);
     }

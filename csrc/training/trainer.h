@@ -3,8 +3,9 @@
  * One step reads and writes each trainable weight once: the norm is taken over the gradients, then update and zeroing
  * of the gradient happen together, chunk by chunk while it is in cache. Most of a small guard is word embedding, and
  * most of its rows are in no batch: a row that no batch has touched yet has no gradient and no moments, so of AdamW
- * only its weight decay is left, and with none the row is skipped. This is exact: weights equal those of the dense
- * update.
+ * only its weight decay is left. It is put off until a batch holds the word, or ha_trainer_settle() is called, and then
+ * made up factor by factor: weights equal those of the dense update, bit for bit. From its first batch on a row is
+ * updated at each step, for its moments go on moving it.
  *
  * Deterministic: sums are taken per chunk and added in order, so that weights do not depend on the thread count, bit
  * for bit. */
@@ -23,8 +24,10 @@ typedef struct ha_trainer_config {
     double beta1, beta2, eps;       /* torch's defaults: 0.9, 0.999, 1e-8 */
     double weight_decay;            /* of matrices, not of biases and LayerNorm (every 1-D parameter) */
     double clip_norm;               /* largest global gradient norm; 0: no clipping */
-    float dropout;
+    ha_dropouts dropout;
     uint64_t seed;                  /* of dropout masks and of LoRA's A */
+    double layer_decay;             /* in (0, 1]: the learning rate of what stands d levels below the head (the last layer 1,
+                                     * the embeddings n_layers + 1) is multiplied by layer_decay^d */
     size_t micro_tokens;            /* a step's rows are worked on in groups of about so many tokens; 0: all at once */
     int n_threads;                  /* <= 0: the library default */
     const char *const *frozen;      /* patterns of parameter names that are not trained; '*' stands for any text */
@@ -54,6 +57,9 @@ void ha_trainer_free(ha_trainer *trainer);
 ha_status ha_trainer_step(ha_trainer *trainer, const ha_batch *batch, const ha_targets *targets, double lr,
                           ha_step *out, ha_error *err);
 
+/* Brings every weight up to date: the rows of words that no batch held have decay outstanding. Saving does it too. */
+void ha_trainer_settle(ha_trainer *trainer);
+
 uint64_t ha_trainer_steps(const ha_trainer *trainer);       /* steps made */
 size_t ha_trainer_trainable(const ha_trainer *trainer);     /* trained numbers */
 
@@ -61,12 +67,12 @@ size_t ha_trainer_trainable(const ha_trainer *trainer);     /* trained numbers *
  * trained parameter's name), atomically. A new trainer of the same configuration on the same initial parameters goes on
  * from there as if it had never stopped. With moments == 0 only the trained weights are written and read: enough to go
  * back to the best step. load: HA_ERR_FORMAT when the file does not fit; the trainer is then spoilt. */
-ha_status ha_trainer_save(const ha_trainer *trainer, const char *path, int moments, ha_error *err);
+ha_status ha_trainer_save(ha_trainer *trainer, const char *path, int moments, ha_error *err);
 ha_status ha_trainer_load(ha_trainer *trainer, const char *path, uint64_t steps, int moments, ha_error *err);
 
 /* Writes what was trained as a PEFT adapter's tensors: "base_model.model.<module>.lora_A.weight" and lora_B, and every
  * other trained parameter whole (the bias of an adapted module as "<module>.base_layer.bias"). dtype: HA_F32 or HA_F16
  * of io/tensor_file.h. HA_ERR_VALUE without LoRA. */
-ha_status ha_trainer_save_adapter(const ha_trainer *trainer, const char *path, int dtype, ha_error *err);
+ha_status ha_trainer_save_adapter(ha_trainer *trainer, const char *path, int dtype, ha_error *err);
 
 #endif

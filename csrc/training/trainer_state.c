@@ -26,12 +26,12 @@ list_new(tensor_list *list, size_t capacity)
 
 static void
 list_add(tensor_list *list, ha_dtype dtype, const char *prefix, const char *name, const char *suffix, int ndim,
-         size_t rows, size_t cols, const float *data)
+         const size_t shape[3], const float *data)
 {
     char *full = list->names[list->count];
     snprintf(full, NAME, "%s%s%s", prefix, name, suffix);
     list->items[list->count++] =
-        (ha_tensor_out){.name = full, .dtype = dtype, .ndim = ndim, .shape = {rows, cols}, .data = data};
+        (ha_tensor_out){.name = full, .dtype = dtype, .ndim = ndim, .shape = {shape[0], shape[1], shape[2]}, .data = data};
 }
 
 static void
@@ -47,7 +47,7 @@ static size_t
 count_seen(const ha_trainer *t)
 {
     size_t n = 0;
-    for (size_t r = 0; t->word != NULL && r < t->word->shape[0]; r++) {
+    for (size_t r = 0; r < t->word->shape[0]; r++) {
         n += t->seen[r];
     }
     return n;
@@ -56,7 +56,7 @@ count_seen(const ha_trainer *t)
 static int
 words_trained(const ha_trainer *t)
 {
-    return t->word != NULL && t->trainable[t->word - t->params->items];
+    return t->trainable[t->word - t->params->items];
 }
 
 /* packed (n_seen, hidden) <- the seen rows of block, or back. */
@@ -74,12 +74,13 @@ copy_seen(const ha_trainer *t, float *packed, float *block, int unpack)
 }
 
 ha_status
-ha_trainer_save(const ha_trainer *t, const char *path, int moments, ha_error *err)
+ha_trainer_save(ha_trainer *t, const char *path, int moments, ha_error *err)
 {
     const size_t n_seen = moments && words_trained(t) ? count_seen(t) : 0;
-    const size_t hidden = t->word != NULL ? t->word->shape[1] : 0, vocab = t->word != NULL ? t->word->shape[0] : 0;
+    const size_t hidden = t->word->shape[1], vocab = t->word->shape[0];
     ha_status status = HA_ERR_NOMEM;
     tensor_list list = {0};
+    ha_trainer_settle(t);
     float *packed = NULL, *seen = NULL;
     if (!list_new(&list, 3 * t->params->count + 8) ||
         (packed = malloc((2 * n_seen * hidden + 1) * sizeof(float))) == NULL ||
@@ -91,27 +92,27 @@ ha_trainer_save(const ha_trainer *t, const char *path, int moments, ha_error *er
         if (!t->trainable[i]) {
             continue;
         }
-        list_add(&list, HA_F32, "w.", p->name, "", p->ndim, p->shape[0], p->shape[1], t->params->data + p->offset);
+        list_add(&list, HA_F32, "w.", p->name, "", p->ndim, p->shape, t->params->data + p->offset);
         if (moments && p != t->word) {
-            list_add(&list, HA_F32, "m.", p->name, "", p->ndim, p->shape[0], p->shape[1], t->m + p->offset);
-            list_add(&list, HA_F32, "v.", p->name, "", p->ndim, p->shape[0], p->shape[1], t->v + p->offset);
+            list_add(&list, HA_F32, "m.", p->name, "", p->ndim, p->shape, t->m + p->offset);
+            list_add(&list, HA_F32, "v.", p->name, "", p->ndim, p->shape, t->v + p->offset);
         } else if (moments && n_seen > 0) {
             for (size_t r = 0; r < vocab; r++) {
                 seen[r] = t->seen[r];
             }
             copy_seen(t, packed, t->m, 0);
             copy_seen(t, packed + n_seen * hidden, t->v, 0);
-            list_add(&list, HA_F32, "seen.", p->name, "", 1, vocab, 0, seen);
-            list_add(&list, HA_F32, "m.", p->name, "", 2, n_seen, hidden, packed);
-            list_add(&list, HA_F32, "v.", p->name, "", 2, n_seen, hidden, packed + n_seen * hidden);
+            list_add(&list, HA_F32, "seen.", p->name, "", 1, (size_t[3]){vocab}, seen);
+            list_add(&list, HA_F32, "m.", p->name, "", 2, (size_t[3]){n_seen, hidden}, packed);
+            list_add(&list, HA_F32, "v.", p->name, "", 2, (size_t[3]){n_seen, hidden}, packed + n_seen * hidden);
         }
     }
     if (t->lora != NULL) {
-        list_add(&list, HA_F32, "w.", "lora", "", 1, t->lora->total, 0, t->lora->w);
+        list_add(&list, HA_F32, "w.", "lora", "", 1, (size_t[3]){t->lora->total}, t->lora->w);
     }
     if (t->lora != NULL && moments) {
-        list_add(&list, HA_F32, "m.", "lora", "", 1, t->lora->total, 0, t->lora_m);
-        list_add(&list, HA_F32, "v.", "lora", "", 1, t->lora->total, 0, t->lora_v);
+        list_add(&list, HA_F32, "m.", "lora", "", 1, (size_t[3]){t->lora->total}, t->lora_m);
+        list_add(&list, HA_F32, "v.", "lora", "", 1, (size_t[3]){t->lora->total}, t->lora_v);
     }
     status = ha_safetensors_write(path, list.items, list.count, NULL, err);
 done:
@@ -123,18 +124,17 @@ done:
 
 /* Reads tensor prefix + name of the given shape into out. */
 static ha_status
-load(const ha_tensor_file *file, const char *prefix, const char *name, int ndim, size_t rows, size_t cols, float *out,
+load(const ha_tensor_file *file, const char *prefix, const char *name, int ndim, const size_t shape[3], float *out,
      ha_error *err)
 {
     char full[NAME];
-    const size_t shape[2] = {rows, cols};
     const ha_tensor *tensor;
     snprintf(full, sizeof(full), "%s%s", prefix, name);
     ha_status status = ha_tensor_file_expect(file, full, ndim, shape, &tensor, err);
     if (status == HA_OK && tensor->dtype != HA_F32) {
         status = ha_fail(err, HA_ERR_FORMAT, "tensor '%s' is %s, a checkpoint holds F32", full, tensor->type_name);
     }
-    return status == HA_OK ? ha_tensor_rows_f32(tensor, 0, ndim == 1 ? 1 : rows, out, err) : status;
+    return status == HA_OK ? ha_tensor_rows_f32(tensor, 0, ndim == 1 ? 1 : shape[0], out, err) : status;
 }
 
 static ha_status
@@ -152,13 +152,13 @@ load_words(ha_trainer *t, const ha_tensor_file *file, ha_error *err)
     if (buffer == NULL) {
         return HA_ERR_NOMEM;
     }
-    ha_status status = load(file, "seen.", p->name, 1, vocab, 0, buffer, err);
+    ha_status status = load(file, "seen.", p->name, 1, (size_t[3]){vocab}, buffer, err);
     for (size_t r = 0; status == HA_OK && r < vocab; r++) {
         t->seen[r] = buffer[r] != 0;
     }
     const size_t n_seen = count_seen(t);
     for (int which = 0; status == HA_OK && which < 2; which++) {
-        status = load(file, which ? "v." : "m.", p->name, 2, n_seen, hidden, buffer, err);
+        status = load(file, which ? "v." : "m.", p->name, 2, (size_t[3]){n_seen, hidden}, buffer, err);
         if (status == HA_OK) {
             copy_seen(t, buffer, which ? t->v : t->m, 1);
         }
@@ -177,26 +177,27 @@ ha_trainer_load(ha_trainer *t, const char *path, uint64_t steps, int moments, ha
         if (!t->trainable[i]) {
             continue;
         }
-        status = load(file, "w.", p->name, p->ndim, p->shape[0], p->shape[1], t->params->data + p->offset, err);
+        status = load(file, "w.", p->name, p->ndim, p->shape, t->params->data + p->offset, err);
         if (status == HA_OK && moments && p == t->word) {
             status = load_words(t, file, err);
         } else if (status == HA_OK && moments) {
-            status = load(file, "m.", p->name, p->ndim, p->shape[0], p->shape[1], t->m + p->offset, err);
+            status = load(file, "m.", p->name, p->ndim, p->shape, t->m + p->offset, err);
             if (status == HA_OK) {
-                status = load(file, "v.", p->name, p->ndim, p->shape[0], p->shape[1], t->v + p->offset, err);
+                status = load(file, "v.", p->name, p->ndim, p->shape, t->v + p->offset, err);
             }
         }
     }
     float *const lora[3] = {t->lora != NULL ? t->lora->w : NULL, t->lora_m, t->lora_v};
     const char *const prefix[3] = {"w.", "m.", "v."};
     for (int i = 0; status == HA_OK && t->lora != NULL && i < (moments ? 3 : 1); i++) {
-        status = load(file, prefix[i], "lora", 1, t->lora->total, 0, lora[i], err);
+        status = load(file, prefix[i], "lora", 1, (size_t[3]){t->lora->total}, lora[i], err);
     }
     if (status == HA_OK && t->lora != NULL) {
         ha_lora_apply(t->lora, t->params);
     }
     if (status == HA_OK) {
         t->steps = steps;
+        t->n_owed = 0;
     }
     ha_tensor_file_close(file);
     return status;
@@ -219,13 +220,14 @@ is_wrapped_bias(const ha_trainer *t, const ha_param *param)
 }
 
 ha_status
-ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_error *err)
+ha_trainer_save_adapter(ha_trainer *t, const char *path, int dtype, ha_error *err)
 {
     if (t->lora == NULL) {
         return ha_fail(err, HA_ERR_VALUE, "save_adapter: this trainer has no LoRA");
     }
     tensor_list list = {0};
     ha_status status = HA_ERR_NOMEM;
+    ha_trainer_settle(t);
     const char *const prefix = "base_model.model.";
     if (!list_new(&list, 2 * t->lora->count + t->params->count + 1)) {
         goto done;
@@ -235,9 +237,9 @@ ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_err
         char module[NAME];
         snprintf(module, sizeof(module), "%s", t->params->items[pair->item].name);
         module[strlen(module) - strlen(".weight")] = '\0';
-        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_A.weight", 2, t->lora->rank, pair->cols,
+        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_A.weight", 2, (size_t[3]){t->lora->rank, pair->cols},
                  t->lora->w + pair->a);
-        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_B.weight", 2, pair->rows, t->lora->rank,
+        list_add(&list, (ha_dtype)dtype, prefix, module, ".lora_B.weight", 2, (size_t[3]){pair->rows, t->lora->rank},
                  t->lora->w + pair->b);
     }
     for (size_t i = 0; i < t->params->count; i++) {
@@ -250,7 +252,7 @@ ha_trainer_save_adapter(const ha_trainer *t, const char *path, int dtype, ha_err
         if (is_wrapped_bias(t, p)) {
             snprintf(name + strlen(name) - strlen("bias"), sizeof("base_layer.bias"), "base_layer.bias");
         }
-        list_add(&list, (ha_dtype)dtype, prefix, name, "", p->ndim, p->shape[0], p->shape[1],
+        list_add(&list, (ha_dtype)dtype, prefix, name, "", p->ndim, p->shape,
                  t->params->data + p->offset);
     }
     status = ha_safetensors_write(path, list.items, list.count, NULL, err);

@@ -101,9 +101,11 @@ typedef struct outcome {
 static ha_status
 sample(const ha_decoder *decoder, size_t batch_size, int n_threads, const ha_sampling *sampling, outcome *out, ha_error *err)
 {
-    static const int32_t stop_ids[] = {3, 4};
-    const ha_generation_options options = {.batch_size = batch_size, .max_new_tokens = NEW, .seed = 5, .sampling = *sampling, .stop_ids = stop_ids,
-                                           .n_stop_ids = 2, .n_threads = n_threads};
+    static const int32_t stop_ids[] = {3, 4}, banned[] = {9, 5, 6};
+    static const size_t banned_ends[] = {1, 3};
+    const ha_generation_options options = {.batch_size = batch_size, .max_new_tokens = NEW, .min_new_tokens = 1, .seed = 5, .sampling = *sampling,
+                                           .stop_ids = stop_ids, .n_stop_ids = 2, .banned = banned, .banned_ends = banned_ends, .n_banned = 2,
+                                           .n_threads = n_threads};
     ha_run *run = NULL;
     ha_generated g;
     out->n = 0;
@@ -154,7 +156,8 @@ open_and_sample(const char *folder, ha_weight_format format, const ha_sampling *
 static void
 test_samples(const char *folder, ha_weight_format format)
 {
-    static const ha_sampling samplings[] = {{1, 0, 1, 0}, {0, 0, 1, 0}, {0.8, 7, 0.9, 0.05}, {1.3, 0, 0.9, 0}};
+    static const ha_sampling samplings[] = {{1, 0, 1, 0, 1, 1, 0, 0}, {0, 0, 1, 0, 1, 1, 0, 0}, {0.8, 7, 0.9, 0.05, 1, 1, 0, 0},
+                                          {1.3, 0, 0.9, 0, 0.8, 1.2, 0.1, 0.2}};
     static outcome first, again;
     ha_decoder *decoder = NULL;
     ha_error err;
@@ -174,7 +177,7 @@ test_samples(const char *folder, ha_weight_format format)
 static void
 test_failing_allocations(const char *folder)
 {
-    static const ha_sampling sampling = {0.9, 0, 0.95, 0};
+    static const ha_sampling sampling = {0.9, 0, 0.95, 0, 0.9, 1.1, 0.1, 0};
     static outcome want, got;
     ha_error err;
     CHECK(open_and_sample(folder, HA_WEIGHT_BF16, &sampling, &want, &err) == HA_OK, "%s", err.message);
@@ -208,9 +211,9 @@ test_refusals(const char *folder)
     const ha_segment late = {tokens, 3, NULL, cache};
     CHECK(ha_decoder_forward(decoder, state, &late, 1, &err) == HA_ERR_VALUE, "a position outside the context");
     CHECK(cache->length == 88, "a refused pass moved the cache");
-    const ha_sampling bad = {1, 0, 1.5, 0};
+    const ha_sampling bad = {1, 0, 1.5, 0, 1, 1, 0, 0};
     CHECK(sample(decoder, 5, 1, &bad, &out, &err) == HA_ERR_VALUE, "top_p 1.5");
-    const ha_sampling good = {1, 0, 1, 0};
+    const ha_sampling good = ha_sampling_plain;
     CHECK(sample(decoder, 0, 1, &good, &out, &err) == HA_ERR_VALUE, "batch_size 0");
     ha_kv_cache_free(cache);
     ha_decoder_state_free(state);

@@ -170,51 +170,34 @@ test_products(void)
 static void
 test_elementwise(size_t n)
 {
-    float *a = floats(n, 6), *b = floats(n, 3), *d = floats(n, 1), *out = floats(n, 1), *two = floats(n, 1);
-    double worst[6] = {0};
-    kern->gelu_f32(out, a, n, 1);
-    for (size_t i = 0; i < n; i++) {
-        worst[0] = fmax(worst[0], fabs(out[i] - 0.5 * a[i] * erfc(-a[i] / sqrt(2))));
-    }
-    kern->gelu_backward_f32(out, d, a, n, 1);
-    for (size_t i = 0; i < n; i++) {
-        const double slope = 0.5 * erfc(-a[i] / sqrt(2)) + a[i] * exp(-0.5 * a[i] * a[i]) / sqrt(2 * acos(-1));
-        worst[1] = fmax(worst[1], fabs(out[i] - d[i] * slope));
-    }
+    float *a = floats(n, 6), *b = floats(n, 3), *out = floats(n, 1), *two = floats(n, 1);
+    double worst[3] = {0};
     kern->silu_mul_f32(out, a, b, n, 1);
     for (size_t i = 0; i < n; i++) {
-        worst[2] = fmax(worst[2], fabs(out[i] - a[i] / (1 + exp(-(double)a[i])) * b[i]));
-    }
-    kern->tanh_f32(out, a, n);
-    for (size_t i = 0; i < n; i++) {
-        worst[3] = fmax(worst[3], fabs(out[i] - tanh(a[i])) / fabs(tanh(a[i])));
+        worst[0] = fmax(worst[0], fabs(out[i] - a[i] / (1 + exp(-(double)a[i])) * b[i]));
     }
     kern->add_f32(out, a, b, n, 1);
     for (size_t i = 0; i < n; i++) {
-        worst[4] += out[i] != a[i] + b[i];
+        worst[1] += out[i] != a[i] + b[i];
     }
     memcpy(out, b, n * sizeof(float));
     kern->axpy_f32(out, 0.75f, a, n);
     for (size_t i = 0; i < n; i++) {
-        worst[5] = fmax(worst[5], fabs(out[i] - (b[i] + 0.75 * a[i])));
+        worst[2] = fmax(worst[2], fabs(out[i] - (b[i] + 0.75 * a[i])));
     }
-    CHECK(worst[0] <= 1e-6 && worst[1] <= 1e-6, "%s gelu %zu: %g, backward %g", kern->isa, n, worst[0], worst[1]);
-    CHECK(worst[2] <= 18 * 6 * EPS, "%s silu_mul %zu: %g", kern->isa, n, worst[2]);
-    CHECK(worst[3] <= 6 * EPS, "%s tanh %zu: %g", kern->isa, n, worst[3]);
-    CHECK(worst[4] == 0 && worst[5] <= 9 * 2 * EPS, "%s add, axpy %zu: %g", kern->isa, n, worst[5]);
+    CHECK(worst[0] <= 18 * 6 * EPS, "%s silu_mul %zu: %g", kern->isa, n, worst[0]);
+    CHECK(worst[1] == 0 && worst[2] <= 9 * 2 * EPS, "%s add, axpy %zu: %g", kern->isa, n, worst[2]);
 
     /* each element alone has the same bits */
-    kern->gelu_f32(out, a, n, 2);
     kern->silu_mul_f32(two, a, b, n, 2);
     int differ = 0;
     for (size_t i = 0; i < n; i++) {
-        float g, s;
-        kern->gelu_f32(&g, a + i, 1, 1);
+        float s;
         kern->silu_mul_f32(&s, a + i, b + i, 1, 1);
-        differ += memcmp(&g, out + i, 4) != 0 || memcmp(&s, two + i, 4) != 0;
+        differ += memcmp(&s, two + i, 4) != 0;
     }
-    CHECK(differ == 0, "%s gelu, silu_mul %zu: %d elements differ when alone", kern->isa, n, differ);
-    free(a), free(b), free(d), free(out), free(two);
+    CHECK(differ == 0, "%s silu_mul %zu: %d elements differ when alone", kern->isa, n, differ);
+    free(a), free(b), free(out), free(two);
 }
 
 static double
@@ -227,6 +210,50 @@ activation(ha_activation which, double x)
     case HA_ACT_SILU: return x / (1 + exp(-x));
     default: return tanh(x);
     }
+}
+
+static double
+activation_slope(ha_activation which, double x)
+{
+    const double k = sqrt(2 / acos(-1)), t = tanh(k * (x + 0.044715 * x * x * x)), s = 1 / (1 + exp(-x));
+    switch (which) {
+    case HA_ACT_GELU: return 0.5 * erfc(-x / sqrt(2)) + x * exp(-0.5 * x * x) / sqrt(2 * acos(-1));
+    case HA_ACT_GELU_TANH: return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * k * (1 + 3 * 0.044715 * x * x);
+    case HA_ACT_RELU: return x > 0;
+    case HA_ACT_SILU: return s * (1 + x * (1 - s));
+    default: return 1 - tanh(x) * tanh(x);
+    }
+}
+
+/* dx = dout * act'(x), dout within 1, in place too; and of gated rows. */
+static void
+test_activations_backward(size_t rows, size_t cols)
+{
+    const size_t n = rows * 2 * cols, ld = 2 * cols;
+    float *x = floats(n, 9), *dout = floats(n, 1), *dx = floats(n, 0);
+    for (int which = 0; which < HA_N_ACTIVATIONS; which++) {
+        const ha_activation act = (ha_activation)which;
+        float *same = copy_of(dout, n);
+        double worst[2] = {0};
+        int differ = 0;
+        kern->activate_backward_f32(dx, dout, x, act, n, 2);
+        kern->activate_backward_f32(same, same, x, act, n, 1);
+        for (size_t i = 0; i < n; i++) {
+            worst[0] = fmax(worst[0], fabs(dx[i] - dout[i] * activation_slope(act, x[i])));
+        }
+        differ = memcmp(dx, same, n * sizeof(float));
+        kern->activate_gated_backward_f32(dx, dout, x, act, rows, cols, 2);
+        for (size_t i = 0; i < rows * cols; i++) {
+            const size_t at = i / cols * ld + i % cols;
+            worst[1] = fmax(worst[1], fabs(dx[at] - dout[i] * activation_slope(act, x[at]) * x[at + cols]));
+            worst[1] = fmax(worst[1], fabs(dx[at + cols] - dout[i] * activation(act, x[at])));
+        }
+        CHECK(worst[0] <= 2e-6, "%s activation %d backward of %zu: %g", kern->isa, which, n, worst[0]);
+        CHECK(worst[1] <= 2e-5, "%s gated activation %d backward of (%zu, %zu): %g", kern->isa, which, rows, cols, worst[1]);
+        CHECK(differ == 0, "%s activation %d backward of %zu: differs in place or on two threads", kern->isa, which, n);
+        free(same);
+    }
+    free(x), free(dout), free(dx);
 }
 
 /* out = act(x), and rows of act(first half) * second half, in place too. |x| < 9: the tolerance is 1e-6 and some roundings of 9 * 9. */
@@ -515,6 +542,7 @@ main(void)
             test_elementwise(sizes[s]);
             test_training(sizes[s]);
             test_activations(3, sizes[s]);
+            test_activations_backward(3, sizes[s]);
             if (sizes[s] > 0) {
                 test_softmax(3, sizes[s]);
                 test_norms(5, sizes[s], (int)(s % 2));
@@ -523,6 +551,7 @@ main(void)
         test_training(300000);
         test_elementwise(70001);
         test_activations(70, 1001);
+        test_activations_backward(70, 1001);
         test_norms(600, 96, 1);
         test_exp();
         test_formats();

@@ -12,9 +12,15 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -150,16 +156,39 @@ def test_greedy_continuations_equal_llama_cpp(float32_gguf, ours):
 
 @pytest.mark.parametrize("name, option, warper", [
     ("top_k", 1, TopKLogitsWarper), ("top_k", 40, TopKLogitsWarper), ("top_p", 0.5, TopPLogitsWarper), ("top_p", 0.95, TopPLogitsWarper),
-    ("min_p", 0.05, MinPLogitsWarper), ("min_p", 0.3, MinPLogitsWarper),
+    ("min_p", 0.05, MinPLogitsWarper), ("min_p", 0.3, MinPLogitsWarper), ("typical_p", 0.3, TypicalLogitsWarper), ("typical_p", 0.95, TypicalLogitsWarper),
 ])
 def test_filters_keep_what_transformers_keeps(ours, name, option, warper):
-    """On real logits. TopPLogitsWarper sums from the least probable up, in float32: a token within 1e-5 of the threshold may differ."""
+    """On real logits. Theirs in float64: a token within 1e-5 of the threshold may differ."""
     rows = ours.logits(ours.tokenizer.encode(PROMPTS[1]))
     for row in rows:
-        want = torch.isfinite(warper(option)(None, torch.from_numpy(row)[None])[0]).numpy()
+        want = torch.isfinite(warper(option)(None, torch.from_numpy(row)[None].double())[0]).numpy()
         got = _C.sampler_probabilities(row, **{name: option}) > 0
         p = np.exp(row.astype(np.float64) - row.max())
         assert (p / p.sum())[want != got].sum() < 1e-5
+
+
+@pytest.mark.parametrize("options", [
+    {"repetition_penalty": 1.3, "temperature": 0.8}, {"repetition_penalty": 0.8, "top_k": 50, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.02, "typical_p": 0.9},
+    {"repetition_penalty": 1.1, "temperature": 0.7, "top_k": 100, "top_p": 0.97, "min_p": 0.01, "typical_p": 0.95},
+], ids=str)
+def test_the_chain_of_processors_gives_transformers_distribution(ours, options):
+    """All of them in generate()'s order, with banned tokens and a minimum length, on real logits behind real tokens."""
+    makers = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper,
+              "typical_p": TypicalLogitsWarper}
+    ids = ours.tokenizer.encode(PROMPTS[1])
+    rows = ours.logits(ids)
+    for n in range(4, len(ids)):
+        banned = np.argsort(-rows[n])[[0, 4]].tolist()
+        chain = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0)),
+                                     NoBadWordsLogitsProcessor([[i] for i in banned], eos_token_id=None),
+                                     MinNewTokensLengthLogitsProcessor(3, n - 1, list(ours.stop_ids), device="cpu")])
+        chain += [makers[name](options[name]) for name in makers if name in options]
+        want = torch.softmax(chain(torch.tensor([ids[:n + 1]]), torch.from_numpy(rows[n])[None].double())[0], -1).numpy()
+        got = _C.sampler_probabilities(rows[n], prompt=ids[:3], ids=ids[3:n + 1], banned=banned + list(ours.stop_ids), **options)
+        differ = (got > 0) != (want > 0)
+        assert got[differ].sum() + want[differ].sum() < 1e-5
+        np.testing.assert_allclose(got[~differ], want[~differ], rtol=3e-4, atol=1e-9)
 
 
 TEMPLATES = [

@@ -76,13 +76,15 @@ def batch(model, lengths, seed=0):
     return rng.integers(6, 100, offsets[-1]), offsets, rng.integers(0, types, offsets[-1]) if types else None
 
 
-def logits(model, ids, offsets, types):
-    out = []
+def rows(ids, offsets, types):
     for a, b in zip(offsets[:-1], offsets[1:]):     # noqa: RUF007
         given = {} if types is None else {"token_type_ids": torch.tensor(types[a:b], dtype=torch.long)[None]}
-        with torch.no_grad():
-            out.append(model(input_ids=torch.tensor(ids[a:b], dtype=torch.long)[None], **given).logits[0].double().numpy())
-    return np.stack(out)
+        yield {"input_ids": torch.tensor(ids[a:b], dtype=torch.long)[None], **given}
+
+
+def logits(model, ids, offsets, types):
+    with torch.no_grad():
+        return np.stack([model(**row).logits[0].double().numpy() for row in rows(ids, offsets, types)])
 
 
 def lengths_of(model):
@@ -100,6 +102,34 @@ def test_logits(isa, family, variant, shape, tmp_path):
     if np.abs(got - want).max() > 2e-5:
         exact = logits(model.double(), *given)
         assert np.abs(got - exact).max() < max(2e-5, np.abs(want - exact).max())
+
+
+@pytest.mark.parametrize("family, variant, shape", CASES)
+def test_gradients(family, variant, shape, tmp_path):
+    """Of every parameter, against autograd in float64."""
+    model = make(family, variant, shape)
+    model.save_pretrained(tmp_path)
+    params = _C.EncoderParams.read(tmp_path)
+    ids, offsets, types = given = batch(model, [1, 2, 7, 64, 65, 130])
+    dlogits = np.random.default_rng(1).normal(size=(6, shape[4])).astype(np.float32)
+    got_logits, flat, words = params.gradients(ids, offsets, dlogits, types)
+    model.double()
+    want_logits = torch.cat([model(**row).logits for row in rows(*given)])
+    (want_logits * torch.tensor(dlogits)).sum().backward()
+    np.testing.assert_allclose(got_logits, want_logits.detach(), rtol=0, atol=5e-5)
+    np.testing.assert_array_equal(np.flatnonzero(words), np.unique(ids))
+    wanted, at = dict(model.named_parameters()), 0
+    for name in params.names:
+        want = wanted[name].grad
+        want = np.zeros(params.shape(name)) if want is None else want.numpy()     # a table of positions that no setting reads
+        got = flat[at:at + want.size].reshape(want.shape)
+        at += want.size
+        scale = np.linalg.norm(want)
+        if name.endswith((".key.bias", "key_proj.bias", ".k_lin.bias")):    # moves all scores of a query alike: 0 but for rounding, where no p2c is
+            query = name.replace("pos_key", "key").replace("key", "query").replace("k_lin", "q_lin")
+            scale = max(scale, float(wanted[query].grad.norm()))
+        assert np.linalg.norm(got - want) <= 1e-4 * scale, (name, np.linalg.norm(got - want), scale)
+    assert at == params.size
 
 
 @pytest.mark.parametrize("family", VARIANTS)

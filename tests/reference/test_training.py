@@ -2,6 +2,7 @@
 import os
 from pathlib import Path
 
+import encoder_models
 import numpy as np
 import pytest
 import tiny_bert
@@ -9,7 +10,7 @@ import torch
 import torch_training
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from transformers import BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from harmaug import _C
 from harmaug.data import Row
@@ -56,6 +57,29 @@ def test_ten_steps_track_torch(isa, tmp_path, case, seed, labels):
             assert np.linalg.norm(params.get(name) - want) <= 1e-3 * moved[name] + 1e-7, name
 
 
+@pytest.mark.parametrize("name, layer_decay", [("deberta-v3", 1.0), ("deberta-v3", 0.7), ("deberta-v2", 1.0), ("deberta-plain", 1.0), ("deberta-biased", 0.8),
+                                               ("roberta", 1.0), ("electra", 0.7), ("distilbert", 1.0), ("modernbert", 0.7), ("modernbert-mean", 1.0)])
+def test_ten_steps_of_every_family_track_torch(tmp_path, name, layer_decay):
+    """Losses within 1e-4, weights within 1e-3 of their update."""
+    c = encoder_models.config(name, num_labels=2)
+    folder = encoder_models.write(tmp_path / "student", c, encoder_models.weights(c))
+    with_types, lr = c.get("type_vocab_size", 0) > 1, 1e-3
+    losses, norms, weights, moved = torch_training.run(folder, lr=lr, layer_decay=layer_decay, with_types=with_types)
+    params = _C.EncoderParams.read(folder)
+    trainer = _C.Trainer(params, dropout=0.0, weight_decay=torch_training.DECAY, layer_decay=layer_decay)
+    results = []
+    for step in range(torch_training.STEPS):
+        ids, offsets, types, hard, soft = tiny_bert.batch(step)
+        factor = _C.schedule_factor("linear", step, torch_training.WARMUP, torch_training.STEPS + 2)
+        results.append(trainer.step(ids, offsets, hard, soft, type_ids=types if with_types else None, lr=lr * factor))
+    trainer.settle()
+    np.testing.assert_allclose([r["loss"] for r in results], losses, atol=1e-4)
+    np.testing.assert_allclose([r["grad_norm"] for r in results], norms, rtol=2e-3)
+    for key, want in weights.items():
+        if not key.endswith((".key.bias", "key_proj.bias", ".k_lin.bias")) or ("key_proj" in key and "p2c" in c["pos_att_type"] and "pos_key" not in key):
+            assert np.linalg.norm(params.get(key) - want) <= 1e-3 * moved[key] + 1e-7, (key, np.linalg.norm(params.get(key) - want) / moved[key])
+
+
 def test_five_steps_of_minilm_track_torch():
     folder = Path(os.environ["HARMAUG_MODELS"]) / "minilm"
     params = _C.EncoderParams.read(folder, new_head=2, seed=0)
@@ -85,6 +109,26 @@ def test_five_steps_of_minilm_track_torch():
         if "key.bias" not in name:
             # where a gradient is near 0 Adam's update is rounding; over a whole tensor that stays a few thousandths
             assert np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want - before[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")     # transformers warns of itself when peft wraps a model
+@pytest.mark.parametrize("name", ["deberta-v3", "deberta-plain", "roberta", "electra", "distilbert", "modernbert"])
+def test_adapters_of_every_family_open_in_peft(tmp_path, name):
+    c = encoder_models.config(name, num_labels=2, **({"type_vocab_size": 2} if name == "roberta" else {}))
+    base = encoder_models.write(tmp_path / "student", c, encoder_models.weights(c))
+    (base / "vocab.txt").write_text("\n".join(tiny_bert.WORDS) + "\n")
+    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    rows = [Row(prompt=f"w{i % 20} w{i % 7}", label=int(i % 20 < 10)) for i in range(140)]
+    config = DistillConfig(student=str(base), lora_rank=4, lora_alpha=8.0, lr=3e-3, warmup_steps=0, batch_size=16, max_length=24, weight_decay=0.0)
+    Distiller(config).fit(rows, out=tmp_path / "adapter", progress=False)
+    model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, num_labels=2), tmp_path / "adapter").eval()
+    ids, offsets, types, _, _ = tiny_bert.batch(0)
+    types = types if c.get("type_vocab_size", 0) > 1 else None
+    with torch.no_grad():
+        want = model(**torch_training.padded(ids, offsets, types, c.get("pad_token_id", 0))).logits.numpy()
+    got = Guard.from_pretrained(tmp_path / "adapter").encoder.logits(ids, offsets, types)
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    assert np.abs(got - _C.Encoder(base).logits(ids, offsets, types)).max() > 0.05
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")     # transformers warns of itself when peft wraps a model

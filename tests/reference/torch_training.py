@@ -1,9 +1,11 @@
 """The training loop in torch and transformers, as an oracle."""
+import re
+
 import numpy as np
 import tiny_bert
 import torch
 import torch.nn.functional as F
-from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 TARGETS = ("query", "value", "attention.output.dense", "output.dense", "pooler.dense")
 CASES = {"full": {}, "lora": {"rank": 4}, "clipped": {"clip_norm": 0.05, "temperature": 2.0}}
@@ -20,15 +22,17 @@ class Lora(torch.nn.Module):
         return self.linear(x) + self.scale * (x @ self.a.T @ self.b.T)
 
 
-def padded(ids, offsets, types):
+def padded(ids, offsets, types, pad=0):
     lengths = np.diff(offsets)
     out = {
-        k: torch.zeros(len(lengths), int(lengths.max()), dtype=torch.long)
+        k: torch.full((len(lengths), int(lengths.max())), pad if k == "input_ids" else 0, dtype=torch.long)
         for k in ("input_ids", "token_type_ids", "attention_mask")
+        if types is not None or k != "token_type_ids"
     }
     for i, n in enumerate(lengths):
         out["input_ids"][i, :n] = torch.from_numpy(ids[offsets[i]:offsets[i + 1]].astype(np.int64))
-        out["token_type_ids"][i, :n] = torch.from_numpy(types[offsets[i]:offsets[i + 1]].astype(np.int64))
+        if types is not None:
+            out["token_type_ids"][i, :n] = torch.from_numpy(types[offsets[i]:offsets[i + 1]].astype(np.int64))
         out["attention_mask"][i, :n] = 1
     return out
 
@@ -43,11 +47,24 @@ def loss_of(logits, hard, soft, temperature=1.0, ce=0.5, kl=0.5):
     return ce * F.cross_entropy(logits, hard) + kl * temperature**2 * term
 
 
-def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0):
+def depth(name, n_layers):
+    """Levels below the head."""
+    layer = re.search(r"\.layers?\.(\d+)\.", name)
+    if layer:
+        return n_layers - int(layer[1])
+    return n_layers + 1 if "embeddings" in name or ".encoder." in name else 0
+
+
+def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0, lr=LR, layer_decay=1.0, with_types=True):
     """Ten steps: losses, norms, weights by checkpoint name after the last, norm of each weight's whole update."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").train()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
     names = [n for n, _ in model.named_parameters()]
     before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
     loras = {}
@@ -59,13 +76,15 @@ def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0)
             loras[n].linear.weight.requires_grad = False
             setattr(parent, n.rpartition(".")[2], loras[n])
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for _, p in trained if p.ndim > 1], "weight_decay": DECAY},
-                                   {"params": [p for _, p in trained if p.ndim == 1], "weight_decay": 0.0}], lr=LR)
+    n_layers = model.config.num_hidden_layers
+    optimizer = torch.optim.AdamW([{"params": [p], "weight_decay": DECAY if p.ndim > 1 else 0.0, "lr": lr * layer_decay**depth(n, n_layers)}
+                                   for n, p in trained])
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS + 2)
     losses, norms = [], []
     for step in range(STEPS):
         ids, offsets, types, hard, soft = tiny_bert.batch(step)
-        loss = loss_of(model(**padded(ids, offsets, types)).logits, hard, soft, temperature)
+        inputs = padded(ids, offsets, types if with_types else None, model.config.pad_token_id or 0)
+        loss = loss_of(model(**inputs).logits, hard, soft, temperature)
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_([p for _, p in trained], clip_norm)))

@@ -1,0 +1,324 @@
+"""Public sets and foreign layouts: how their columns become rows, where they come from, what their licence is.
+
+``harmaug data list`` tells what is known. Only `fetch` uses the network, and only for a file whose sha256 is known.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harmaug import data
+from harmaug.checks import one_of
+from harmaug.data import DataError, Row
+
+__all__ = ["MANIFEST", "DataSet", "Layout", "fetch", "guess", "parse_layout", "read", "resolve"]
+
+_LARGEST = 1 << 30      # bytes of a download
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which column of a file is what; columns that no field names are kept as they are.
+
+    Parameters
+    ----------
+    prompt : str
+    response : str
+        Absent columns and "" mean: the prompt alone is judged.
+    context : str
+        A column that is put behind the prompt, after an empty line, where it is not empty.
+    label : str
+    unsafe, safe, unknown : tuple of str
+        Patterns of the label's values ("*" stands for any text and, alone, for what no other pattern fits; letter case
+        does not count); a value that none fits is an error. All empty: the spellings of `data.parse_label`. Null is unknown.
+    any_of : tuple of str
+        Instead of label: unsafe when one of these columns is 1; unknown when all are missing.
+    votes : tuple of str
+        Instead of label: labels of several annotators, of which the majority counts; a tie is unknown.
+    category, id : str
+        A category that is an object or a list is the names that are true in it.
+    only, without : dict
+        Keep the rows whose columns have these values; leave them out.
+    nested : str
+        The file is one JSON object of lists of rows; the column of this name takes the list's name.
+    """
+
+    prompt: str = "prompt"
+    response: str = "response"
+    context: str = ""
+    label: str = "label"
+    unsafe: tuple[str, ...] = ()
+    safe: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    category: str = "category"
+    id: str = "id"
+    only: dict[str, str] = {}
+    without: dict[str, str] = {}
+    nested: str = ""
+
+    def row(self, columns: Mapping[str, Any], where: str, **known: Any) -> Row | None:
+        """Convert one row; None when it is left out. `known` are columns that the file does not hold, such as label."""
+        get = columns.get
+        if any(str(get(name) or "") != value for name, value in self.only.items()):
+            return None
+        if any(str(get(name) or "") == value for name, value in self.without.items()):
+            return None
+        if self.prompt not in columns:
+            raise DataError(f"{where}: the column {self.prompt} is missing")
+        prompt = get(self.prompt)
+        if self.context and get(self.context):
+            prompt = f"{prompt}\n\n{get(self.context)}"
+        taken = {self.prompt, self.response, self.context, self.label, self.category, self.id, *known}
+        rest = {name: value for name, value in columns.items()
+                if name not in taken and name not in ("prompt", "response", "label", "category", "id")}
+        category = get(self.category)
+        if isinstance(category, dict):
+            category = ", ".join(name for name, true in category.items() if true is True) or None
+        elif isinstance(category, list):
+            category = ", ".join(map(str, category)) or None
+        fields = {"prompt": prompt, "response": get(self.response) if self.response else None,
+                  "label": self._label(columns, where) if "label" not in known else None, "category": category,
+                  "id": get(self.id), **known}
+        return Row.from_dict(rest | fields, where)
+
+    def _label(self, columns: Mapping[str, Any], where: str) -> int | None:
+        if self.any_of:
+            given = [self._value(columns[name], where) for name in self.any_of if columns.get(name) is not None]
+            return max((value or 0 for value in given), default=None)
+        if self.votes:
+            votes = [vote for name in self.votes if (vote := self._value(columns.get(name), where)) is not None]
+            unsafe = 2 * sum(votes) - len(votes)
+            return None if unsafe == 0 else int(unsafe > 0)
+        if self.label not in columns:
+            raise DataError(f"{where}: the column {self.label} is missing")
+        return self._value(columns[self.label], where)
+
+    def _value(self, value: Any, where: str) -> int | None:
+        if value is None or not (self.unsafe or self.safe):
+            return data.parse_label(value, where)
+        text = str(value).strip().lower()
+        rules = [(pattern.lower(), label) for label, patterns in ((None, self.unknown), (1, self.unsafe), (0, self.safe))
+                 for pattern in patterns]
+        for pattern, label in sorted(rules, key=lambda rule: rule[0] == "*"):
+            if fnmatchcase(text, pattern):
+                return label
+        raise DataError(f"{where}: unknown label {text[:24]!r}; known are {', '.join((*self.unsafe, *self.safe))}")
+
+
+class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a set; `label` is that of all its rows."""
+
+    name: str
+    sha256: str | None = None
+    label: int | None = None
+
+
+class DataSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A public set: see data/datasets.toml."""
+
+    name: str
+    title: str
+    url: str
+    revision: str | None = None
+    files: tuple[DataFile, ...]
+    rows: int | None = None
+    licence: str
+    gated: bool = False
+    citation: str
+    over_refusal: bool = False
+    note: str = ""
+    layout: Layout
+
+    def address(self, file: DataFile) -> str:
+        """Where a file can be downloaded by hand."""
+        from urllib.parse import quote
+
+        return self.url.format(revision=self.revision or "main") + quote(file.name)
+
+
+def _manifest() -> dict[str, DataSet]:
+    text = (resources.files("harmaug") / "data" / "datasets.toml").read_bytes()
+    return {entry.name: entry for entry in msgspec.toml.decode(text, type=dict[str, list[DataSet]])["dataset"]}
+
+
+MANIFEST = _manifest()
+
+
+def parse_layout(text: str) -> Layout:
+    """Parse "prompt=text,label=toxic,unsafe=yes|maybe": fields of `Layout`, "|" between the items of a list."""
+    fields: dict[str, Any] = {}
+    kinds = {field: kind for field, kind in Layout.__annotations__.items() if "dict" not in kind}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"columns must read FIELD=COLUMN,..., got {part!r}")
+        one_of("a column mapping's field", name.strip(), kinds)
+        fields[name.strip()] = tuple(value.split("|")) if "tuple" in kinds[name.strip()] else value
+    return Layout(**fields)
+
+
+def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> list[Row]:
+    """Read the rows of a file in a layout: JSON, JSONL, CSV or Parquet, gzipped or not.
+
+    Parameters
+    ----------
+    path : path
+    layout : str or Layout, optional
+        The name of a set in `MANIFEST`, whose licence its rows then carry, or a mapping. None: harmaug's own.
+
+    Raises
+    ------
+    DataError
+        Naming file and row.
+    """
+    if layout is None:
+        return data.read_rows(path)
+    known: dict[str, Any] = {}
+    if isinstance(layout, str):
+        entry = MANIFEST[one_of("layout", layout, MANIFEST)]
+        layout = entry.layout
+        known = {"source": entry.name, "license": entry.licence}
+        for file in entry.files:
+            if file.label is not None and Path(file.name).name == Path(path).name:
+                known["label"] = file.label
+        if "label" not in known and any(file.label is not None for file in entry.files):
+            names = ", ".join(Path(file.name).name for file in entry.files)
+            raise DataError(f"{path}: the label of {entry.name} is told by the file's name, one of {names}")
+    rows = [row for where, columns in _columns(path, layout) if (row := layout.row(columns, where, **known)) is not None]
+    if not rows:
+        raise DataError(f"{path}: the set is empty, no rows")
+    return rows
+
+
+def guess(names: Iterable[str]) -> str | None:
+    """Return the set that files with these columns seem to be of, or None."""
+    found, best = set(names), (0, "")
+    for entry in MANIFEST.values():
+        form = entry.layout
+        own = {form.prompt, form.response, form.context, form.label, form.category, form.id, *form.any_of, *form.votes}
+        own -= {"", *Row.__struct_fields__}
+        if own and own <= found:
+            best = max(best, (len(own), entry.name))
+    return best[1] or None
+
+
+def folder() -> Path:
+    """Return the folder of fetched sets: HARMAUG_DATA, else in the user's cache folder."""
+    from harmaug.models import cache_folder
+
+    chosen = os.environ.get("HARMAUG_DATA")
+    cache = cache_folder()
+    if not chosen and cache is None:
+        raise DataError("no folder for data sets: HARMAUG_CACHE is empty; set HARMAUG_DATA")
+    return Path(chosen).expanduser() if chosen else cache / "data"      # type: ignore[operator]
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a path, or of a fetched set by its name."""
+    path = Path(name)
+    if path.exists() or os.fspath(name) not in MANIFEST:
+        return path
+    fetched = folder() / f"{name}.jsonl"
+    if not fetched.exists():
+        raise DataError(f"{name}: no such file; the set of this name is not here: harmaug data fetch {name}")
+    return fetched
+
+
+def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
+          tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Convert a set into rows that every command reads, and return their file.
+
+    Parameters
+    ----------
+    name : str
+    source : path, optional
+        A folder with the set's files, under their whole names or the last part. None: download them.
+    tell : callable
+        Gets lines that a person reads: source, licence, counts.
+
+    Raises
+    ------
+    DataError
+        For a download whose sha256 is not known or not met, a file that is missing, or another number of rows than the
+        set has.
+    """
+    entry = MANIFEST[one_of("data set", name, MANIFEST)]
+    tell(f"{entry.name}: {entry.title}; {entry.url.format(revision=entry.revision or '(no revision)')}")
+    tell(f"licence {entry.licence}; cite {entry.citation}")
+    target = folder() / f"{name}.jsonl"
+    with tempfile.TemporaryDirectory(prefix="harmaug-data-") as temporary:
+        paths = [_find(entry, file, Path(source)) if source is not None else _download(entry, file, Path(temporary))
+                 for file in entry.files]
+        n = sum(1 for path in paths for _ in _columns(path, entry.layout))
+        if entry.rows is not None and n != entry.rows:
+            raise DataError(f"{', '.join(map(str, paths))}: {n} rows, {name} has {entry.rows}")
+        rows = [row for path in paths for row in read(path, name)]
+        about = {"name": name, "licence": entry.licence, "citation": entry.citation, "revision": entry.revision,
+                 "files": {file.name: _sha256(path) for file, path in zip(entry.files, paths)}, "rows": len(rows),
+                 "left_out": n - len(rows), "unsafe": sum(row.label == 1 for row in rows),
+                 "unknown": sum(row.label is None for row in rows)}
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data.write_rows(target, rows)
+    data.write_json(target.with_suffix(".about.json"), about)
+    tell(f"{len(rows)} rows, {about['unsafe']} unsafe, {about['unknown']} unknown, {about['left_out']} left out: {target}")
+    return target
+
+
+def _columns(path: str | os.PathLike[str], layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not layout.nested:
+        yield from data.iter_columns(path, needs=layout.prompt)
+        return
+    lists = data.decode_json(Path(path).read_text(encoding="utf-8"), os.fspath(path))
+    if not isinstance(lists, dict):
+        raise DataError(f"{path}: must hold one object of lists of rows")
+    for name, rows in lists.items():
+        for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
+            where = f"{path}, {name}, row {i + 1}"
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: a row must be an object")
+            yield where, {**row, layout.nested: name}
+
+
+def _find(entry: DataSet, file: DataFile, source: Path) -> Path:
+    for path in (source / file.name, source / Path(file.name).name):
+        if path.is_file():
+            if file.sha256 and _sha256(path) != file.sha256:
+                raise DataError(f"{path}: sha256 {_sha256(path)}, {entry.name} has {file.sha256}")
+            return path
+    raise DataError(f"{source}: has no {Path(file.name).name}; it comes from {entry.address(file)}")
+
+
+def _download(entry: DataSet, file: DataFile, target: Path) -> Path:
+    from urllib.request import urlopen
+
+    by_hand = f"download {entry.address(file)} by hand, then: harmaug data fetch {entry.name} --from DIR"
+    if entry.gated:
+        raise DataError(f"{entry.name}: its owner asks to accept terms first; {by_hand}")
+    if not file.sha256 or not entry.revision:
+        raise DataError(f"{entry.name}: no sha256 is on record to check a download against; {by_hand}")
+    path, digest, size = target / Path(file.name).name, hashlib.sha256(), 0
+    with urlopen(entry.address(file), timeout=60) as stream, open(path, "wb") as out:
+        while block := stream.read(1 << 20):
+            size += len(block)
+            if size > _LARGEST:
+                raise DataError(f"{entry.address(file)}: more than {_LARGEST} bytes")
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != file.sha256:
+        raise DataError(f"{entry.address(file)}: sha256 {digest.hexdigest()}, expected {file.sha256}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    from harmaug.runs import sha256
+
+    return sha256(path)

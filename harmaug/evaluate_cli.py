@@ -1,0 +1,194 @@
+"""What ``harmaug evaluate`` does without a run folder: guards or files of scores, thresholds, gates."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harmaug import data, datasets, evaluate, runs
+from harmaug.checks import one_of
+
+__all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
+
+_DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "default", "long": "windows",
+                             "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
+                             "draws": 1000,
+                             "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``harmaug evaluate``."""
+    parser.add_argument("--model", metavar="DIR|URL", help="measure this guard, or moderations endpoint, on FILE; no run folder")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
+    parser.add_argument("--scores", nargs="+", metavar="FILE", help="measure files with columns label and score; no model")
+    parser.add_argument("--baseline", metavar="DIR|URL|FILE", help="compare with this one, or with scores of the same rows")
+    parser.add_argument("--threshold", type=float, metavar="N", help="flagged from here on (default: 0.5)")
+    parser.add_argument("--protocol", metavar="NAME", help="default, or harmaug-2024: as the paper's code counts")
+    parser.add_argument("--long", metavar="MODE", help="windows (default), truncate or error")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens read at once (default: the model's)")
+    parser.add_argument("--by", action="append", metavar="COLUMN", help="slices by a column, or by length")
+    parser.add_argument("--over-refusal", action="append", metavar="SET",
+                        help="a set of needless refusals: reported apart")
+    parser.add_argument("--layout", metavar="NAME|MAPPING",
+                        help="of FILE: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
+    parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
+    parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
+    parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature first")
+    parser.add_argument("--fit-on", nargs="+", metavar="FILE", help="rows to fit on (default: those that are measured)")
+    parser.add_argument("--save", action="store_true", help="write what was fitted into the guard's thresholds.json")
+    parser.add_argument("--gate", metavar="CONDITIONS", help="such as 'auprc>=0.8,xstest:fpr<=0.1': status 1 on failure")
+    parser.add_argument("--junit", metavar="FILE", help="write the gates' results as JUnit XML")
+
+
+def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> dict[str, Any]:
+    """Return the report that ``harmaug evaluate --model`` or ``--scores`` asks for; `open_guard` opens a name."""
+    for name, value in _DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    one_of("--protocol", args.protocol, evaluate.PROTOCOLS)
+    if args.draws < 0:
+        raise ValueError(f"--draws must be >= 0, got {args.draws}")
+    if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
+        raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
+    files = [file for file in (args.config, *args.files) if file]
+    layout = datasets.parse_layout(args.layout) if args.layout and "=" in args.layout else args.layout
+    apart = [name for name in _named(files) if name in datasets.MANIFEST and datasets.MANIFEST[name].over_refusal]
+    reading: dict[str, Any] = {"protocol": args.protocol, "by": args.by}
+    if args.scores:
+        if args.model or args.training:
+            raise ValueError("--scores stands for a model: --model and --training make no sense beside it")
+        guard, files = None, [*args.scores, *files]
+        measured = _read_scores(files, **reading)
+    else:
+        if not files:
+            raise ValueError("harmaug evaluate --model needs a labelled FILE")
+        guard = _open(args.model, args, open_guard)
+        if args.training:
+            reading["training"] = evaluate.contamination(data.read_rows(args.training))
+    fitted = _fit(args, guard, files, layout) if args.fit_threshold or args.calibrate else None
+    if guard is not None:
+        measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)
+    elif fitted is not None and fitted["temperature"] != 1:
+        from harmaug.thresholds import calibrate
+
+        measured = [dataclasses.replace(part, scores=calibrate(part.scores, fitted["temperature"])) for part in measured]
+    baselines = {}
+    if args.baseline and Path(args.baseline).is_file():
+        baselines[args.baseline] = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
+    elif args.baseline:
+        if guard is None:
+            raise ValueError("--baseline with --scores must be a file of scores of the same rows")
+        other = _open(args.baseline, args, open_guard)
+        baselines[args.baseline] = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
+    known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
+    report = evaluate.summarise(measured, threshold=args.threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
+                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baselines=baselines)
+    return report | ({"fitted": fitted} if fitted else {})
+
+
+def refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option that the evaluation of a run folder does not look at."""
+    for name in (*_DEFAULTS, "files"):
+        if getattr(args, name) not in (None, False, []):
+            option = "a second FILE" if name == "files" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} needs --model or --scores; the settings of a run stand in its CONFIG")
+
+
+def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callable[[str], None]) -> int:
+    """Hold a report against ``--gate``, write ``--junit``, and return the exit status."""
+    from harmaug.thresholds import junit, parse_gates
+
+    if not args.gate:
+        if args.junit:
+            raise ValueError("--junit needs --gate")
+        return 0
+    results = [(gate, *found) for gate in parse_gates(args.gate) for found in gate.check(report)]
+    if args.junit:
+        with data.atomic_file(args.junit) as file:
+            file.write(junit(results))
+    for gate, name, problem in results:
+        if problem:
+            say(f"gate {gate.text} failed for {name}: {problem}")
+    return int(any(problem for *_, problem in results))
+
+
+def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any) -> dict[str, Any]:
+    """Fit temperature and threshold, hand them to the guard, and save them where that is asked for."""
+    import numpy as np
+
+    from harmaug import thresholds
+
+    target, chosen = args.fit_threshold or "f1", args.fit_on or files
+    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(datasets.resolve(file))} for file in chosen]}
+    if not args.fit_on:
+        about["note"] = "fitted on the rows that are measured: the figures at it flatter"
+    if guard is None:
+        parts = _read_scores(chosen)
+        odds = thresholds.log_odds(np.concatenate([part.scores for part in parts]))
+    else:
+        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen), layout=layout)
+        odds = np.concatenate([part.scores for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    temperature = thresholds.fit_temperature(labels, odds) if args.calibrate else float(getattr(guard, "temperature", 1))
+    scores = np.exp(-np.logaddexp(0, -odds / temperature)).astype(np.float32)
+    found = dataclasses.asdict(thresholds.fit_threshold(labels, scores, target, draws=args.draws, seed=args.seed or 0))
+    threshold = found.pop("threshold")
+    if guard is not None and hasattr(guard, "set_threshold"):
+        guard.set_threshold(threshold, temperature=temperature, **found, **about)
+    if args.save:
+        if not hasattr(guard, "thresholds"):
+            raise ValueError(f"{args.model}: this model keeps no threshold")
+        data.write_json(Path(args.model) / "thresholds.json", guard.thresholds)
+    return {"threshold": threshold, "temperature": temperature, **found, **about}
+
+
+def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
+    if name.startswith(("http://", "https://")):
+        from harmaug.integrations.scorers import ModerationEndpoint
+
+        return ModerationEndpoint(name)
+    guard = open_guard(name, long=args.long, max_length=args.max_length)
+    if args.max_length is None:
+        evaluate.set_length(guard, args.protocol)
+    return guard
+
+
+class _LogOdds:
+    """A guard whose scores are log-odds, before any temperature."""
+
+    def __init__(self, guard: Any) -> None:
+        self._guard = guard
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Any:
+        from harmaug.thresholds import log_odds
+
+        own = getattr(self._guard, "log_odds", None)
+        return own(prompts, responses) if own else log_odds(self._guard.score(prompts, responses))
+
+
+def _named(files: Iterable[str]) -> dict[str, str]:
+    stems = [data.stem(file) for file in files]
+    return {stem if stems.count(stem) == 1 else file: file for stem, file in zip(stems, files)}
+
+
+def _read_scores(files: Iterable[str], **options: Any) -> list[evaluate.ScoredSet]:
+    sets = [part for file in files for part in evaluate.read_scores(file, **options)]
+    names = [part.name for part in sets]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"two files hold a set named {twice[0]}")
+    return sets
+
+
+def _paired(found: list[evaluate.ScoredSet], measured: Sequence[evaluate.ScoredSet],
+            file: str) -> list[evaluate.ScoredSet]:
+    """The sets of a score file in the order of the measured ones."""
+    if len(found) == len(measured) == 1:
+        return found
+    named = {part.name: part for part in found}
+    missing = [part.name for part in measured if part.name not in named]
+    if missing:
+        raise ValueError(f"{file}: no scores of the set {missing[0]}")
+    return [named[part.name] for part in measured]

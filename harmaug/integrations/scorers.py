@@ -1,0 +1,139 @@
+"""Other people's models where a guard is expected: transformers pipelines and moderation endpoints, as `evaluate.Scorer`."""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmaug.guard import UNSAFE_NAMES
+
+__all__ = ["ModerationEndpoint", "PipelineScorer", "as_moderate"]
+
+_TRIES = 4
+_AGAIN = (429, 500, 502, 503, 504)
+
+
+class PipelineScorer:
+    """A transformers text-classification pipeline; what it truncates, it truncates.
+
+    Parameters
+    ----------
+    pipeline : callable
+        As ``transformers.pipeline("text-classification", model=...)`` returns.
+    unsafe : str, optional
+        The label whose score counts. None: the one that is named unsafe, harmful, toxic or malicious.
+    """
+
+    def __init__(self, pipeline: Any, unsafe: str | None = None) -> None:
+        self._pipeline, self._unsafe = pipeline, unsafe
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Return P(unsafe), shape (n,); a ValueError when no label, or several, can be told to mean unsafe."""
+        answers = [None] * len(prompts) if responses is None else responses
+        rows = [{"text": prompt, "text_pair": answer} if answer else {"text": prompt}
+                for prompt, answer in zip(prompts, answers)]
+        scores = []
+        for found in self._pipeline(rows, top_k=None) if rows else ():
+            by_name = {entry["label"].lower(): entry["score"] for entry in found}
+            wanted = [self._unsafe.lower()] if self._unsafe else [name for name in by_name if name in UNSAFE_NAMES]
+            if len(wanted) != 1 or wanted[0] not in by_name:
+                raise ValueError(f"the pipeline's labels are {', '.join(by_name)}: say which means unsafe (unsafe=...)")
+            scores.append(by_name[wanted[0]])
+        return np.array(scores, dtype=np.float32)
+
+
+class ModerationEndpoint:
+    """An OpenAI-compatible moderations endpoint; the score is the highest of its category scores.
+
+    Prompt and response are sent as one text, an empty line between them.
+
+    Parameters
+    ----------
+    base_url : str
+        Up to and with "/v1".
+    model : str, optional
+    api_key : str, optional
+        None: that of the environment, OPENAI_API_KEY.
+    batch_size : int, default 32
+        Texts in one request.
+    timeout : float, default 60
+        Seconds.
+    transport : httpx.BaseTransport, optional
+        For tests and proxies.
+    """
+
+    def __init__(self, base_url: str, model: str | None = None, *, api_key: str | None = None, batch_size: int = 32,
+                 timeout: float = 60.0, transport: Any = None) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise ImportError("a moderation endpoint needs httpx: pip install 'harmaug[http]'") from None
+        self.name, self._model, self._batch_size, self._errors = base_url, model, batch_size, httpx.HTTPError
+        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout, transport=transport)
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Return the scores, shape (n,); a ConnectionError names the endpoint when it does not answer as it should."""
+        answers = [None] * len(prompts) if responses is None else responses
+        texts = [f"{prompt}\n\n{answer}" if answer else prompt for prompt, answer in zip(prompts, answers)]
+        scores: list[float] = []
+        for first in range(0, len(texts), self._batch_size):
+            batch = texts[first:first + self._batch_size]
+            results = self._ask(batch).get("results")
+            if not isinstance(results, list) or len(results) != len(batch):
+                raise ConnectionError(f"{self.name}: not one result for each of {len(batch)} texts")
+            try:
+                scores += [max(float(value) for value in result["category_scores"].values() if value is not None)
+                           for result in results]
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise ConnectionError(f"{self.name}: a result without category_scores") from None
+        return np.array(scores, dtype=np.float32)
+
+    def _ask(self, texts: list[str]) -> dict[str, Any]:
+        body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
+        problem = ""
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(0.5 * 2 ** attempt)
+            try:
+                answer = self._client.post("/moderations", json=body)
+            except self._errors as error:
+                problem = type(error).__name__
+                continue
+            problem = f"status {answer.status_code}"
+            if answer.status_code == 200:
+                try:
+                    found = answer.json()
+                except ValueError:
+                    found = None
+                if isinstance(found, dict):
+                    return found
+                problem = "an answer that is no JSON object"
+            if answer.status_code not in _AGAIN:
+                break
+        raise ConnectionError(f"{self.name}: {problem}")
+
+
+def as_moderate(guard: Any) -> Any:
+    """Return the callable that ``guardbench.benchmark(moderate=...)`` takes: conversations in, P(unsafe) of each out.
+
+    Examples
+    --------
+    >>> class Length:
+    ...     def score(self, prompts, responses=None):
+    ...         return [len(p) / 10 for p in prompts]
+    >>> as_moderate(Length())(conversations=[[{"role": "user", "content": "hello"}]])
+    [0.5]
+    """
+    from harmaug.inputs import rows_of
+
+    def moderate(conversations: Sequence[Any], **_: Any) -> list[float]:
+        rows = list(rows_of(conversations))
+        return [float(score) for score in guard.score([prompt for prompt, _ in rows], [answer for _, answer in rows])]
+
+    return moderate

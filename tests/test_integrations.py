@@ -1,0 +1,118 @@
+"""Other models as scorers, our metrics in other shapes, and the TF-IDF baseline."""
+import json
+
+import httpx
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from harmaug import evaluate
+from harmaug.data import Row
+from harmaug.integrations import scorers
+from harmaug.integrations.metrics import Metrics, compute_metrics
+from harmaug.integrations.scorers import ModerationEndpoint, PipelineScorer
+from harmaug.integrations.sklearn import TfidfGuard
+from harmaug.teacher import as_teacher
+
+ROWS = [Row(prompt=f"{'steal' if i % 2 else 'bake'} {('bread', 'a car', 'some tea')[i % 3]} {i}", response="Sure" if i % 4 == 0 else None, label=i % 2) for i in range(40)]
+
+
+def fake_pipeline(rows, top_k):
+    assert top_k is None
+    return [[{"label": "SAFE", "score": 0.75 if "text_pair" in row else 0.5}, {"label": "Unsafe", "score": 0.25 if "text_pair" in row else 0.5}] for row in rows]
+
+
+def test_pipelines():
+    assert PipelineScorer(fake_pipeline).score(["a", "b"], ["c", None]).tolist() == [0.25, 0.5]
+    assert PipelineScorer(fake_pipeline, "safe").score(["a"]).tolist() == [0.5] and PipelineScorer(fake_pipeline).score([]).shape == (0,)
+    with pytest.raises(ValueError, match="labels are safe, unsafe: say which"):
+        PipelineScorer(fake_pipeline, "bad").score(["a"])
+
+
+def endpoint(answers, seen, monkeypatch):
+    monkeypatch.setattr(scorers.time, "sleep", lambda seconds: None)
+
+    def handle(request):
+        seen.append((str(request.url), json.loads(request.content), request.headers.get("authorization")))
+        return answers(seen)
+
+    return ModerationEndpoint("http://host/v1/", "m", api_key="k", batch_size=2, transport=httpx.MockTransport(handle))
+
+
+def results(seen):
+    return httpx.Response(200, json={"results": [{"category_scores": {"a": len(text) / 10, "b": 0, "c": None}} for text in seen[-1][1]["input"]]})
+
+
+def test_moderation_endpoint(monkeypatch):
+    seen = []
+    scorer = endpoint(results, seen, monkeypatch)
+    np.testing.assert_allclose(scorer.score(["a", "bb", "c"], ["dd", None, None]), [0.5, 0.2, 0.1], rtol=1e-6)
+    assert [entry[1]["input"] for entry in seen] == [["a\n\ndd", "bb"], ["c"]] and seen[0][0] == "http://host/v1/moderations" and seen[0][2] == "Bearer k"
+    report = evaluate.evaluate_guard(scorer, {"mine": ROWS}, draws=0)
+    assert report["datasets"]["mine"]["n"] == 40
+    seen.clear()
+    busy = endpoint(lambda seen: httpx.Response(429) if len(seen) < 3 else results(seen), seen, monkeypatch)
+    assert busy.score(["abc"]).tolist() == [np.float32(0.3)] and len(seen) == 3
+
+
+@pytest.mark.parametrize("answer, message, tries", [
+    (httpx.Response(401), "http://host/v1/: status 401", 1), (httpx.Response(503), "status 503", 4), (httpx.Response(200, text="x"), "no JSON object", 1),
+    (httpx.Response(200, json={"results": []}), "not one result for each of 1", 1), (httpx.Response(200, json={"results": [{"flagged": True}]}), "without category_scores", 1),
+    (httpx.Response(200, json={"results": [{"category_scores": {}}]}), "without category_scores", 1),
+])
+def test_endpoints_that_fail_are_named(answer, message, tries, monkeypatch):
+    seen = []
+    with pytest.raises(ConnectionError, match=message):
+        endpoint(lambda _: answer, seen, monkeypatch).score(["secret"])
+    assert len(seen) == tries
+
+
+def test_an_endpoint_that_is_not_there(monkeypatch):
+    def refuse(_):
+        raise httpx.ConnectError("no")
+
+    with pytest.raises(ConnectionError, match="http://host/v1/: ConnectError"):
+        endpoint(refuse, [], monkeypatch).score(["a"])
+
+
+def test_guardbench_conversations():
+    class Guard:
+        def score(self, prompts, responses=None):
+            return np.array([len(p) + 10 * len(r or "") for p, r in zip(prompts, responses)], np.float32)
+
+    chats = [[{"role": "user", "content": "abc"}], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bb"}]]
+    assert scorers.as_moderate(Guard())(conversations=chats, device="cpu") == [3.0, 21.0]
+
+
+def test_metrics_in_other_shapes():
+    module = Metrics(threshold=0.25)
+    module.add(prediction=0.3, reference=1)
+    module.add_batch(predictions=[0.1, 0.2], references=[0, 1])
+    assert module.compute(predictions=[0.9], references=[0]) == evaluate.metrics([1, 0, 1, 0], [0.3, 0.1, 0.2, 0.9], 0.25)
+    assert module.compute(predictions=[0.9], references=[1], threshold=0.95)["tp"] == 0
+    logits = np.array([[2.0, -1.0], [0.0, 3.0], [5.0, 1.0]])
+    found = compute_metrics((logits, np.array([0, 1, 1])))
+    p = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
+    assert found["brier"] == pytest.approx(np.mean((p - [0, 1, 1]) ** 2)) and "precision" in found
+    assert "precision" not in compute_metrics((logits[:1], [0]))
+    with pytest.raises(ValueError, match="two logits a row"):
+        compute_metrics((logits[:, :1], [0, 1, 1]))
+
+
+def test_tfidf_is_scikit_learns_and_a_folder_of_numbers(tmp_path):
+    guard = TfidfGuard.fit(ROWS)
+    texts = [f"{row.prompt}\n{row.response}" if row.response else row.prompt for row in ROWS]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = LogisticRegression(max_iter=1000, class_weight="balanced", random_state=0).fit(vectorizer.fit_transform(texts), [row.label for row in ROWS])
+    scores = guard.score([row.prompt for row in ROWS], [row.response for row in ROWS])
+    np.testing.assert_allclose(scores, model.predict_proba(vectorizer.transform(texts))[:, 1], rtol=1e-6)
+    guard.save_pretrained(tmp_path / "guard")
+    np.testing.assert_array_equal(TfidfGuard.from_pretrained(tmp_path / "guard").score([row.prompt for row in ROWS], [row.response for row in ROWS]), scores)
+    np.testing.assert_array_equal(as_teacher(tmp_path / "guard").score(["steal bread"]), guard.score(["steal bread"]))
+    assert guard.score([]).shape == (0,) and guard.score(["words never seen"]).shape == (1,)
+    whole = json.loads((tmp_path / "guard" / "tfidf.json").read_text())
+    for broken in ({**whole, "idf": whole["idf"][1:]}, {**whole, "terms": None}, {}, {**whole, "coef": ["x"] * len(whole["coef"])}, {**whole, "terms": whole["terms"][:1] * len(whole["terms"])}):
+        (tmp_path / "guard" / "tfidf.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="tfidf.json: damaged"):
+            TfidfGuard.from_pretrained(tmp_path / "guard")
