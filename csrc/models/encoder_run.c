@@ -348,11 +348,11 @@ ha_encoder_logits(const ha_encoder *encoder, const ha_batch *batch, float *logit
     lay_out_run(&r, &arena);
     if ((status = ha_arena_commit(&arena, err)) == HA_OK) {
         lay_out_run(&r, &arena);
-        for (int kind = 0; kind < 2 && r.cosine[kind] != NULL; kind++) {
-            ha_rotary_angles(encoder->inv_freq[kind], encoder->config.head_dim / 2, r.longest, r.cosine[kind], r.sine[kind]);
-        }
         if (r.relative_rows != NULL) {
             ha_relative_rows(&encoder->config, r.relative_rows, r.longest + HA_ATTEND_PAD);
+        }
+        for (int kind = 0; kind < 2 && r.cosine[kind] != NULL; kind++) {
+            ha_rotary_angles(encoder->inv_freq[kind], encoder->config.head_dim / 2, r.longest, r.cosine[kind], r.sine[kind]);
         }
         for (size_t first = 0, last; first < batch->n_rows && status == HA_OK; first = last) {
             last = chunk_end(batch, first, n_threads);
