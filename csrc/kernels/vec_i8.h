@@ -127,6 +127,13 @@ typedef int8x16_t vi_weight;
 static inline vi_weight vi_load_weight(const int8_t *p) { return vld1q_s8(p); }
 static inline vi vi_dot(vi acc, uint32_t x, vi_weight w) { return vdotq_s32(acc, vreinterpretq_s8_u32(vdupq_n_u32(x)), w); }
 
+static inline vi
+vi_add_column(vi acc, int32_t x, vi_weight w, size_t i)
+{
+    const int32x4_t top = vshlq_s32(vreinterpretq_s32_s8(w), vdupq_n_s32(24 - 8 * (int32_t)i));
+    return vmlaq_n_s32(acc, vshrq_n_s32(top, 24), x);
+}
+
 static inline void
 vf_store_i8(void *p, vf a)
 {

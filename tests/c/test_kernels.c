@@ -169,7 +169,7 @@ test_linear_i8(size_t m, size_t n, size_t k)
     float *scale = floats(n, 1);
     for (size_t i = 0; i < m; i++) {
         for (size_t o = 0; k > 0 && o < i % 20; o++) {
-            x[i * ldx + (o * 37 + i) % k] *= 1 + 299 * fabsf(uniform());
+            x[i * ldx + (o * 37 + i) % k] = 4 * uniform() * (1 + 299 * fabsf(uniform()));
         }
     }
     for (size_t first = 0; first < n; first += HA_PANEL) {
