@@ -418,7 +418,7 @@ PyDoc_STRVAR(Trainer_doc,
 "Parameters\n"
 "----------\n"
 "params : EncoderParams\n"
-"    What is trained. Nothing else may write it meanwhile.\n"
+"    What is trained. Nothing else may write it meanwhile; settle() comes before reading it.\n"
 "ce_weight, kl_weight, temperature : float\n"
 "    Loss of a row: ce_weight * CE(hard) + kl_weight * T^2 * KL(soft || student), both softened by T. A row that\n"
 "    lacks one label gives the other term the weight of both.\n"

@@ -46,9 +46,9 @@ typedef struct ha_step {
 
 typedef struct ha_trainer ha_trainer;
 
-/* Trains `params` in place. params is borrowed and must outlive the trainer; nobody else writes it meanwhile. The
- * configuration is copied. HA_ERR_VALUE: a value out of range, a frozen pattern that matches nothing, nothing left to
- * train. */
+/* Trains `params` in place. params is borrowed and must outlive the trainer; nobody else writes it meanwhile, and
+ * who reads it calls ha_trainer_settle() first. The configuration is copied. HA_ERR_VALUE: a value out of range, a
+ * frozen pattern that matches nothing, nothing left to train. */
 ha_status ha_trainer_new(ha_encoder_params *params, const ha_trainer_config *config, ha_trainer **out, ha_error *err);
 void ha_trainer_free(ha_trainer *trainer);
 

@@ -50,6 +50,7 @@ def test_ten_steps_track_torch(isa, tmp_path, case, seed, labels):
         save_file(state, tmp_path / "start.safetensors")
         trainer.load(tmp_path / "start.safetensors", 0, False)
     results = go()
+    trainer.settle()
     np.testing.assert_allclose([r["loss"] for r in results], losses, atol=1e-4)
     np.testing.assert_allclose([r["grad_norm"] for r in results], norms, rtol=2e-3)
     for name, want in weights.items():
@@ -104,6 +105,7 @@ def test_five_steps_of_minilm_track_torch():
         result = trainer.step(ids, offsets, hard, soft, type_ids=types, lr=1e-4)
         assert result["loss"] == pytest.approx(float(loss.detach()), abs=1e-4)
         assert result["grad_norm"] == pytest.approx(norm, rel=2e-3)
+    trainer.settle()
     for name, want in model.named_parameters():
         got, want = params.get(name), want.detach().numpy()
         if "key.bias" not in name:
