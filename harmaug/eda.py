@@ -79,7 +79,7 @@ class EdaAugmenter:
     >>> table = {"bake": ["roast"], "bread": ["loaf"]}
     >>> rows = EdaAugmenter(EdaConfig(per_row=1), synonyms=table).run([Row(prompt="How do I bake bread?", label=0)])
     >>> [row.prompt for row in rows]
-    ['How do I roast bread?']
+    ['How do I bake loaf?']
     """
 
     def __init__(self, config: EdaConfig | None = None, *, synonyms: Mapping[str, Sequence[str]] | None = None) -> None:

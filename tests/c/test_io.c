@@ -194,7 +194,7 @@ read_tensors(const uint8_t *data, size_t size)
     if (file->maps == NULL || file->documents == NULL) {
         goto done;
     }
-    file->maps[0] = (ha_map_file){data, size};
+    file->maps[0] = (ha_map_file){.data = data, .size = size};
     file->n_maps = 1;
     status = size >= 4 && memcmp(data, "GGUF", 4) == 0 ? ha_gguf_read(file, "sample", &err) : ha_safetensors_read(file, "sample", &err);
     status = status != HA_OK ? status : ha_tensor_file_index(file, "sample", &err);
