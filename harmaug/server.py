@@ -78,6 +78,9 @@ class Batcher:
             return await asyncio.wait_for(job.future, self.timeout)
         except asyncio.TimeoutError:
             raise Refusal(503, f"not scored within {self.timeout:g} seconds; try again", "timeout", retry=True) from None
+        finally:    # who gave up leaves its place at once
+            if job in self.jobs:
+                self.jobs.remove(job)
 
     async def run(self) -> None:
         """Score what waits, until cancelled."""
