@@ -107,6 +107,15 @@ def _roots() -> list[Path]:
     return roots + ([cache / "models"] if cache is not None else [])
 
 
+def known_at(path: str | os.PathLike[str]) -> Model | None:
+    """Return the model of the registry that a name, or a path among the fetched models, stands for."""
+    if os.fspath(path) in REGISTRY:
+        return REGISTRY[os.fspath(path)]
+    place = Path(path).absolute()
+    return next((model for root in _roots() for model in REGISTRY.values()
+                 if place in (root.absolute() / model.name, _entry(root.absolute() / model.name, model))), None)
+
+
 def _entry(folder: Path, model: Model) -> Path:
     """What a loader opens: the folder, or the file where the model is one file."""
     return folder / model.files[0].name if len(model.files) == 1 else folder

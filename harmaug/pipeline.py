@@ -200,11 +200,11 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
 
 
 def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequence[Row]) -> None:
-    from harmaug.models import REGISTRY
+    from harmaug.models import known_at
 
-    student = distiller.config.student
-    known = REGISTRY.get(student)
-    licence = known.licence if known else teacher.licence_of(Path(student))
+    known = known_at(distiller.config.student)
+    student = known.name if known else Path(distiller.config.student).name
+    licence = known.licence if known else teacher.licence_of(Path(distiller.config.student))
     parts = card.parts_of(run.info["stages"], rows, student, licence)
     card.write_card(run / folder, parts, title=folder, student=student, version=machine()["harmaug"],
                     counts=distiller.counts_, steps=distiller.n_steps_,

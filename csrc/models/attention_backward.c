@@ -261,6 +261,7 @@ ha_attention_backward(const ha_attention *attention, const float *dout, size_t l
     const ha_attention *a = attention;
     const sizes s = sizes_of(a);
     const int n = threads_for(a, n_threads);
+    (void)n;
     float *tables = scratch, *rest = tables + 2 * s.groups * s.table;
     memset(tables, 0, 2 * s.groups * s.table * sizeof(float));
 #if defined(_OPENMP)
