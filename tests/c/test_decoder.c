@@ -7,32 +7,16 @@
 #define _POSIX_C_SOURCE 200809L
 #include <unistd.h>
 
+#include "allocations.h"
 #include "check.h"
 #include "generation/loop.h"
 #include "io/tensor_file.h"
 
-/* -- allocations that fail on purpose -- */
+/* -- aligned allocations fail with the others -- */
 
-static long allocations_left = -1;      /* -1: all succeed */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
 void *__real_aligned_alloc(size_t alignment, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
 void *__wrap_aligned_alloc(size_t alignment, size_t n);
 
-static int
-refused(void)
-{
-    return allocations_left == 0 || (allocations_left > 0 && allocations_left-- == 0);
-}
-
-void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
-void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
-void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
 void *__wrap_aligned_alloc(size_t alignment, size_t n) { return refused() ? NULL : __real_aligned_alloc(alignment, n); }
 
 /* -- a model: 37 tokens, hidden 18, 2 layers, 3 query heads on 1 key-value head of 6, intermediate 23, biases -- */

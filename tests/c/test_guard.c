@@ -8,30 +8,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "allocations.h"
 #include "check.h"
 #include "io/tensor_file.h"
 #include "models/encoder_layout.h"
-
-/* -- allocations that fail on purpose -- */
-
-static long allocations_left = -1;      /* -1: all succeed */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-
-static int
-refused(void)
-{
-    return allocations_left == 0 || (allocations_left > 0 && allocations_left-- == 0);
-}
-
-void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
-void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
-void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
 
 /* -- a guard -- */
 

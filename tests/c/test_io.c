@@ -7,33 +7,13 @@
 #define _POSIX_C_SOURCE 200809L
 #include <unistd.h>
 
+#include "allocations.h"
 #include "check.h"
 #include "io/decimal.h"
 #include "io/tensor_file_impl.h"
 #include "kernels/kernels.h"
 
 #define N_DAMAGED 20000
-
-/* -- allocations that fail on purpose -- */
-
-static long allocations_left = -1;      /* -1: all succeed */
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-
-static int
-refused(void)
-{
-    return allocations_left == 0 || (allocations_left > 0 && allocations_left-- == 0);
-}
-
-void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
-void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
-void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
 
 /* -- samples -- */
 

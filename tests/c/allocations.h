@@ -1,0 +1,26 @@
+/* Allocations that fail on purpose, for programs linked with --wrap=malloc, --wrap=calloc and --wrap=realloc. */
+#ifndef HARMAUG_TESTS_ALLOCATIONS_H
+#define HARMAUG_TESTS_ALLOCATIONS_H
+
+#include <stddef.h>
+
+static long allocations_left = -1;      /* -1: all succeed */
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+
+static int
+refused(void)
+{
+    return allocations_left == 0 || (allocations_left > 0 && allocations_left-- == 0);
+}
+
+void *__wrap_malloc(size_t n) { return refused() ? NULL : __real_malloc(n); }
+void *__wrap_calloc(size_t n, size_t size) { return refused() ? NULL : __real_calloc(n, size); }
+void *__wrap_realloc(void *p, size_t n) { return refused() ? NULL : __real_realloc(p, n); }
+
+#endif
