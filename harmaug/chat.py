@@ -1,6 +1,7 @@
 """Chat templates: messages to the text that a model was trained to continue."""
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,11 +109,10 @@ class ChatTemplate:
         that the template knows: "system", "user", "assistant". `variables` are further names for the template, such as
         a guard's ``guideline``. A ValueError if it is wrong, or refuses these messages.
         """
-        env = _environment()
         values = {"messages": [dict(message) for message in messages], "tools": None, "documents": None,
                   "bos_token": self.bos_token, "eos_token": self.eos_token, **variables}
         try:
-            template = env.from_string(self.source)
+            template = _compiled(self.source)
             closed = template.render(**values, add_generation_prompt=False)
             opened = template.render(**values, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
@@ -145,6 +145,12 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    """A teacher or generator renders one template for every row."""
+    return _environment().from_string(source)
 
 
 def _environment() -> jinja2.Environment:
