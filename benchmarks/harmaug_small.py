@@ -34,7 +34,17 @@ import numpy as np
 
 from harmaug import datasets, evaluate, models, pipeline, runs, safety, teacher
 from harmaug.augment import AugmentConfig
-from harmaug.data import DataError, Row, atomic_file, identity, normalise, read_rows
+from harmaug.data import (
+    DataError,
+    Row,
+    atomic_file,
+    identity,
+    normalise,
+    read_object,
+    read_rows,
+    write_json,
+    write_rows,
+)
 from harmaug.distill import DistillConfig, Distiller, split_validation
 from harmaug.eda import eda_rows
 from harmaug.guard import Guard
@@ -44,6 +54,7 @@ from harmaug.thresholds import fit_threshold
 HERE = Path(__file__).resolve().parent
 PHASES = ("explore", "confirm")
 BASE = "B"
+HELD_OUT_PER_PROMPT = 10        # so that held-out pairs are of several prompts
 
 
 # -- the plan -----------------------------------------------------------------------------------------------------
@@ -208,18 +219,19 @@ def part_pool(pool: Pool, folder: Path, sets: dict[str, list[Row]]) -> Parts:
     pairs = round(pool.held_out * pool.pairs_share)
     wanted = {False: pool.held_out - pairs, True: pairs}
     parts = Parts([], [], [])
-    for i, prompt in enumerate(order):
+    for prompt in order:
         kinds = collections.Counter(bool(row.response) for row in groups[prompt])
         if all(wanted[kind] > 0 for kind in kinds):
-            for row in groups[prompt]:
+            for row in groups[prompt][:HELD_OUT_PER_PROMPT]:
                 if wanted[bool(row.response)] > 0:
                     wanted[bool(row.response)] -= 1
                     parts.held_out.append(row)
         else:
             digest = hashlib.sha256(f"side/{prompt}".encode("utf-8", "surrogatepass")).digest()
             (parts.teacher if digest[0] < 256 * pool.teacher_share else parts.students).extend(groups[prompt])
+    known = unseen | groups.keys()
     for file in pool.teacher_only:
-        parts.teacher.extend(row for row in read_rows(folder / file) if normalise(row.prompt) not in unseen | groups.keys() and not safety.blocked_row(row))
+        parts.teacher.extend(row for row in read_rows(folder / file) if normalise(row.prompt) not in known and not safety.blocked_row(row))
     return parts
 
 
@@ -249,9 +261,24 @@ class Bench:
         self.sets = {name: datasets.read(data / file) for name, file in plan.sets.mean.items()}
         for name, rows in self.sets.items():
             evaluate.labels_of(rows, plan.sets.mean[name], evaluate.PROTOCOLS["default"])
-        self.parts = part_pool(plan.pool, data, self.sets)
+        self.parts = self._part_pool()
         self.options: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
         self._generated: dict[tuple[str, int], list[Row]] = {}
+
+    def _part_pool(self) -> Parts:
+        """The pool's parts, kept in the work folder: the responsible-use filter takes a minute."""
+        pool = self.plan.pool
+        key = {"pool": self.plan.tables["pool"], "sets": self.plan.tables["sets"]["mean"],
+               "files": {file: runs.sha256(self.data / file) for file in (*pool.prompts, *pool.pairs, *pool.teacher_only, *self.plan.sets.mean.values())}}
+        files = {field.name: self.work / f"pool-{field.name}.jsonl" for field in dataclasses.fields(Parts)}
+        about = self.work / "pool.json"
+        if about.exists() and read_object(about) == key:
+            return Parts(**{name: read_rows(path) for name, path in files.items()})
+        parts = part_pool(pool, self.data, self.sets)
+        for name, path in files.items():
+            write_rows(path, getattr(parts, name))
+        write_json(about, key)
+        return parts
 
     # -- the teacher
 
