@@ -108,8 +108,8 @@ def parse_student(spec: str) -> tuple[str, tuple[int, ...] | None]:
 
 
 def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, config: FrontierConfig, base: DistillConfig,
-             rows: Sequence[Row] | None = None, teacher: Any = None, n_threads: int | None = None,
-             quiet: bool = False) -> dict[str, Any]:
+             rows: Sequence[Row] | None = None, teacher: Any = None, folder: Path = Path(),
+             n_threads: int | None = None, quiet: bool = False) -> dict[str, Any]:
     """Train the students that are not trained yet, measure all, and write frontier.json and frontier.csv.
 
     Parameters
@@ -122,6 +122,8 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
         To train on. None: the run's labelled.jsonl.
     teacher : LabelConfig, optional
         What the first row is where the configuration names no teacher.
+    folder : path
+        Where the teacher's relative file names begin.
 
     Returns
     -------
@@ -143,7 +145,7 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
             raise DataError(f"[frontier] students: {specs[slug]} and {spec} share the folder students/{slug}")
         specs[slug] = spec
     shapes = {name: _shape(name) for name in (*config.shapes, *([config.teacher] if config.teacher in SHAPES else []))}
-    measure = _Measure(datasets, config.tokens, n_threads)
+    measure = _Measure(datasets, config.tokens, folder, n_threads)
     table = []
     if config.teacher in SHAPES:
         table.append(_computed(config.teacher, shapes[config.teacher], config.tokens, "teacher"))
@@ -156,12 +158,12 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
         own = dataclasses.replace(base, student=student, layers=layers)
         pipeline.distil(run, rows, config=own, name=f"distil_{slug}", folder=f"students/{slug}",
                         models={student: runs.sha256(models.resolve(student))}, quiet=quiet)
-        folder = run / "students" / slug
-        table.append(measure.guard(folder, slug, "student"))
+        place = run / "students" / slug
+        table.append(measure.guard(place, slug, "student"))
         if config.int8:
-            reason = _export_int8(folder, datasets, config, n_threads)
+            reason = _export_int8(place, datasets, config, n_threads)
             if reason is None:
-                table.append(measure.guard(folder.with_name(f"{slug}-int8"), f"{slug}-int8", "int8"))
+                table.append(measure.guard(place.with_name(f"{slug}-int8"), f"{slug}-int8", "int8"))
             else:
                 refused[f"{slug}-int8"] = reason
     table += [_computed(name, shapes[name], config.tokens, "shape") for name in config.shapes]
@@ -229,8 +231,8 @@ def format_frontier(result: Mapping[str, Any]) -> str:
 class _Measure:
     """Measures models on the same sets and texts."""
 
-    def __init__(self, datasets: Mapping[str, Sequence[Row]], tokens: int, n_threads: int | None) -> None:
-        self._datasets, self._tokens, self._n_threads = datasets, tokens, n_threads
+    def __init__(self, datasets: Mapping[str, Sequence[Row]], tokens: int, folder: Path, n_threads: int | None) -> None:
+        self._datasets, self._tokens, self._folder, self._n_threads = datasets, tokens, folder, n_threads
         rows = [row for rows in datasets.values() for row in rows]
         self.texts = [[row.prompt, row.response] for row in spread(rows, _TEXTS)]
 
@@ -238,12 +240,12 @@ class _Measure:
         """A row of a teacher that scores here, be it a guard or a language model."""
         if config.endpoint is not None:
             raise DataError("[frontier] teacher: one behind a server cannot be timed here; name a shape or a folder")
-        opened: Any = pipeline._open_teacher(config, Path(), self._options())
+        opened: Any = pipeline._open_teacher(config, self._folder, self._options())
         guard = getattr(opened, "guard", None)
         if guard is not None and not isinstance(guard, Guard):
             raise DataError(f"[frontier] teacher: {config.teacher} is neither an encoder nor a language model")
-        path = pipeline._teacher_path(config.teacher, Path())
-        row = {"name": Path(config.teacher).name, "kind": "teacher", **self._worth(opened), **self._cost({"teacher": msgspec.to_builtins(config)})}
+        path = pipeline._teacher_path(config.teacher, self._folder)
+        row = {"name": Path(config.teacher).name, "kind": "teacher", **self._worth(opened), **self._cost({"teacher": msgspec.to_builtins(config), "folder": str(self._folder)})}
         if guard is not None:
             return row | self._size(guard, path)
         settings = data.read_object(path / "config.json") if (path / "config.json").is_file() else {}
@@ -362,7 +364,7 @@ def _measure_here() -> None:
     if "guard" in job:
         scorer: Any = Guard.from_pretrained(job["guard"], **job["options"])
     else:
-        scorer = pipeline._open_teacher(msgspec.convert(job["teacher"], pipeline.LabelConfig), Path(), job["options"])
+        scorer = pipeline._open_teacher(msgspec.convert(job["teacher"], pipeline.LabelConfig), Path(job["folder"]), job["options"])
     taken = []
     for prompt, response in [*job["texts"][:_WARM], *job["texts"]]:
         begun = time.perf_counter()

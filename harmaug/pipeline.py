@@ -515,7 +515,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             from harmaug.frontier import frontier
 
             return frontier(run, held_out, config=config.frontier, base=config.distil, rows=None if config.label is not None else seeds,
-                            teacher=config.label, quiet=quiet, **threads)
+                            teacher=config.label, folder=folder, quiet=quiet, **threads)
         if name == "continual":
             from harmaug.continual import continual, read_replay
 

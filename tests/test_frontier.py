@@ -73,7 +73,7 @@ def test_a_language_model_in_the_first_row(folder):
     Path("policy.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}Answer:")
     teacher = pipeline.LabelConfig(teacher=str(write_llama(folder / "tiny.gguf")), family="llama-guard-3", template="policy.jinja")
     rows = pipeline.read_rows("test.jsonl")
-    row = frontier._Measure({"one": rows}, 128, 1).teacher(teacher)
+    row = frontier._Measure({"one": rows}, 128, Path(), 1).teacher(teacher)
     assert row["kind"] == "teacher" and row["ms"] > 0 and row["parameters"] is None and row["mb"] > 0 and set(row["sets"]) == {"one"}
 
 
