@@ -100,9 +100,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage = verbs.add_parser(name, help=what, aliases=["distill"] if name == "distil" else [])
         if name == "run":
             stage.add_argument("config", metavar="CONFIG", help="TOML file; see examples/")
+            stage.add_argument("--sweep", action="store_true", help="run every point of the table [sweep]")
         else:
             stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: that of RUN)")
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
+        if name == "distil":
+            _distil_options(stage)
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
@@ -154,6 +157,35 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     else:
         verbs.add_parser("data", help="list and fetch public sets")
     return parser
+
+
+def _distil_options(parser: argparse.ArgumentParser) -> None:
+    for option, name, what in (("--student", "MODEL[:LAYERS]", "train this one, and each further one, instead of [distil]'s, and compare their costs"),
+                               ("--shape", "NAME", "with --student: a further row that is computed, such as llama-3-8b"),
+                               ("--replay", "FILE|RUN", "with --from: old rows to replay")):
+        parser.add_argument(option, action="append", default=[], metavar=name, help=f"{what}; may be repeated")
+    parser.add_argument("--teacher", metavar="MODEL", help="with --student: the first row (default: [label]'s teacher)")
+    parser.add_argument("--int8", action="store_true", help="with --student: also in int8, unless the change is too large (status 1)")
+    parser.add_argument("--from", dest="from_guard", metavar="GUARD", help="go on from this guard: continual fine-tuning")
+
+
+def _with_options(args: argparse.Namespace, tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables, with what ``harmaug distil`` was told by options."""
+    if args.only != "distil":
+        return tables
+    if args.from_guard and args.student:
+        raise ValueError("--from and --student: one trains a guard on, the other several anew")
+    for option, needs in (("shape", "student"), ("teacher", "student"), ("int8", "student"), ("replay", "from_guard")):
+        if getattr(args, option) and not getattr(args, needs):
+            raise ValueError(f"--{option} needs --{needs.removesuffix('_guard')}")
+    if args.student:
+        args.only = "frontier"
+        given = {"students": args.student, "shapes": args.shape, "teacher": args.teacher, "int8": args.int8}
+        tables = {**tables, "frontier": {**tables.get("frontier", {}), **{name: value for name, value in given.items() if value}}}
+    if args.from_guard:
+        replay = [os.path.abspath(place) for place in args.replay]
+        tables = {**tables, "continual": {**tables.get("continual", {}), "guard": args.from_guard, **({"replay": replay} if replay else {})}}
+    return tables
 
 
 def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: float | None, what: str,
@@ -212,6 +244,10 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.config).stem
     if args.config is None and not (Path(out) / "run.json").is_file():
         raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
+    if args.only is None and args.sweep:
+        return _sweep(args, tables or {}, out)
+    if tables is not None and "sweep" in tables:
+        raise ValueError(f"{args.config}: has the table [sweep]; run it with `harmaug run --sweep`")
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
         where, data = args.config, args.data or Path(args.config or ".").parent
@@ -221,6 +257,7 @@ def _run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
             tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
             args.seed = begun["seed"] if args.seed is None else args.seed
+        tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, only=args.only, quiet=args.quiet,
                                      tell=_teller(args.quiet or args.json))
@@ -234,11 +271,38 @@ def _run(args: argparse.Namespace) -> int:
             from harmaug.evaluate import format_table
 
             print(format_table(report["evaluate"]))
+        if "frontier" in report:
+            from harmaug.frontier import format_frontier
+
+            print(format_frontier(report["frontier"]))
+        if "continual" in report:
+            from harmaug.continual import format_continual
+
+            print(format_continual(report["continual"]))
         print(f"run folder {out}, report {page}")
     if args.only == "evaluate":
         from harmaug.evaluate_cli import check_gates
 
         return check_gates(args, report["evaluate"], _say)
+    refused = report.get("frontier", {}).get("refused", {})
+    for name, reason in refused.items():
+        _say(f"{name} refused: {reason}")
+    return int(bool(refused))
+
+
+def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) -> int:
+    from harmaug.sweep import format_summary, run_sweep
+
+    if args.seed is not None:
+        raise ValueError("--seed with --sweep: the seeds stand in [sweep]")
+    args.resume = [] if args.out else ["--out", str(out)]
+    table = run_sweep(out, tables, where=args.config, data_folder=args.data or Path(args.config).parent, n_threads=args.n_threads,
+                      quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
+    if args.json:
+        _print_json(table)
+    else:
+        print(format_summary(table))
+        print(f"{Path(out) / 'sweep.jsonl'}: a line for each point; summary.jsonl: this table")
     return 0
 
 

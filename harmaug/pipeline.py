@@ -49,6 +49,7 @@ BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda r
 student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
 
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
+FURTHER = ("continual", "frontier")     # instead of distil, and after all; they train with the settings of [distil]
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
 LABELLED, SCORES = "labelled.jsonl", "scores.jsonl"
@@ -382,6 +383,8 @@ class Config(msgspec.Struct, kw_only=True):
     label: LabelConfig | None
     distil: Any     # DistillConfig: its module is imported when a run trains
     evaluate: EvaluateConfig | None
+    frontier: Any = None
+    continual: Any = None
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None,
@@ -395,11 +398,19 @@ class Config(msgspec.Struct, kw_only=True):
         """
         kinds: dict[str, Any] = {"data": DataConfig, "generator": GeneratorConfig, "augment": AugmentConfig,
                                  "respond": RespondConfig, "label": LabelConfig, "distil": None,
-                                 "evaluate": EvaluateConfig}
+                                 "evaluate": EvaluateConfig, **dict.fromkeys(FURTHER)}
         if "distil" in tables:
             from harmaug.distill import DistillConfig
 
             kinds["distil"] = DistillConfig
+        if "frontier" in tables:
+            from harmaug.frontier import FrontierConfig
+
+            kinds["frontier"] = FrontierConfig
+        if "continual" in tables:
+            from harmaug.continual import ContinualConfig
+
+            kinds["continual"] = ContinualConfig
         unknown = [name for name in tables if name not in kinds]
         if unknown:
             raise DataError(f"{where}: unknown table [{unknown[0]}]; there are {', '.join(kinds)}")
@@ -468,7 +479,9 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     if only is not None and getattr(config, only) is None:
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
-    wanted = [name for name in STAGES if getattr(config, name) is not None and only in (None, name)]
+    stages = ("augment", "respond", "label", "distil" if config.continual is None else "continual", "evaluate", "frontier")
+    only = "continual" if only == "distil" and config.continual is not None else only
+    wanted = [name for name in stages if getattr(config, name) is not None and only in (None, name)]
     seeds, held_out, files = _read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
@@ -498,6 +511,17 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         if name == "distil":
             return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
                           quiet=quiet)
+        if name == "frontier":
+            from harmaug.frontier import frontier
+
+            return frontier(run, held_out, config=config.frontier, base=config.distil, rows=None if config.label is not None else seeds,
+                            teacher=config.label, folder=folder, quiet=quiet, **threads)
+        if name == "continual":
+            from harmaug.continual import continual, read_replay
+
+            _finished(run, "label", None) if config.label is not None else None
+            return continual(run, None if config.label is not None else seeds, read_replay(config.continual.replay, folder), config=config.continual,
+                             base=config.distil, datasets=held_out, quiet=quiet, **threads)
         training = seeds if config.label is None else _rows_of(run / LABELLED)
         assert config.evaluate is not None
         for other in config.evaluate.baselines:
@@ -518,10 +542,13 @@ def _read_data(config: Config, folder: Path, wanted: Sequence[str],
 
     They are checked now rather than after hours of training.
     """
-    labelled = "distil" in wanted and config.label is None
-    needs = {"augment", "label", "distil"} | ({"evaluate"} if config.label is None else set())
+    further = set(wanted) & set(FURTHER)
+    if further and config.distil is None:
+        raise DataError(f"{where}: [{min(further)}] needs the table [distil], whose settings it trains with")
+    labelled = bool(further | set(wanted) & {"distil"}) and config.label is None
+    needs = {"augment", "label", "distil", *FURTHER} | ({"evaluate"} if config.label is None else set())
     seeds = _seed_rows(config.data.seed, folder, labelled) if set(wanted) & needs else []
-    if labelled:
+    if labelled and "continual" not in wanted:       # attacks alone are of one class; with replayed rows they can be learnt
         require_labels(seeds, f"{where}: the rows of [data] seed")
     found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
              for name, entry in config.data.evaluation.items()}
@@ -530,10 +557,10 @@ def _read_data(config: Config, folder: Path, wanted: Sequence[str],
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {}
-    if set(wanted) & {"augment", "evaluate"}:
+    if set(wanted) & {"augment", "evaluate", *FURTHER}:
         held_out = {name: datasets.read(path, found[name].layout or None) for name, path in sets.items()}
-    if config.evaluate is not None and "evaluate" in wanted:
-        rules = evaluate_module.PROTOCOLS[config.evaluate.protocol]
+    if further or (config.evaluate is not None and "evaluate" in wanted):
+        rules = evaluate_module.PROTOCOLS["default" if config.evaluate is None else config.evaluate.protocol]
         for name, rows in held_out.items():
             evaluate_module.labels_of(rows, str(sets[name]), rules)
     if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
@@ -648,6 +675,8 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     """Return a stage's account in one line."""
     if stage == "evaluate":
         return f"{len(account['datasets'])} sets"
+    if stage in FURTHER:
+        return f"{len(account['rows'])} models" if stage == "frontier" else f"{len(account['sets'])} sets, {account['steps']} steps"
     counts = [f"{name} {value}" for name, value in account.items()
               if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done"]
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"

@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, runs, teacher
+from harmaug import cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
 from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
@@ -279,7 +279,11 @@ def test_examples_are_valid():
     names = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
     assert len(names) >= 2
     for path in names:
-        pipeline.Config.from_dict(pipeline.read_config(path), path.name)
+        tables = pipeline.read_config(path)
+        if "sweep" in tables:
+            assert len(sweep.plan_of(tables, path.name)[1]) > 1
+        else:
+            pipeline.Config.from_dict(tables, path.name)
 
 
 def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny, caplog):
