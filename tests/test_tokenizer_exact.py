@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tokenizer_cases import (
 )
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from harmaug import Tokenizer
+from harmaug import FormatError, Tokenizer
 
 
 def save(tok: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
@@ -63,6 +64,26 @@ def bytes_8000() -> str:
     return str(tok.to_str())
 
 
+AFFIXES = {"prefix": ("##", ""), "suffix": ("", "</w>"), "both": ("##", "</w>"), "both over bytes": ("@@", "</w>")}
+
+
+@functools.cache
+def affixed(name: str) -> str:
+    prefix, suffix = AFFIXES[name]
+    tok = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=name == "both", continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel() if "bytes" in name else pre_tokenizers.BertPreTokenizer()
+    tok.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=3000, limit_alphabet=600, special_tokens=["<unk>", "<|endoftext|>"], show_progress=False,
+        continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    tok.decoder = decoders.BPEDecoder(suffix) if suffix else decoders.WordPiece(prefix)
+    return str(tok.to_str())
+
+
+def written(state: dict[str, Any], folder: Path) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    return folder / "tokenizer.json"
+
+
 def opened(text: str, folder: Path) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     theirs = tokenizers.Tokenizer.from_str(text)
     return save(theirs, folder), theirs
@@ -79,6 +100,22 @@ def test_trained(trained: Any, tmp_path: Path) -> None:
     assert ours.vocab_size == theirs.get_vocab_size(with_added_tokens=True)
     for token, id in theirs.get_vocab(with_added_tokens=True).items():
         assert ours.token_to_id(token) == id and ours.id_to_token(id) == theirs.id_to_token(id)
+
+
+@pytest.mark.parametrize("name", AFFIXES)
+def test_affixes(name: str, tmp_path: Path) -> None:
+    """BPE with continuing_subword_prefix and end_of_word_suffix; the option may stand behind the merges too."""
+    ours, theirs = opened(affixed(name), tmp_path)
+    texts = TEXTS + extract() + random_unicode(500, 2) + code_point_lines(range(0x600))
+    assert difference(ours, theirs, texts) == []
+    state = json.loads(affixed(name))
+    model = state["model"]
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model[key] = model.pop(key)
+    assert Tokenizer.from_pretrained(written(state, tmp_path)).encode_batch(texts).ids.tolist() == ours.encode_batch(texts).ids.tolist()
+    model["byte_fallback"] = True       # of which the reference makes spans beside the text
+    with pytest.raises(FormatError, match='"byte_fallback" with "continuing_subword_prefix" or "end_of_word_suffix"'):
+        Tokenizer.from_pretrained(written(state, tmp_path))
 
 
 @pytest.mark.parametrize("trained", [bert_8000, bytes_8000], ids=["wordpiece", "bpe"])
