@@ -153,6 +153,21 @@ def test_pre_tokenizers(pre: Any, tmp_path: Path) -> None:
         assert [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()] == [span for _, span in pre.pre_tokenize_str(text)], hex(first)
 
 
+@pytest.mark.parametrize("pre", [pre_tokenizers.BertPreTokenizer(), *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS.values())], ids=["bert", *PATTERNS])
+def test_borders_of_64_bytes(pre: Any, tmp_path: Path) -> None:
+    """Texts are looked at 64 bytes at a time: words, signs and what is not ASCII at each place around such a border, and texts that end there."""
+    tok = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tok.pre_tokenizer = pre
+    ours = save(tok, tmp_path)
+    r = random.Random(3)
+    for n in range(140):
+        for middle in ("", " ", "é", " é", "'s", "  b", "\n", ".", "(c", "12", "A", "\u00a0x", "\x7f", " '"):
+            for text in ("a" * n + middle, "ab " * (n // 3) + "c" * (n % 3) + middle + "d e" * 9,
+                         "".join(r.choice(["word", " and", " x", ".", " I'm", "\t", "7"]) for _ in range(n // 3)) + middle + "end"):
+                got = [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()]
+                assert got == [span for _, span in pre.pre_tokenize_str(text)], repr(text)
+
+
 @pytest.mark.parametrize("first", range(0, 400, 50))
 def test_random_tokenizers(first: int, tmp_path: Path) -> None:
     """Tokenizers of random options: vocabularies with missing bytes, unknown tokens, added tokens of every kind, every template."""
