@@ -286,7 +286,8 @@ class GeneratorConfig(_Table):
     """The model that augment and respond sample from: a folder, a .gguf, a fetched name, or one behind a server.
 
     A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
-    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
+    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json,
+    and so does `dtype` ("float32", "bfloat16", "int8", "int4"): a stage does not go on under another.
     """
 
     model: str = "smollm2"
@@ -489,7 +490,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
-                "models": _digest_of_model(config.generator.model, config.generator.endpoint),
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint, dtype=config.generator.dtype),
                 "batch_size": config.generator.batch_size}
 
     def of_student() -> dict[str, str]:
@@ -664,11 +665,12 @@ def _teacher_path(name: str, folder: Path) -> Path:
     return beside if beside.is_file() else _model_path(name)
 
 
-def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path()) -> dict[str, str]:
-    """Name to sha256, for run.json; a server's model cannot be looked into."""
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(),
+                     dtype: str | None = None) -> dict[str, str]:
+    """Name, and dtype where it is asked for, to sha256, for run.json; a server's model cannot be looked into."""
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
-    return {name: sha256(_teacher_path(name, folder))}
+    return {name if dtype is None else f"{name} in {dtype}": sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
@@ -744,7 +746,8 @@ def _rows_of(path: Path) -> list[Row]:
 
 def _made(generator: Any, stage: Stage) -> Generator:
     made: Generator = generator if hasattr(generator, "stream") else generator()
-    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown"}
+    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown",
+                                **({"dtype": made.dtype} if hasattr(made, "dtype") else {})}
     return made
 
 
