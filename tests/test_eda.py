@@ -5,10 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
+from test_augment import jaccard
+from test_pipeline import write_bert
 
 from harmaug import diversity, eda
 from harmaug.data import DataError, Row
-from harmaug.filters import jaccard
 
 TABLE = {"quick": ["fast", "speedy"], "fox": ["vixen"], "jumps": ["leaps"], "lazy": ["idle"], "dog": ["hound"]}
 TEXT = "The Quick brown fox jumps over 3 lazy dogs at 10pm, while the dog sleeps."
