@@ -51,13 +51,13 @@ student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
-LABELLED, SCORES = "labelled.jsonl", "scores.jsonl"
+LABELLED, SCORES, DIVERSITY = "labelled.jsonl", "scores.jsonl", "diversity.json"
 
 
 def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *,
             config: AugmentConfig | None = None, evaluation_rows: Sequence[Row] = (),
             table: CategoryTable | None = None, models: Mapping[str, str] | None = None, batch_size: int = 32,
-            quiet: bool = False) -> dict[str, Any]:
+            engine: str = "local", encoder: str | None = None, quiet: bool = False) -> dict[str, Any]:
     """Sample instructions into instructions.jsonl, and what the filters reject into rejected.jsonl.
 
     Parameters
@@ -68,6 +68,8 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
         No kept row is near one of them.
     """
     config = config or AugmentConfig()
+    encoder : str, optional
+        Count clusters of the kept rows by its embeddings (see diversity.clusters), and put their map into diversity.json.
     table = table or default_table()
     inputs = {"seed": digest(seed_rows), "evaluation": digest(evaluation_rows),
               "categories": hashlib.sha256(repr(table.categories).encode()).hexdigest()}
@@ -84,6 +86,10 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
                                                      [row.prompt for row in evaluation_rows], seed=config.seed)
     return _account(stage)
 
+        if encoder is not None:
+            about, shown = diversity.clusters([row.prompt for row in _rows_of(run / INSTRUCTIONS)], encoder, seed=config.seed)
+            stage.entry["diversity"] |= about
+            write_json(run / DIVERSITY, shown)
 
 def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, config: RespondConfig | None = None,
             models: Mapping[str, str] | None = None, batch_size: int = 32, quiet: bool = False) -> dict[str, Any]:
@@ -485,7 +491,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
-            return augment(run, seed_rows=seeds, config=config.augment, table=table, **of_generator(),
+            return augment(run, seed_rows=seeds, config=config.augment, table=table, encoder=diversity.ENCODER, **of_generator(),
                            evaluation_rows=[row for rows in held_out.values() for row in rows])
         if name == "respond":
             return respond(run, config=config.respond, **of_generator())
