@@ -103,6 +103,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         else:
             stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: that of RUN)")
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
+        if name in ("run", "augment", "respond", "label"):
+            _engine(stage)
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
@@ -123,6 +125,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
     _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _number(score, "--batch-size", int, 32, "rows scored together")
+    _engine(score)
     _dtype(score)
     _common(score)
     score.set_defaults(run=_score)
@@ -164,6 +167,11 @@ def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: f
 def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"),
                         help=when + "storage of the weights (default: int8 where the folder holds such, else float32)")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", metavar="E", help="where rows are worked on: local, ray, or ray:N for workers of N CPUs "
+                        "(default: local, or what CONFIG says); changes no row")
 
 
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
@@ -223,6 +231,7 @@ def _run(args: argparse.Namespace) -> int:
             args.seed = begun["seed"] if args.seed is None else args.seed
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, only=args.only, quiet=args.quiet,
+                                     engine=getattr(args, "engine", None),
                                      tell=_teller(args.quiet or args.json))
     from harmaug.report import report_run
 
@@ -276,7 +285,7 @@ def _score(args: argparse.Namespace) -> int:
     if args.file != "-" and not os.path.exists(args.file):
         raise ValueError(f"{args.file}: no such file")
     guard = _guard(args)
-    options = {"threshold": threshold, "batch_size": args.batch_size}
+    options = {"threshold": threshold, "batch_size": args.batch_size, "engine": args.engine or "local"}
     if args.file == "-":
         score.score_stream(guard, sys.stdin.buffer, sys.stdout.buffer, name="standard input", **options)
     else:

@@ -115,6 +115,10 @@ class Endpoint:
         self.account: dict[str, Any] = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0,
                                         "cost": 0.0}
 
+    def __reduce__(self) -> Any:
+        raise ValueError("a server is asked from one process, which keeps to its rate and budget: engine must be 'local', "
+                         "whose requests go out `concurrency` at once")
+
     def map(self, path: str, payloads: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         """Post each payload and yield the JSON objects answered, in order; twice `concurrency` are read ahead.
 
