@@ -105,6 +105,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
         if name in ("run", "augment", "respond", "label"):
             _engine(stage)
+            stage.add_argument("--dry-run", action="store_true", help="count the requests, and tokens and money at most; ask "
+                               "nothing, write nothing")
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
@@ -220,6 +222,8 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.config).stem
     if args.config is None and not (Path(out) / "run.json").is_file():
         raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
+    if getattr(args, "dry_run", False):
+        return _dry_run(args, tables, out)
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
         where, data = args.config, args.data or Path(args.config or ".").parent
@@ -248,6 +252,23 @@ def _run(args: argparse.Namespace) -> int:
         from harmaug.evaluate_cli import check_gates
 
         return check_gates(args, report["evaluate"], _say)
+    return 0
+
+
+def _dry_run(args: argparse.Namespace, tables: Any, out: str | Path) -> int:
+    from harmaug import dry_run
+    from harmaug.runs import read_info
+
+    where, data, seed = args.config, args.data or Path(args.config or ".").parent, args.seed
+    if tables is None:
+        begun = read_info(Path(out))["config"]
+        tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
+        seed = begun["seed"] if seed is None else seed
+    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=seed, only=args.only)
+    if args.json:
+        _print_json(report)
+    else:
+        print("\n".join(dry_run.describe(stage, found) for stage, found in report.items()))
     return 0
 
 
