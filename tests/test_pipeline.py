@@ -248,6 +248,7 @@ def test_quickstart(folder, tiny, monkeypatch, capsys):
     assert metrics["systems"]["student with"]["mb"] < metrics["systems"]["teacher"]["mb"]
     assert metrics["systems"]["student with"]["gflops"] < metrics["systems"]["teacher"]["gflops"]
     page = Path("harmaug-quickstart/report.html").read_text()
+    assert "Diversity of the kept instructions" in page and json.loads(Path("harmaug-quickstart/run.json").read_text())["stages"]["augment"]["diversity"]["clusters_by"] == "minilm"
     assert "student with augmentation" in page and "<details" in page and "http" not in page.replace("http-equiv", "")
     assert cli.main([*argv, "--json", "--quiet"]) == 0
     again = json.loads(capsys.readouterr().out)
