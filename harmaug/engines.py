@@ -110,23 +110,29 @@ def _map_on_ray(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="WARNING")
-    places = int(ray.cluster_resources().get("CPU", 0)) // cpus
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    places = sum(n // cpus for n in nodes)
     if places < 1:
-        raise ValueError(f"engine 'ray:{cpus}': the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs")
+        raise ValueError(f"engine 'ray:{cpus}': the cluster's largest machine has {max(nodes, default=0)} CPUs")
     if isinstance(rows, Sequence):
         batch_size = max(1, min(batch_size, -(-len(rows) // (4 * places))))
         places = min(places, -(-len(rows) // batch_size))
     kind: Any = ray.remote(_Worker).options(num_cpus=cpus, max_restarts=_RESTARTS, max_task_retries=-1)
     workers = [kind.remote(pickled, _version(), _C.build_info()["cpu_isa"]) for _ in range(places)]
     begun: list[list[Any]] = [[] for _ in workers]      # what each has at hand: references that are ready when it is done
+    starting = {worker.__ray_ready__.remote(): i for i, worker in enumerate(workers)}     # others may hold their CPUs
     left, waiting = iter(rows), deque[tuple[list[_T], Any]]()
 
     def hand_out() -> None:
-        done = set(ray.wait(list(chain(*begun)), num_returns=sum(map(len, begun)), timeout=0)[0]) if any(begun) else set()
+        references = [*starting, *chain(*begun)]
+        done = set(ray.wait(references, num_returns=len(references), timeout=0)[0]) if references else set()
+        for reference in done & starting.keys():
+            del starting[reference]
         for at_hand in begun:
-            at_hand[:] = [ref for ref in at_hand if ref not in done]
-        while len(waiting) < 2 * _AHEAD * places:       # those behind a slow one wait, so many at most
-            place = min(range(places), key=lambda i: len(begun[i]))
+            at_hand[:] = [reference for reference in at_hand if reference not in done]
+        started = set(range(places)) - set(starting.values())
+        while started and len(waiting) < 2 * _AHEAD * places:       # those behind a slow one wait, so many at most
+            place = min(started, key=lambda i: len(begun[i]))
             batch = list(islice(left, batch_size)) if len(begun[place]) < _AHEAD else []
             if not batch:
                 break
@@ -141,6 +147,8 @@ def _map_on_ray(fn: Callable[[Sequence[_T]], Iterable[_R]], rows: Iterable[_T], 
             yield from found
 
     try:
+        if workers:
+            ray.wait(list(starting), num_returns=1)
         hand_out()
         while waiting:
             batch, results = waiting.popleft()

@@ -124,7 +124,7 @@ def test_errors_early_results_and_what_dies_again_and_again(tmp_path, monkeypatc
     with pytest.raises(DataError, match="^set, row 30: wrong$"):
         list(mapped)
     assert len(read) < 80
-    with pytest.raises(ValueError, match="the cluster has 2 CPUs"):
+    with pytest.raises(ValueError, match="the cluster's largest machine has 2 CPUs"):
         list(engines.map_rows(squares, [1], engine="ray:3"))
     monkeypatch.setattr(engines, "_RESTARTS", 0)
     with pytest.raises(ChildProcessError, match="a Ray worker died more than 0 times"):
