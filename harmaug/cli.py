@@ -105,6 +105,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
+    for name in ("run", "distil"):
+        verbs.choices[name].add_argument("--engine", choices=("native", "torch"),
+                                         help="what trains the student, before the configuration's: torch is for GPUs, under torchrun for several")
     evaluate = verbs.choices["evaluate"]
     if argv[:1] == ["evaluate"]:
         from harmaug.evaluate_cli import add_options
@@ -209,6 +212,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.config is None and args.out is None:
         raise ValueError(f"harmaug {args.only} needs CONFIG, or --out RUN of a run that was begun")
     tables = pipeline.read_config(args.config) if args.config is not None else None
+    engine = getattr(args, "engine", None)
+    chosen = engine or (tables or {}).get("distil", {}).get("engine")
+    together = chosen == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
+    if together and os.environ.get("RANK") != "0":      # the first one alone has the run folder
+        from harmaug.torch_processes import help_first
+
+        help_first()
+        return 0
     out = args.out or Path("runs") / Path(args.config).stem
     if args.config is None and not (Path(out) / "run.json").is_file():
         raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
@@ -222,8 +233,12 @@ def _run(args: argparse.Namespace) -> int:
             tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
             args.seed = begun["seed"] if args.seed is None else args.seed
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
-                                     n_threads=args.n_threads, only=args.only, quiet=args.quiet,
+                                     n_threads=args.n_threads, engine=engine, only=args.only, quiet=args.quiet,
                                      tell=_teller(args.quiet or args.json))
+        if together:
+            from harmaug.torch_processes import dismiss
+
+            dismiss()
     from harmaug.report import report_run
 
     page = report_run(out)

@@ -174,14 +174,14 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     name, folder : str
         Of the stage and of what it makes, where a run trains several.
     """
-    from harmaug.distill import DistillConfig, Distiller
+    from harmaug.distill import ENGINE, DistillConfig, Distiller
 
     config = config or DistillConfig()
     makes = f"{folder}/{TFIDF_FILE}" if config.student == TFIDF else f"{folder}/checkpoint/state.json"
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ENGINE}
     stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
@@ -216,7 +216,7 @@ def summary(distiller: Distiller) -> dict[str, Any]:
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
     threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
     return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
-            "selected_by": distiller.selected_by_, "validation_threshold": threshold}
+            "selected_by": distiller.selected_by_, "engine": distiller.config.engine, "validation_threshold": threshold}
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
@@ -385,8 +385,8 @@ class Config(msgspec.Struct, kw_only=True):
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None,
-                  n_threads: int | None = None) -> Config:
-        """Check the tables of a TOML file; `seed` goes before the seeds in it.
+                  n_threads: int | None = None, engine: str | None = None) -> Config:
+        """Check the tables of a TOML file; `seed`, `n_threads` and `engine` go before those in it.
 
         Raises
         ------
@@ -410,8 +410,9 @@ class Config(msgspec.Struct, kw_only=True):
             settings = dict(table)
             if seed is not None and name in ("augment", "respond", "distil"):
                 settings["seed"] = seed
-            if n_threads is not None and name == "distil":
-                settings["n_threads"] = n_threads
+            if name == "distil":
+                given = {"n_threads": n_threads, "engine": engine}
+                settings |= {key: value for key, value in given.items() if value is not None}
             kind: Any = msgspec.inspect.type_info(kinds[name])
             known = sorted(field.name for field in kind.fields)
             for setting in settings:
@@ -441,7 +442,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration",
                data_folder: str | os.PathLike[str] = ".", seed: int | None = None, n_threads: int | None = None,
-               only: str | None = None, quiet: bool = False, tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
+               engine: str | None = None, only: str | None = None, quiet: bool = False,
+               tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
     """Run the stages that a configuration has a table for.
 
     Parameters
@@ -452,8 +454,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         Its name, for messages.
     data_folder : path
         Where relative file names begin.
-    seed, n_threads : int, optional
-        Before those of the configuration.
+    seed, n_threads, engine : optional
+        Before those of the configuration; the engine that distils.
     only : str, optional
         Run just this stage; those before it must be finished.
     tell : callable
@@ -464,7 +466,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     dict
         Stage name to its account; for evaluate the report.
     """
-    config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads)
+    config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads, engine=engine)
     if only is not None and getattr(config, only) is None:
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
