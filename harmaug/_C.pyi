@@ -98,7 +98,7 @@ class GuardCore:
     def call_tokens(self) -> int: ...
     def score(
         self, prompts: Sequence[str], responses: Sequence[str | None], *, long: str = "windows", first_row: int = 0,
-        temperature: float = 1.0,
+        temperature: float = 1.0, logits: Callable[[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]], ArrayLike] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]: ...
 
 # trainer.c
@@ -198,6 +198,7 @@ def sampler_probabilities(
     top_p: float = 1.0, min_p: float = 0.0, typical_p: float = 1.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0
 ) -> NDArray[np.float32]: ...
+def sampler_uniform(seed: int, index: int, position: int, /) -> float: ...
 def sampler_draw(
     logits: ArrayLike, uniform: float, *, prompt: ArrayLike = (), ids: ArrayLike = (), banned: ArrayLike = (), temperature: float = 1.0, top_k: int = 0,
     top_p: float = 1.0, min_p: float = 0.0, typical_p: float = 1.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0,

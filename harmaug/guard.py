@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -97,6 +97,8 @@ class Guard:
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold, self.temperature = _threshold(self.thresholds, fitted)
+
+    _source: Callable[..., Floats] | None = None      # of logits, in the encoder's place
 
     # what scikit-learn asks of a fitted classifier; it never loads it
     _estimator_type = "classifier"
@@ -356,7 +358,7 @@ class Guard:
         first = 0
         while block := list(islice(rows, size)):
             prompts, responses = zip(*block)
-            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature)
+            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature, logits=self._source)
             first += len(block)
 
     def _labels_given(self) -> list[str] | None:

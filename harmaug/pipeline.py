@@ -29,7 +29,7 @@ from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
 from harmaug.eda import eda_rows
 from harmaug.endpoint import EndpointConfig
-from harmaug.generator import Generator
+from harmaug.generator import ENGINES, Generator, open_lm
 from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
@@ -286,9 +286,12 @@ class GeneratorConfig(_Table):
 
     A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
     or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
+    `engine` "transformers" runs a folder on PyTorch, on `device` (a GPU where there is one).
     """
 
     model: str = "smollm2"
+    engine: str = "native"
+    device: str | None = None
     dtype: str | None = None
     batch_size: int = 32
     template: str | None = None
@@ -297,6 +300,7 @@ class GeneratorConfig(_Table):
 
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
+        one_of("engine", self.engine, ENGINES)
         if self.endpoint is not None and self.template is None:
             raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
@@ -313,29 +317,37 @@ class LabelConfig(_Table):
         A generative guard behind a server.
     family, template, guidelines, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    engine : {"native", "transformers"}, default "native"
+        "transformers": a model's folder on PyTorch.
+    device : str, optional
+        Of that. None: a GPU, where there is one.
     dtype : str, optional
         Of the teacher's weights.
     licence : str, optional
         Of the teacher's labels, for run.json and the model card. None: that of its own model card.
     cache : bool, default True
         Take scores of rows that this teacher has seen from the user's cache.
-    batch_size : int, default 256
+    batch_size : int, optional
+        Rows that are handed over together. None: 256; on transformers, which reads them side by side, 16.
     """
 
     teacher: str = teacher.STANDIN
-    batch_size: int = 256
+    batch_size: int | None = None
     endpoint: EndpointConfig | None = None
     family: str | None = None
     template: str | None = None
     guidelines: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
+    engine: str = "native"
+    device: str | None = None
     dtype: str | None = None
     licence: str | None = None
     cache: bool = True
 
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
+        one_of("engine", self.engine, ENGINES)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
@@ -345,10 +357,15 @@ class LabelConfig(_Table):
         """What the stage records as its teacher."""
         return self.teacher if self.endpoint is None else self.endpoint.model
 
+    @property
+    def rows_at_once(self) -> int:
+        """batch_size, or what it is by default."""
+        return self.batch_size or (256 if self.engine == "native" else 16)
+
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "engine", "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -478,7 +495,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
-                "models": _digest_of_model(config.generator.model, config.generator.endpoint),
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint, on=config.generator.engine),
                 "batch_size": config.generator.batch_size}
 
     def of_student() -> dict[str, str]:
@@ -496,7 +513,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
             return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
                          name=config.label.name, models=models, settings=config.label.reading(), table=table,
-                         batch_size=config.label.batch_size, quiet=quiet)
+                         batch_size=config.label.rows_at_once, quiet=quiet)
         if name == "distil":
             return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
                           quiet=quiet)
@@ -586,9 +603,7 @@ def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options:
         assert config.template is not None
         return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
                           licence=config.licence or "unknown")
-    from harmaug.generator import CausalLM
-
-    lm = CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    lm = open_lm(_model_path(config.model), engine=config.engine, device=config.device, dtype=config.dtype, **options)
     if config.template is not None:
         lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
     lm.licence = config.licence or lm.licence
@@ -618,13 +633,14 @@ def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any])
     path = _teacher_path(config.teacher, folder)
     if path.is_file() and path.suffix != ".gguf":
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
+    options = {**options, "device": config.device}
     if teacher.is_language_model(path):
         from harmaug.guard_families import LanguageModelTeacher
 
         return LanguageModelTeacher.from_pretrained(path, licence=config.licence, **{**reading, "template": template},
-                                                    **options)
-    if set(reading) - {"dtype"}:
-        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype'}))}")
+                                                    batch_size=config.rows_at_once, **options)
+    if set(reading) - {"dtype", "engine"}:
+        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype', 'engine'}))}")
     name = config.teacher if config.teacher == teacher.STANDIN else path
     guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
     guard.licence = config.licence or guard.licence
@@ -639,11 +655,11 @@ def _teacher_path(name: str, folder: Path) -> Path:
     return beside if beside.is_file() else _model_path(name)
 
 
-def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path()) -> dict[str, str]:
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(), on: str = "native") -> dict[str, str]:
     """Name to sha256, for run.json; a server's model cannot be looked into."""
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
-    return {name: sha256(_teacher_path(name, folder))}
+    return {name if on == "native" else f"{name} on {on}": sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
