@@ -1,6 +1,6 @@
 """Distillation on PyTorch and accelerate: one GPU, or several and several machines under torchrun.
 
-``torchrun --nproc-per-node 8 -m harmaug distil run.toml --engine torch``, or a script that calls `Distiller.fit` in every
+``torchrun --standalone --nproc-per-node 8 -m harmaug distil run.toml --engine torch``, or a script that calls `Distiller.fit` in every
 process. Rows, their order, loss, schedule, decay, clipping, validation, checkpoints and what is written are those of the
 native engine: a run that one engine began the other goes on with.
 

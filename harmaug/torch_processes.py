@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 _NOTHING: Any = None
-_WAIT = datetime.timedelta(days=7)      # the others wait while the first one reads, scores or writes
+_WAIT = datetime.timedelta(days=1)      # the others wait while the first one reads, scores or writes
 
 
 @functools.cache

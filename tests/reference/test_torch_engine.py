@@ -171,7 +171,7 @@ checkpoint_every = 5
 
 
 def start(folder, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m", "harmaug",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "harmaug",
                "distil", str(folder / "run.toml"), "--out", str(folder / "spread"), "--engine", "torch", "--quiet"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -187,7 +187,7 @@ def test_two_processes_killed_and_resumed_have_the_native_curve(tmp_path, monkey
     assert cli.main(["distil", str(tmp_path / "run.toml"), "--out", str(tmp_path / "native"), "--quiet"]) == 0
     spread = tmp_path / "spread" / "guard"
     process = start(tmp_path)
-    state, end = spread / "checkpoint" / "state.json", time.monotonic() + 120
+    state, end = spread / "checkpoint" / "state.json", time.monotonic() + 300
     while not state.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     for pid in [process.pid, *children(process.pid)]:
@@ -195,7 +195,7 @@ def test_two_processes_killed_and_resumed_have_the_native_curve(tmp_path, monkey
     errors = process.communicate()[1]
     assert json.loads(state.read_bytes())["step"] < 130, errors
     with start(tmp_path) as process:
-        errors = process.communicate(timeout=200)[1]
+        errors = process.communicate(timeout=300)[1]
     assert process.returncode == 0, errors
     native, other = (list(csv.DictReader((folder / "log.csv").read_text().splitlines())) for folder in (tmp_path / "native" / "guard", spread))
     for name in ("step", "lr", "loss", "validation_loss"):
