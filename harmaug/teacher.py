@@ -57,7 +57,9 @@ class GuardTeacher:
             from harmaug.integrations.sklearn import TfidfGuard
 
             return cls(TfidfGuard.from_pretrained(path), path.name)
-        dtype = options.pop("dtype", None) if one_of("engine", engine, ENGINES) == "transformers" else None
+        if one_of("engine", engine, ENGINES) == "native" and device is not None:
+            raise ValueError(f'device {device} needs engine "transformers"')
+        dtype = options.pop("dtype", None) if engine == "transformers" else None
         guard = Guard.from_pretrained(path if path.exists() else os.fspath(folder), **options)
         if engine == "transformers":
             from harmaug.transformers_lm import run_on
