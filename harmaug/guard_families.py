@@ -188,7 +188,7 @@ class LanguageModelTeacher:
     def from_pretrained(cls, path: str | os.PathLike[str], *, family: str | GuardFamily | None = None,
                         template: str | os.PathLike[str] | None = None, guidelines: Sequence[str] = (),
                         definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
-                        dtype: str | None = None, n_threads: int | None = None, engine: str = "native",
+                        dtype: str | None = None, n_threads: int | None = None, backend: str = "native",
                         device: str | None = None, batch_size: int = 32) -> LanguageModelTeacher:
         """Open a guard model.
 
@@ -208,13 +208,13 @@ class LanguageModelTeacher:
             None: that of the folder's model card, else "unknown".
         dtype, n_threads
             See CausalLM.from_pretrained.
-        engine : {"native", "transformers"}
+        backend : {"native", "transformers"}
         device, batch_size
-            With engine "transformers": see TransformersLM.from_pretrained.
+            With backend "transformers": see TransformersLM.from_pretrained.
         """
         from harmaug.teacher import licence_of
 
-        lm = open_lm(path, engine=engine, device=device, batch_size=batch_size, dtype=dtype, n_threads=n_threads)
+        lm = open_lm(path, backend=backend, device=device, batch_size=batch_size, dtype=dtype, n_threads=n_threads)
         if not isinstance(family, GuardFamily):
             family = family_of(family or lm.name)
         text = None if template is None else ChatTemplate.load(Path(template), like=lm.template)

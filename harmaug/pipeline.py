@@ -29,7 +29,7 @@ from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
 from harmaug.eda import eda_rows
 from harmaug.endpoint import EndpointConfig
-from harmaug.generator import ENGINES, Generator, open_lm
+from harmaug.generator import BACKENDS, Generator, open_lm
 from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
@@ -286,11 +286,11 @@ class GeneratorConfig(_Table):
 
     A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
     or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
-    `engine` "transformers" runs a folder on PyTorch, on `device` (a GPU where there is one).
+    `backend` "transformers" runs a folder on PyTorch, on `device` (a GPU where there is one).
     """
 
     model: str = "smollm2"
-    engine: str = "native"
+    backend: str = "native"
     device: str | None = None
     dtype: str | None = None
     batch_size: int = 32
@@ -300,7 +300,7 @@ class GeneratorConfig(_Table):
 
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
-        one_of("engine", self.engine, ENGINES)
+        one_of("backend", self.backend, BACKENDS)
         if self.endpoint is not None and self.template is None:
             raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
@@ -317,7 +317,7 @@ class LabelConfig(_Table):
         A generative guard behind a server.
     family, template, guidelines, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
-    engine : {"native", "transformers"}, default "native"
+    backend : {"native", "transformers"}, default "native"
         "transformers": a model's folder on PyTorch.
     device : str, optional
         Of that. None: a GPU, where there is one.
@@ -339,7 +339,7 @@ class LabelConfig(_Table):
     guidelines: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
-    engine: str = "native"
+    backend: str = "native"
     device: str | None = None
     dtype: str | None = None
     licence: str | None = None
@@ -347,7 +347,7 @@ class LabelConfig(_Table):
 
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
-        one_of("engine", self.engine, ENGINES)
+        one_of("backend", self.backend, BACKENDS)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
@@ -360,12 +360,12 @@ class LabelConfig(_Table):
     @property
     def rows_at_once(self) -> int:
         """batch_size, or what it is by default."""
-        return self.batch_size or (256 if self.engine == "native" else 16)
+        return self.batch_size or (256 if self.backend == "native" else 16)
 
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "engine", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "backend", "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -495,7 +495,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
-                "models": _digest_of_model(config.generator.model, config.generator.endpoint, on=config.generator.engine),
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint, on=config.generator.backend),
                 "batch_size": config.generator.batch_size}
 
     def of_student() -> dict[str, str]:
@@ -603,7 +603,7 @@ def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options:
         assert config.template is not None
         return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
                           licence=config.licence or "unknown")
-    lm = open_lm(_model_path(config.model), engine=config.engine, device=config.device, dtype=config.dtype, **options)
+    lm = open_lm(_model_path(config.model), backend=config.backend, device=config.device, dtype=config.dtype, **options)
     if config.template is not None:
         lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
     lm.licence = config.licence or lm.licence
@@ -639,8 +639,8 @@ def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any])
 
         return LanguageModelTeacher.from_pretrained(path, licence=config.licence, **{**reading, "template": template},
                                                     batch_size=config.rows_at_once, **options)
-    if set(reading) - {"dtype", "engine"}:
-        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype', 'engine'}))}")
+    if set(reading) - {"dtype", "backend"}:
+        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype', 'backend'}))}")
     name = config.teacher if config.teacher == teacher.STANDIN else path
     guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
     guard.licence = config.licence or guard.licence

@@ -17,7 +17,7 @@ from harmaug import engines, models
 from harmaug.checks import one_of
 from harmaug.data import DataError, Row, identity, read_object, read_rows
 from harmaug.evaluate import metrics
-from harmaug.generator import ENGINES
+from harmaug.generator import BACKENDS
 
 _log = logging.getLogger(__name__)
 
@@ -42,26 +42,26 @@ class GuardTeacher:
         self.guard, self.name, self.licence = guard, name, licence
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, engine: str = "native", device: str | None = None,
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, backend: str = "native", device: str | None = None,
                         **options: Any) -> GuardTeacher:
         """Open a guard folder, a fetched name or "standin"; options are those of Guard.from_pretrained.
 
-        With the engine "transformers" a folder's logits come from PyTorch, on `device`, in the options' dtype.
+        With the backend "transformers" a folder's logits come from PyTorch, on `device`, in the options' dtype.
         """
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
         if (path / "tfidf.json").exists():
-            if engine != "native":
+            if backend != "native":
                 raise ValueError(f"{path}: a TF-IDF guard is no model of transformers")
             from harmaug.integrations.sklearn import TfidfGuard
 
             return cls(TfidfGuard.from_pretrained(path), path.name)
-        if one_of("engine", engine, ENGINES) == "native" and device is not None:
-            raise ValueError(f'device {device} needs engine "transformers"')
-        dtype = options.pop("dtype", None) if engine == "transformers" else None
+        if one_of("backend", backend, BACKENDS) == "native" and device is not None:
+            raise ValueError(f'device {device} needs backend "transformers"')
+        dtype = options.pop("dtype", None) if backend == "transformers" else None
         guard = Guard.from_pretrained(path if path.exists() else os.fspath(folder), **options)
-        if engine == "transformers":
+        if backend == "transformers":
             from harmaug.transformers_lm import run_on
 
             run_on(guard, device, dtype)

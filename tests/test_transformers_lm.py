@@ -15,19 +15,19 @@ def test_a_model_on_transformers_names_the_extra(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"a model on transformers needs torch: pip install 'harmaug\[torch\]'"):
-        open_lm(tmp_path, engine="transformers")
+        open_lm(tmp_path, backend="transformers")
 
 
-def test_engines_are_known_ones(tmp_path):
+def test_backends_are_known_ones(tmp_path):
     for kind in (GeneratorConfig, LabelConfig):
-        with pytest.raises(ValueError, match="engine must be one of native, transformers, got 'vllm'"):
-            kind(engine="vllm")
-    with pytest.raises(ValueError, match='device cuda needs engine "transformers"'):
+        with pytest.raises(ValueError, match="backend must be one of native, transformers, got 'vllm'"):
+            kind(backend="vllm")
+    with pytest.raises(ValueError, match='device cuda needs backend "transformers"'):
         open_lm(tmp_path, device="cuda")
-    with pytest.raises(ValueError, match='device cuda needs engine "transformers"'):
+    with pytest.raises(ValueError, match='device cuda needs backend "transformers"'):
         GuardTeacher.from_pretrained(tiny_bert.write(tmp_path / "guard"), device="cuda")
     with pytest.raises(ValueError, match="transformers opens Hugging Face folders"):
-        open_lm(tmp_path, engine="transformers")
+        open_lm(tmp_path, backend="transformers")
 
 
 def test_logits_from_a_callable_in_the_encoders_place(tmp_path):

@@ -41,7 +41,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(folder):
     torch.set_num_threads(1)
-    return CausalLM.from_pretrained(folder, dtype="float32"), open_lm(folder, engine="transformers", device="cpu", batch_size=3)
+    return CausalLM.from_pretrained(folder, dtype="float32"), open_lm(folder, backend="transformers", device="cpu", batch_size=3)
 
 
 def test_logits_and_stop_ids(both):
@@ -95,14 +95,14 @@ def test_settings_of_a_run(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HARMAUG_CACHE", "")
     (tmp_path / "policy.jinja").write_text(TEMPLATES["wildguard"])
     scores = []
-    for engine in ("native", "transformers"):
-        config = LabelConfig(teacher=str(folder), family="wildguard", template="policy.jinja", engine=engine, dtype="float32")
+    for backend in ("native", "transformers"):
+        config = LabelConfig(teacher=str(folder), family="wildguard", template="policy.jinja", backend=backend, dtype="float32")
         scores.append(load_teacher(config, models={}, folder=tmp_path).score(*zip(*ROWS)))
-        generator = load_generator(GeneratorConfig(model=str(folder), engine=engine, dtype="float32"))
+        generator = load_generator(GeneratorConfig(model=str(folder), backend=backend, dtype="float32"))
         assert generator.generate("in the", n=2, max_new_tokens=8, seed=3)[1].stop_reason in ("eos", "length")
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
     with pytest.raises(ValueError, match="nosuch"):
-        load_generator(GeneratorConfig(model=str(folder), engine="transformers", device="nosuch"))
+        load_generator(GeneratorConfig(model=str(folder), backend="transformers", device="nosuch"))
 
 
 # -- classifiers --
@@ -113,11 +113,11 @@ def test_classifiers_on_transformers_have_the_native_scores(tmp_path, family):
     student = tiny_bert.write(tmp_path / "guard") if family == "bert" else Path(student_of(tmp_path / "guard", family, **({"type_vocab_size": 2} if family == "roberta" else {})))
     rows = [(row.prompt, row.response) for row in rows_of(30)] + [("w1 w2 " * 40, None), ("w3 " * 30, "w4 w5 " * 30), ("", None)]
     native = GuardTeacher.from_pretrained(student, max_length=20)
-    other = GuardTeacher.from_pretrained(student, max_length=20, engine="transformers", device="cpu")
+    other = GuardTeacher.from_pretrained(student, max_length=20, backend="transformers", device="cpu")
     np.testing.assert_allclose(other.score(*zip(*rows)), native.score(*zip(*rows)), atol=1e-4)
     details = other.guard.score_details(*zip(*rows))
     assert details.n_windows.max() > 2 and details.n_windows.tolist() == native.guard.score_details(*zip(*rows)).n_windows.tolist()
-    config = LabelConfig(teacher=str(student), engine="transformers", cache=False)
+    config = LabelConfig(teacher=str(student), backend="transformers", cache=False)
     assert load_teacher(config, models={}).score(["w1 w2"]) == pytest.approx(GuardTeacher.from_pretrained(student).score(["w1 w2"]), abs=1e-4)
     other.guard._source = lambda *_: np.zeros((1, 3))
     with pytest.raises(ValueError, match=r"logits must return an array of shape \(2, 2\)"):
