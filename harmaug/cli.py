@@ -106,8 +106,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
         if name == "distil":
             _distil_options(stage)
+        if name in ("run", "augment", "respond", "label", "distil"):
+            _engine(stage, rows=name != "distil", trains=name in ("run", "distil"))
         if name in ("run", "augment", "respond", "label"):
-            _engine(stage)
             stage.add_argument("--dry-run", action="store_true", help="count the requests, and tokens and money at most; ask "
                                "nothing, write nothing")
         _common(stage)
@@ -203,9 +204,12 @@ def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
                         help=when + "storage of the weights (default: int8 where the folder holds such, else float32)")
 
 
-def _engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", metavar="E", help="where rows are worked on: local, ray, or ray:N for workers of N CPUs "
-                        "(default: local, or what CONFIG says); changes no row")
+def _engine(parser: argparse.ArgumentParser, *, rows: bool = True, trains: bool = False) -> None:
+    what = ["where rows are worked on: local, ray, or ray:N for workers of N CPUs; changes no row"] if rows else []
+    if trains:
+        what.append("what trains the student: native, or torch, for GPUs, under torchrun for several")
+    parser.add_argument("--engine", metavar="E", choices=None if rows else ("native", "torch"),
+                        help="; or ".join(what) + " (default: local and native, or what CONFIG says)")
 
 
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
@@ -251,6 +255,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.config is None and args.out is None:
         raise ValueError(f"harmaug {args.only} needs CONFIG, or --out RUN of a run that was begun")
     tables = pipeline.read_config(args.config) if args.config is not None else None
+    engine = getattr(args, "engine", None)
+    chosen = engine if engine in ("native", "torch") else (tables or {}).get("distil", {}).get("engine")
+    together = chosen == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
+    if together and os.environ.get("RANK") != "0":      # the first one alone has the run folder
+        from harmaug.torch_processes import help_first
+
+        help_first()
+        return 0
     out = args.out or Path("runs") / Path(args.config).stem
     if args.config is None and not (Path(out) / "run.json").is_file():
         raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
@@ -271,9 +283,12 @@ def _run(args: argparse.Namespace) -> int:
             args.seed = begun["seed"] if args.seed is None else args.seed
         tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
-                                     n_threads=args.n_threads, only=args.only, quiet=args.quiet,
-                                     engine=getattr(args, "engine", None),
+                                     n_threads=args.n_threads, engine=engine, only=args.only, quiet=args.quiet,
                                      tell=_teller(args.quiet or args.json))
+        if together:
+            from harmaug.torch_processes import dismiss
+
+            dismiss()
     from harmaug.report import report_run
 
     page = report_run(out)

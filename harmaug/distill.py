@@ -1,15 +1,14 @@
 """Distillation: rows with labels and a teacher's scores in, a small guard out.
 
 The loss of a row is ``ce_weight * CE(hard label) + kl_weight * T^2 * KL(soft label || student)`` (Lee et al. 2025,
-arXiv 2410.01524). All arithmetic is in C; this module decides which row is learnt when, and keeps a run that can be
-killed at any moment.
+arXiv 2410.01524). All arithmetic is in C, or with the engine "torch" in PyTorch; this module decides which row is learnt
+when, and keeps a run that can be killed at any moment.
 """
 from __future__ import annotations
 
 import contextlib
 import csv
 import dataclasses
-import hashlib
 import logging
 import math
 import os
@@ -20,38 +19,28 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from harmaug import _C, data, evaluate, models, runs
+from harmaug import _C, data, evaluate, models, runs, students
+from harmaug.batches import DrawOrder, TokenRows
 from harmaug.checks import one_of, within
 from harmaug.data import Row
-from harmaug.guard import UNSAFE_NAMES, Guard
+from harmaug.engines import TRAINERS
+from harmaug.guard import Guard
 from harmaug.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from harmaug.torch_engine import TorchTrainer
 
 __all__ = ["DistillConfig", "Distiller", "merge_duplicates", "split_validation"]
 
 _log = logging.getLogger(__name__)
 
-# of each model_type: what LoRA adapts where the configuration names nothing
-LORA_TARGETS = {
-    "bert": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense"),
-    "roberta": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),
-    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
-    "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense", "intermediate.dense",
-                   "output.dense", "pooler.dense"),
-    "modernbert": ("Wqkv", "Wi", "Wo"),
-}
-LORA_TARGETS["xlm-roberta"] = LORA_TARGETS["electra"] = LORA_TARGETS["roberta"]
-# settings in config.json, and transformers' defaults: of hidden states, attention, the head
-_DROPOUT = {"distilbert": (("dropout", 0.1), ("attention_dropout", 0.1), ("seq_classif_dropout", 0.2)),
-            "deberta-v2": (("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1), ("cls_dropout", None)),
-            "modernbert": (("mlp_dropout", 0.0), ("attention_dropout", 0.0), ("classifier_dropout", 0.0))}
-_DROPOUT_OF_OTHERS = (("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1), ("classifier_dropout", None))
 _COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "examples_per_second", "validation_loss", "validation_auprc")
 _TRAINER = ("ce_weight", "kl_weight", "temperature", "weight_decay", "layer_decay", "clip_norm", "seed",
             "micro_tokens", "n_threads", "lora_rank", "lora_alpha")
@@ -64,7 +53,8 @@ _RANGES = {
     "eval_every": "in [1, 1e12]", "patience": "in [1, 1e9]", "checkpoint_every": "in [1, 1e12]",
     "lora_rank": "in [0, 1e5]", "lora_alpha": "in [1e-6, 1e6]", "seed": "in [0, 9e18]", "n_threads": "in [0, 4096]",
 }
-_KEEPS = ("n_threads", "checkpoint_every")      # of the configuration: changes no weight
+ENGINE = ("engine", "gradient_checkpointing", "n_threads")
+"""What of a configuration says where it is trained, not what: a checkpoint moves between these."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,13 +108,19 @@ class DistillConfig:
         Rank 0: train all weights. Otherwise train, in place of the matrices that lora_targets names, factors whose
         product is scaled by lora_alpha / lora_rank.
     lora_targets : tuple of str, optional
-        Ends of module names, as PEFT's target_modules. None: the matrices of the layers, and a pooler (`LORA_TARGETS`).
+        Ends of module names, as PEFT's target_modules. None: the matrices of the layers, and a pooler (`harmaug.students.LORA_TARGETS`).
     freeze : tuple of str
         Patterns of parameter names that are not trained; "*" stands for any text ("bert.embeddings.*").
     seed : int
         Of split, drawing order, dropout, new weights.
     n_threads : int
         0: the library default. Changes no result.
+    engine : {"native", "torch"}
+        "torch": PyTorch and accelerate, for GPUs and, under torchrun, for several of them; see `harmaug.torch_engine`.
+    precision : {"float32", "bfloat16"}
+        "bfloat16", with engine "torch": autocast; weights, moments and the loss stay float32.
+    gradient_checkpointing : bool
+        With engine "torch": activations are computed again in the backward pass, for memory.
     """
 
     student: str = "minilm"
@@ -158,6 +154,9 @@ class DistillConfig:
     freeze: tuple[str, ...] = ()
     seed: int = 42
     n_threads: int = 0
+    engine: str = "native"
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "lora_targets", "freeze"):
@@ -165,67 +164,12 @@ class DistillConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         within(self, **_RANGES)
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
+        one_of("engine", self.engine, TRAINERS)
+        one_of("precision", self.precision, ("float32", "bfloat16"))
+        if self.engine == "native" and (self.precision != "float32" or self.gradient_checkpointing):
+            raise ValueError('precision "bfloat16" and gradient_checkpointing need engine "torch"')
         if self.ce_weight + self.kl_weight == 0:
             raise ValueError("ce_weight and kl_weight must not both be 0")
-
-
-class _Set:
-    """Tokenized rows: ragged arrays, and what is to be learnt."""
-
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, max_length: int) -> None:
-        pairs = [r.response or None for r in rows]
-        encoding = tokenizer.encode_batch([r.prompt for r in rows], pairs, max_length=max_length)
-        self.ids: NDArray[np.int32] = encoding.ids
-        self.offsets: NDArray[np.int64] = encoding.offsets
-        self.types: NDArray[np.uint8] = encoding.type_ids
-        self.n_cut = int(np.count_nonzero(encoding.truncated))
-        self.hard = np.array([-1 if r.hard_label is None else r.hard_label for r in rows], np.int8)
-        self.soft = np.array([math.nan if r.target is None else r.target for r in rows], np.float32)
-        self.weights = np.ones(len(rows), np.float32)
-
-    def __len__(self) -> int:
-        return len(self.hard)
-
-    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]:
-        """Ids, offsets and type ids of some rows."""
-        starts, ends = self.offsets[rows], self.offsets[rows + 1]
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-        return self.ids[where], offsets, self.types[where]
-
-    def digest(self) -> str:
-        """Hash of all that training reads."""
-        total = hashlib.sha256()
-        for array in (self.ids, self.offsets, self.types, self.hard, self.soft, self.weights):
-            total.update(np.ascontiguousarray(array).tobytes())
-        return total.hexdigest()
-
-
-class _Order:
-    """Which row each draw takes: a function of (seed, draw) alone.
-
-    A class is gone through in one random order after another, so that a row comes again only when all of its class
-    have come.
-    """
-
-    def __init__(self, hard: NDArray[np.int8], balanced: bool, seed: int) -> None:
-        self._groups = [np.flatnonzero(hard == c) for c in (0, 1)] if balanced else [np.arange(len(hard))]
-        self._seed = seed
-        self._kept: dict[int, tuple[int, NDArray[np.int64]]] = {}
-
-    def rows(self, first: int, count: int) -> NDArray[np.int64]:
-        """Rows of the draws [first, first + count)."""
-        return np.array([self._row(k) for k in range(first, first + count)], np.int64)
-
-    def _row(self, draw: int) -> int:
-        turn, g = divmod(draw, len(self._groups))
-        group = self._groups[g]
-        cycle, place = divmod(turn, len(group))
-        if g not in self._kept or self._kept[g][0] != cycle:
-            # a key of its own for each order: (seed, class, cycle)
-            generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, (g << 48) + cycle], np.uint64)))
-            self._kept[g] = cycle, group[generator.permutation(len(group))]
-        return int(self._kept[g][1][place])
 
 
 class _State(msgspec.Struct):
@@ -355,10 +299,21 @@ class Distiller:
             If the loss is not finite (the last checkpoint stays), or out holds the checkpoint of another run.
         """
         held_out = None if validation_rows is None else list(validation_rows)
+        job = self.config, list(rows), held_out, out, sample_weight
+        if self.config.engine == "torch":
+            from harmaug.torch_processes import share
+
+            job = share(job)
+        return self.fit_job(*job, progress=runs.shows_bars() if progress is None else progress)
+
+    def fit_job(self, config: DistillConfig, rows: list[Row], held_out: list[Row] | None,
+                out: str | os.PathLike[str] | None, sample_weight: Sequence[float] | None, *, progress: bool) -> Distiller:
+        """`fit`, with what all processes of a run have in common."""
+        self.config = config
         scratch: Any = tempfile.TemporaryDirectory(prefix="harmaug-") if out is None else contextlib.nullcontext(out)
         with scratch as folder:
-            run = _Run(self.config, list(rows), held_out, Path(folder), out is not None, sample_weight)
-            run.train(runs.shows_bars() if progress is None else progress)
+            run = _Run(config, rows, held_out, Path(folder), out is not None, sample_weight)
+            run.train(progress and run.main)
             self.counts_, self.history_ = run.counts, run.log.rows
             self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
             self.validation_labels_, self.validation_scores_ = run.validation.hard, run.scores()
@@ -448,10 +403,10 @@ class _Run:
         data.require_labels(train, "training rows without those held out for validation")
         self.folder = models.resolve(config.student)
         self.tokenizer = Tokenizer.from_pretrained(self.folder)
-        self.params = _read_student(self.folder, config)
+        self.params = students.read_student(self.folder, config)
         max_length = min(config.max_length, self.params.config["max_tokens"])
-        self.train_set, self.validation = (_Set(train, self.tokenizer, max_length),
-                                           _Set(validation, self.tokenizer, max_length))
+        self.train_set, self.validation = (TokenRows(train, self.tokenizer, max_length),
+                                           TokenRows(validation, self.tokenizer, max_length))
         self.train_set.weights = weights[list(kept)]
         self.counts = {"rows": len(rows), "merged": len(rows) - len(same), "train": len(train),
                        "validation": len(validation), "cut": self.train_set.n_cut + self.validation.n_cut}
@@ -461,18 +416,28 @@ class _Run:
         self.batch_size = min(config.batch_size, len(train))
         self.total = config.max_steps or math.ceil(config.epochs * len(train) / self.batch_size)
         self.eval_every = config.eval_every or math.ceil(len(train) / self.batch_size)
-        self.order = _Order(self.train_set.hard, config.balanced, config.seed)
+        self.order = DrawOrder(self.train_set.hard, config.balanced, config.seed)
         kind = self.params.config["model_type"]
-        self.lora_targets = config.lora_targets if config.lora_targets is not None else LORA_TARGETS[kind]
-        settings: dict[str, Any] = {**_dropouts(self.folder, kind, config),
-                                    **{name: getattr(config, name) for name in _TRAINER}}
-        self.trainer = _C.Trainer(self.params, frozen=config.freeze,
-                                  lora_targets=self.lora_targets if config.lora_rank else (), **settings)
+        self.lora_targets = config.lora_targets if config.lora_targets is not None else students.LORA_TARGETS[kind]
+        dropouts = students.dropouts(self.folder, kind, config)
+        settings: dict[str, Any] = {**dropouts, **{name: getattr(config, name) for name in _TRAINER}}
+        native = _C.Trainer(self.params, frozen=config.freeze, lora_targets=self.lora_targets if config.lora_rank else (), **settings)
+        self.trainer, self.torch = self._engine(native, dropouts)
+        self.main = self.torch is None or self.torch.main
         self.work = out / "checkpoint"
         self.work.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state = self._resume()
-        self.log = _Log(out / "log.csv" if keep else None, self.state.step)
+        self.log = _Log(out / "log.csv" if keep and self.main else None, self.state.step)
         self.best_scores: NDArray[np.float64] | None = None
+
+    def _engine(self, native: _C.Trainer, dropouts: dict[str, float]) -> tuple[Any, TorchTrainer | None]:
+        if self.config.engine == "native":
+            return native, None
+        from harmaug.torch_engine import TorchTrainer
+
+        names = students.dropout_names(self.params.config["model_type"])
+        trainer = TorchTrainer(self.config, self.params, self.folder, native, self.lora_targets, dict(zip(names, dropouts.values())))
+        return trainer, trainer
 
     def _selection(self) -> str:
         n = len(self.validation)
@@ -494,7 +459,7 @@ class _Run:
         interrupt = _Interrupt()
         try:
             while state.step < total and not (config.patience and state.stale >= config.patience):
-                if interrupt.caught:
+                if interrupt.caught if self.torch is None else self.torch.any(interrupt.caught):
                     self._checkpoint()
                     raise KeyboardInterrupt
                 row = self._step()
@@ -506,7 +471,7 @@ class _Run:
                 bar.update()
                 bar.set_postfix(loss=f"{row['loss']:.4f}", lr=f"{row['lr']:.2e}",
                                 examples_s=f"{row['examples_per_second']:.0f}")
-                if not progress and (time.monotonic() - said > 30 or "validation_loss" in row):
+                if self.main and not progress and (time.monotonic() - said > 30 or "validation_loss" in row):
                     said = time.monotonic()
                     _log.info("step %d of %d: %s", state.step, total,
                               ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step" and v is not None))
@@ -559,20 +524,34 @@ class _Run:
         return {"validation_loss": loss, "validation_auprc": auprc}
 
     def _logits(self) -> NDArray[np.float32]:
+        v = self.validation
+        if self.torch is not None:
+            return self.torch.logits(v.ids, v.offsets, v.types)
         self.trainer.settle()
         encoder = _C.Encoder.from_params(self.params)
-        v = self.validation
         return encoder.logits(v.ids, v.offsets, v.types, n_threads=self.config.n_threads)
 
     def _of(self) -> dict[str, Any]:
         """What a checkpoint belongs to: everything that the weights depend on."""
-        config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in (*_KEEPS, "student")}
+        keeps = (*ENGINE, "checkpoint_every", "student")
+        config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in keeps}
         here = runs.machine()
         of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(),
-              "student": runs.sha256(self.folder), "instruction set": here["cpu_isa"], "version": here["harmaug"]}
+              "student": runs.sha256(self.folder), "version": here["harmaug"],
+              "instruction set": here["cpu_isa"] if self.torch is None else None}
         return msgspec.json.decode(msgspec.json.encode(of))  # type: ignore[no-any-return]
 
     def _resume(self) -> _State:
+        """The state to go on from, whose tensors the trainer has then."""
+        state = self._read_state() if self.main else None
+        state = state if self.torch is None else self.torch.share(state)
+        assert state is not None
+        if state.step > 0:
+            self.trainer.load(self.work / state.trainer, state.step)
+            _log.info("going on from the checkpoint of step %d in %s", state.step, self.work)
+        return state
+
+    def _read_state(self) -> _State:
         of = self._of() if self.keep else {}
         path = self.work / "state.json"
         if not self.keep or not path.exists():
@@ -585,15 +564,15 @@ class _Run:
             raise ValueError(f"{path}: damaged checkpoint (it names files outside its folder); "
                              f"remove {self.work} to start again")
         differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
+        if {of["instruction set"], state.of.get("instruction set")} >= {None}:      # to or from PyTorch
+            differing = [k for k in differing if k != "instruction set"]
         if differing:
             raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); "
                              "remove it, or choose another folder")
-        self.trainer.load(self.work / state.trainer, state.step)
-        _log.info("going on from the checkpoint of step %d in %s", state.step, self.work)
-        return state
+        return msgspec.structs.replace(state, of=of)
 
     def _checkpoint(self) -> None:
-        if not self.keep or self.state.step == 0:
+        if not (self.keep and self.main) or self.state.step == 0:
             return
         self.state.trainer = f"trainer-{self.state.step}.safetensors"
         self.trainer.save(self.work / self.state.trainer)
@@ -625,6 +604,12 @@ class _Run:
 
     def save(self, guard: Guard) -> None:
         """Write the guard, or the adapter, and then drop the checkpoint."""
+        if self.main:
+            self._write(guard)
+        if self.torch is not None:
+            self.torch.share(None)      # nobody returns before it is written
+
+    def _write(self, guard: Guard) -> None:
         if self.config.lora_rank and self.config.layers is None:
             self.trainer.save_adapter(self.out / "adapter_model.safetensors", "float16")
             data.write_json(self.out / "adapter_config.json", self._adapter_config())
@@ -646,36 +631,3 @@ def _unsafe(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """P(unsafe) of one or two logits."""
     margin = logits[:, -1].astype(np.float64) - (logits[:, 0] if logits.shape[1] == 2 else 0.0)
     return np.asarray(np.exp(-np.logaddexp(0.0, -margin)))
-
-
-def _dropouts(folder: Path, kind: str, config: DistillConfig) -> dict[str, float]:
-    """Probabilities of dropout as `Trainer` takes them."""
-    path = folder / "config.json"
-    settings = data.decode_json(path.read_text(), str(path))
-    names = _DROPOUT.get(kind, _DROPOUT_OF_OTHERS)
-    hidden, attention, head = (settings.get(name, default) for name, default in names)
-    if config.dropout is not None:
-        hidden, attention, head = config.dropout, None, None
-    elif settings.get("pooler_dropout") or settings.get("embedding_dropout", hidden) != hidden:
-        raise ValueError(f"{path}: a pooler_dropout, or an embedding_dropout that is not mlp_dropout, is not supported; "
-                         "give dropout")
-    attention = config.attention_dropout if config.attention_dropout is not None else attention
-    head = config.classifier_dropout if config.classifier_dropout is not None else head
-    return {"dropout": hidden, "attention_dropout": hidden if attention is None else attention,
-            "classifier_dropout": hidden if head is None else head}
-
-
-def _read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
-    """Weights to start from: with the head of the folder, or a new one of two labels."""
-    settings = data.decode_json((folder / "config.json").read_text(), str(folder / "config.json"))
-    new_head = config.new_head
-    if new_head is None:
-        new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
-    params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
-    labels = settings.get("id2label")
-    first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
-    if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe
-        classifier = "classifier.out_proj" if "classifier.out_proj.weight" in params.names else "classifier"
-        for name in (f"{classifier}.weight", f"{classifier}.bias"):
-            params.set(name, params.get(name)[::-1])
-    return params

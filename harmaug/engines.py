@@ -14,6 +14,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 ENGINES = ("local", "ray")
+TRAINERS = ("native", "torch")      # what trains a student: no map of rows, but an engine to a user
 _RESTARTS = 4       # of one worker
 _AHEAD = 2          # batches that a worker has at hand, the one under way among them
 

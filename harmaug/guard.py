@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -81,6 +81,8 @@ class Guard:
     unsafe_index : int
         The logit that means unsafe.
     """
+
+    _source: Callable[..., Floats] | None = None      # of logits, in the encoder's place
 
     def __init__(self, encoder: _C.Encoder, tokenizer: Tokenizer, settings: Mapping[str, Any], folder: Path, *,
                  adapter: Path | None = None, params: _C.EncoderParams | None = None, max_length: int | None = None,
@@ -378,7 +380,7 @@ class Guard:
         first = 0
         while block := list(islice(rows, size)):
             prompts, responses = zip(*block)
-            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature)
+            yield self.core.score(prompts, responses, long=mode, first_row=first, temperature=self.temperature, logits=self._source)
             first += len(block)
 
     def _labels_given(self) -> list[str] | None:

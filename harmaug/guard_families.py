@@ -7,8 +7,9 @@ sampled. The policy is the chat template of the guard's own folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from harmaug.chat import ChatPrompt, ChatTemplate
 from harmaug.checks import one_of, within
-from harmaug.generator import CausalLM
+from harmaug.generator import CausalLM, open_lm
 
 DEFINITIONS = ("two-way", "full")
+
+_Question = Generator[list[int], Any, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +161,11 @@ class ChatRenderer:
 
 
 class LanguageModelTeacher:
-    """A generative guard as a teacher, on the CPU.
+    """A generative guard as a teacher.
 
-    Made by `from_pretrained`. The policy before the conversation is computed once; scores do not depend on what is
-    scored before or beside them.
+    Made by `from_pretrained`. Natively, on the CPU, the policy before the conversation is computed once, and scores do
+    not depend on what is scored before or beside them. On transformers several conversations are read side by side, and
+    scores are the native ones but for rounding.
 
     Attributes
     ----------
@@ -184,7 +188,8 @@ class LanguageModelTeacher:
     def from_pretrained(cls, path: str | os.PathLike[str], *, family: str | GuardFamily | None = None,
                         template: str | os.PathLike[str] | None = None, guidelines: Sequence[str] = (),
                         definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
-                        dtype: str | None = None, n_threads: int | None = None) -> LanguageModelTeacher:
+                        dtype: str | None = None, n_threads: int | None = None, backend: str = "native",
+                        device: str | None = None, batch_size: int = 32) -> LanguageModelTeacher:
         """Open a guard model.
 
         Parameters
@@ -203,10 +208,13 @@ class LanguageModelTeacher:
             None: that of the folder's model card, else "unknown".
         dtype, n_threads
             See CausalLM.from_pretrained.
+        backend : {"native", "transformers"}
+        device, batch_size
+            With backend "transformers": see TransformersLM.from_pretrained.
         """
         from harmaug.teacher import licence_of
 
-        lm = CausalLM.from_pretrained(path, dtype=dtype, n_threads=n_threads)
+        lm = open_lm(path, backend=backend, device=device, batch_size=batch_size, dtype=dtype, n_threads=n_threads)
         if not isinstance(family, GuardFamily):
             family = family_of(family or lm.name)
         text = None if template is None else ChatTemplate.load(Path(template), like=lm.template)
@@ -220,31 +228,48 @@ class LanguageModelTeacher:
         A ValueError names the place in `prompts` of a conversation that exceeds the model's context.
         """
         answers = [None] * len(prompts) if responses is None else responses
-        reader = self.lm.reader()
         scores = np.zeros(len(prompts), dtype=np.float32)
         rendered = [self._render(prompt, answer) for prompt, answer in zip(prompts, answers)]
+        read = self.lm.rows_reader()
         for k in range(len(rendered[0]) if rendered else 0):        # one policy after the other: each is read once
-            for i, answer in enumerate(answers):
-                try:
-                    scores[i] = max(scores[i], self._read(reader, rendered[i][k], bool(answer)))
-                except ValueError as error:
-                    raise ValueError(f"conversation {i}: {error}") from None
+            questions = ((i, self._read(rendered[i][k], bool(answer))) for i, answer in enumerate(answers))
+            while some := list(islice(questions, self.lm.batch_size)):
+                for i, value in self._ask(some, read):
+                    scores[i] = max(scores[i], value)
         return scores
 
-    def _read(self, reader: Any, text: str, paired: bool) -> float:
+    def _ask(self, questions: list[tuple[int, _Question]], read: Callable[..., Iterable[Any]]) -> Iterator[tuple[int, float]]:
+        """Answer what several conversations ask the model, side by side."""
+        given: Iterable[Any] = [None] * len(questions)
+        i = questions[0][0]
+        try:
+            while questions:
+                asked = []
+                for (i, question), logits in zip(questions, given):
+                    try:
+                        asked.append((i, question, question.send(logits)))
+                    except StopIteration as done:
+                        yield i, done.value
+                questions = [(i, question) for i, question, _ in asked]
+                given = list(read([ids for _, _, ids in asked])) if asked else []
+        except ValueError as error:
+            raise ValueError(f"conversation {i}: {error}") from None
+
+    def _read(self, text: str, paired: bool) -> _Question:
+        """Yields ids, is sent the logits after them, and returns P(unsafe)."""
         family, reading = self.family, self.reading
         for begin, words in family.lines if paired else ():
             text += begin
-            logits, tokens = self._logits(reader, text, words)
+            logits, tokens = yield from self._logits(text, words)
             text += max(zip(words, tokens), key=lambda item: logits[item[1]])[0]
         before = family.before if not paired or family.before_response is None else family.before_response
         text += "" if text.endswith(before) else before
-        logits, tokens = self._logits(reader, text, family.unsafe + family.safe)
+        logits, tokens = yield from self._logits(text, family.unsafe + family.safe)
         n = len(family.unsafe)
         unsafe, safe = (np.logaddexp.reduce(logits[part]) for part in (tokens[:n], tokens[n:]))
         return reading.of_log_weights(unsafe, safe, np.logaddexp.reduce(logits))
 
-    def _logits(self, reader: Any, text: str, words: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    def _logits(self, text: str, words: Sequence[str]) -> Generator[list[int], Any, tuple[NDArray[np.float64], list[int]]]:
         """Logits after the text, and for each word the token that tells it from the others.
 
         Text and word are tokenized together, as the model would have read them: where all words go on with the same
@@ -255,4 +280,5 @@ class LanguageModelTeacher:
         tokens = [row[common] if common < len(row) else -1 for row in rows]
         if len(set(tokens)) < len(tokens) or -1 in tokens:
             raise ValueError(f"the tokenizer does not tell {' from '.join(map(repr, words))} by their first token")
-        return reader.next_logits(rows[0][:common]).astype(np.float64), tokens
+        logits = yield rows[0][:common]
+        return logits.astype(np.float64), tokens

@@ -30,8 +30,8 @@ from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
 from harmaug.eda import eda_rows
 from harmaug.endpoint import EndpointConfig
-from harmaug.engines import check_engine
-from harmaug.generator import Generator
+from harmaug.engines import TRAINERS, check_engine
+from harmaug.generator import BACKENDS, Generator, open_lm
 from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
 from harmaug.runs import Journal, RunError, RunFolder, Stage, machine, progress, sha256
@@ -185,14 +185,14 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     name, folder : str
         Of the stage and of what it makes, where a run trains several.
     """
-    from harmaug.distill import DistillConfig, Distiller
+    from harmaug.distill import ENGINE, DistillConfig, Distiller
 
     config = config or DistillConfig()
     makes = f"{folder}/{TFIDF_FILE}" if config.student == TFIDF else f"{folder}/checkpoint/state.json"
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "n_threads"}
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ENGINE}
     stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
         rows = _rows_of(run / LABELLED) if rows is None else rows
@@ -227,7 +227,7 @@ def summary(distiller: Distiller) -> dict[str, Any]:
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
     threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
     return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
-            "selected_by": distiller.selected_by_, "validation_threshold": threshold}
+            "selected_by": distiller.selected_by_, "engine": distiller.config.engine, "validation_threshold": threshold}
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
@@ -298,9 +298,12 @@ class GeneratorConfig(_Table):
     A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
     or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json,
     and so does `dtype` ("float32", "bfloat16", "int8", "int4"): a stage does not go on under another.
+    `backend` "transformers" runs a folder on PyTorch, on `device` (a GPU where there is one).
     """
 
     model: str = "smollm2"
+    backend: str = "native"
+    device: str | None = None
     dtype: str | None = None
     batch_size: int = 32
     engine: str = "local"
@@ -311,6 +314,7 @@ class GeneratorConfig(_Table):
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
         check_engine(self.engine)
+        one_of("backend", self.backend, BACKENDS)
         if self.endpoint is not None and self.template is None:
             raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
@@ -327,19 +331,24 @@ class LabelConfig(_Table):
         A generative guard behind a server.
     family, template, guidelines, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    backend : {"native", "transformers"}, default "native"
+        "transformers": a model's folder on PyTorch.
+    device : str, optional
+        Of that. None: a GPU, where there is one.
     dtype : str, optional
         Of the teacher's weights.
     licence : str, optional
         Of the teacher's labels, for run.json and the model card. None: that of its own model card.
     cache : bool, default True
         Take scores of rows that this teacher has seen from the user's cache.
-    batch_size : int, default 256
+    batch_size : int, optional
+        Rows that are handed over together. None: 256; on transformers, which reads them side by side, 16.
     engine : str, default "local"
         See engines.map_rows.
     """
 
     teacher: str = teacher.STANDIN
-    batch_size: int = 256
+    batch_size: int | None = None
     engine: str = "local"
     endpoint: EndpointConfig | None = None
     family: str | None = None
@@ -347,6 +356,8 @@ class LabelConfig(_Table):
     guidelines: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
+    backend: str = "native"
+    device: str | None = None
     dtype: str | None = None
     licence: str | None = None
     cache: bool = True
@@ -354,6 +365,7 @@ class LabelConfig(_Table):
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
         check_engine(self.engine)
+        one_of("backend", self.backend, BACKENDS)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
@@ -363,10 +375,15 @@ class LabelConfig(_Table):
         """What the stage records as its teacher."""
         return self.teacher if self.endpoint is None else self.endpoint.model
 
+    @property
+    def rows_at_once(self) -> int:
+        """batch_size, or what it is by default."""
+        return self.batch_size or (256 if self.backend == "native" else 16)
+
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "backend", "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -405,8 +422,8 @@ class Config(msgspec.Struct, kw_only=True):
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any], where: str, *, seed: int | None = None,
-                  n_threads: int | None = None) -> Config:
-        """Check the tables of a TOML file; `seed` goes before the seeds in it.
+                  n_threads: int | None = None, engine: str | None = None) -> Config:
+        """Check the tables of a TOML file; `seed`, `n_threads` and `engine` go before those in it.
 
         Raises
         ------
@@ -438,8 +455,9 @@ class Config(msgspec.Struct, kw_only=True):
             settings = dict(table)
             if seed is not None and name in ("augment", "respond", "distil"):
                 settings["seed"] = seed
-            if n_threads is not None and name == "distil":
-                settings["n_threads"] = n_threads
+            if name == "distil":
+                given = {"n_threads": n_threads, "engine": engine}
+                settings |= {key: value for key, value in given.items() if value is not None}
             kind: Any = msgspec.inspect.type_info(kinds[name])
             known = sorted(field.name for field in kind.fields)
             for setting in settings:
@@ -469,7 +487,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration",
                data_folder: str | os.PathLike[str] = ".", seed: int | None = None, n_threads: int | None = None,
-               only: str | None = None, engine: str | None = None, quiet: bool = False,
+               engine: str | None = None, only: str | None = None, quiet: bool = False,
                tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
     """Run the stages that a configuration has a table for.
 
@@ -486,7 +504,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     only : str, optional
         Run just this stage; those before it must be finished.
     engine : str, optional
-        Instead of those of [generator] and [label].
+        Before that of [distil] if it is one that trains ("native", "torch"), else before those of [generator] and [label].
     tell : callable
         Gets a line of text when a stage is done.
 
@@ -495,8 +513,9 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     dict
         Stage name to its account; for evaluate the report.
     """
-    config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads)
-    check_engine(engine or "local")
+    trains = engine if engine in TRAINERS else None
+    rows_on = check_engine(engine) if engine is not None and trains is None else None
+    config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads, engine=trains)
     if only is not None and getattr(config, only) is None:
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
@@ -510,8 +529,9 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
-                "models": _digest_of_model(config.generator.model, config.generator.endpoint, dtype=config.generator.dtype),
-                "batch_size": config.generator.batch_size, "engine": engine or config.generator.engine}
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint, dtype=config.generator.dtype,
+                                           backend=config.generator.backend),
+                "batch_size": config.generator.batch_size, "engine": rows_on or config.generator.engine}
 
     def of_student() -> dict[str, str]:
         student = config.distil.student
@@ -528,7 +548,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
             return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
                          name=config.label.name, models=models, settings=config.label.reading(), table=table,
-                         batch_size=config.label.batch_size, engine=engine or config.label.engine, quiet=quiet)
+                         batch_size=config.label.rows_at_once, engine=rows_on or config.label.engine, quiet=quiet)
         if name == "distil":
             return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
                           quiet=quiet)
@@ -632,9 +652,7 @@ def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options:
         assert config.template is not None
         return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
                           licence=config.licence or "unknown")
-    from harmaug.generator import CausalLM
-
-    lm = CausalLM.from_pretrained(_model_path(config.model), dtype=config.dtype, **options)
+    lm = open_lm(_model_path(config.model), backend=config.backend, device=config.device, dtype=config.dtype, **options)
     if config.template is not None:
         lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
     lm.licence = config.licence or lm.licence
@@ -664,13 +682,14 @@ def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any])
     path = _teacher_path(config.teacher, folder)
     if path.is_file() and path.suffix != ".gguf":
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
+    options = {**options, "device": config.device}
     if teacher.is_language_model(path):
         from harmaug.guard_families import LanguageModelTeacher
 
         return LanguageModelTeacher.from_pretrained(path, licence=config.licence, **{**reading, "template": template},
-                                                    **options)
-    if set(reading) - {"dtype"}:
-        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype'}))}")
+                                                    batch_size=config.rows_at_once, **options)
+    if set(reading) - {"dtype", "backend"}:
+        raise DataError(f"{config.teacher}: a classifier takes no {', '.join(sorted(set(reading) - {'dtype', 'backend'}))}")
     name = config.teacher if config.teacher == teacher.STANDIN else path
     guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
     guard.licence = config.licence or guard.licence
@@ -685,12 +704,13 @@ def _teacher_path(name: str, folder: Path) -> Path:
     return beside if beside.is_file() else _model_path(name)
 
 
-def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(),
-                     dtype: str | None = None) -> dict[str, str]:
-    """Name, and dtype where it is asked for, to sha256, for run.json; a server's model cannot be looked into."""
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(), *, dtype: str | None = None,
+                     backend: str = "native") -> dict[str, str]:
+    """Name, with dtype and backend where they are asked for, to sha256, for run.json; a server's model cannot be looked into."""
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
-    return {name if dtype is None else f"{name} in {dtype}": sha256(_teacher_path(name, folder))}
+    named = (name, f"in {dtype}" if dtype else "", f"on {backend}" if backend != "native" else "")
+    return {" ".join(filter(None, named)): sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:

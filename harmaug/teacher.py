@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmaug import engines, models
+from harmaug.checks import one_of
 from harmaug.data import DataError, Row, identity, read_object, read_rows
 from harmaug.evaluate import metrics
+from harmaug.generator import BACKENDS
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +42,29 @@ class GuardTeacher:
         self.guard, self.name, self.licence = guard, name, licence
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> GuardTeacher:
-        """Open a guard folder, a fetched name or "standin"; options are those of Guard.from_pretrained."""
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, backend: str = "native", device: str | None = None,
+                        **options: Any) -> GuardTeacher:
+        """Open a guard folder, a fetched name or "standin"; options are those of Guard.from_pretrained.
+
+        With the backend "transformers" a folder's logits come from PyTorch, on `device`, in the options' dtype.
+        """
         from harmaug.guard import Guard
 
         path = standin_folder() if os.fspath(folder) == STANDIN else Path(folder)
         if (path / "tfidf.json").exists():
+            if backend != "native":
+                raise ValueError(f"{path}: a TF-IDF guard is no model of transformers")
             from harmaug.integrations.sklearn import TfidfGuard
 
             return cls(TfidfGuard.from_pretrained(path), path.name)
+        if one_of("backend", backend, BACKENDS) == "native" and device is not None:
+            raise ValueError(f'device {device} needs backend "transformers"')
+        dtype = options.pop("dtype", None) if backend == "transformers" else None
         guard = Guard.from_pretrained(path if path.exists() else os.fspath(folder), **options)
+        if backend == "transformers":
+            from harmaug.transformers_lm import run_on
+
+            run_on(guard, device, dtype)
         return cls(guard, STANDIN if os.fspath(folder) == STANDIN else path.name, licence_of(path))
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
@@ -204,7 +219,7 @@ def is_language_model(path: Path) -> bool:
     """Whether a model is a generative one: a .gguf, or a folder whose architecture is a causal language model's."""
     if path.is_dir() and (path / "config.json").is_file():
         names = read_object(path / "config.json").get("architectures") or [""]
-        return str(names[0]).endswith("ForCausalLM")
+        return str(names[0]).endswith(("ForCausalLM", "LMHeadModel"))
     return path.suffix == ".gguf" or any(path.glob("*.gguf"))
 
 

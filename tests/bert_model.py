@@ -51,7 +51,7 @@ def write(folder, c, tensors):
 
 
 def batch(c, lengths, seed=0):
-    """ids, offsets, type ids. Id 0 is left out: torch gives a padding row no gradient."""
+    """ids, offsets, type ids. Id 0 is left out: a padding row has no gradient."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     types = np.concatenate([np.arange(n) > n // 2 for n in lengths]).astype(np.uint8) % c["type_vocab_size"]

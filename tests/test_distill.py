@@ -16,7 +16,7 @@ import pytest
 import tiny_bert
 from safetensors.numpy import load_file
 
-from harmaug import distill, pipeline, runs
+from harmaug import batches, distill, pipeline, runs, students
 from harmaug.data import DataError, Row
 from harmaug.distill import DistillConfig, Distiller, merge_duplicates, split_validation
 from harmaug.guard import Guard
@@ -105,15 +105,15 @@ def test_split_is_grouped_by_prompt_and_stratified(seed):
 
 def test_order_is_balanced_and_takes_every_row_before_it_repeats_one():
     hard = np.array([1] * 7 + [0] * 40, np.int8)
-    order = distill._Order(hard, True, 3)
+    order = batches.DrawOrder(hard, True, 3)
     draws = order.rows(0, 160)
     assert (hard[draws[0::2]] == 0).all() and (hard[draws[1::2]] == 1).all()
     assert sorted(draws[0:80:2]) == list(range(7, 47)) and sorted(draws[1:15:2]) == list(range(7))
     assert list(draws[1:15:2]) != list(draws[15:29:2])
-    again = distill._Order(hard, True, 3)
+    again = batches.DrawOrder(hard, True, 3)
     assert np.array_equal(again.rows(100, 60), draws[100:160])      # a draw does not depend on those before it
-    assert not np.array_equal(distill._Order(hard, True, 4).rows(0, 160), draws)
-    assert sorted(distill._Order(hard, False, 3).rows(0, 47)) == list(range(47))
+    assert not np.array_equal(batches.DrawOrder(hard, True, 4).rows(0, 160), draws)
+    assert sorted(batches.DrawOrder(hard, False, 3).rows(0, 47)) == list(range(47))
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def test_layers_of_every_family(name, layers, tmp_path):
 def test_dropout_is_that_of_the_student(name, settings, changes, want, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     kind = encoder_models.config(name)["model_type"]
-    assert tuple(distill._dropouts(tmp_path, kind, DistillConfig(**changes)).values()) == want
+    assert tuple(students.dropouts(tmp_path, kind, DistillConfig(**changes)).values()) == want
 
 
 def test_dropouts_that_are_not_known_are_named(tmp_path):
     for kind, settings in (("deberta-v2", {"pooler_dropout": 0.1}), ("modernbert", {"embedding_dropout": 0.1})):
         (tmp_path / "config.json").write_text(json.dumps(settings))
         with pytest.raises(ValueError, match="config.json: a pooler_dropout, or an embedding_dropout that is not mlp_dropout, is not supported"):
-            distill._dropouts(tmp_path, kind, DistillConfig())
+            students.dropouts(tmp_path, kind, DistillConfig())
 
 
 def test_the_papers_recipe(student, tmp_path):
@@ -338,3 +338,15 @@ def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
     (tmp_path / "checkpoint" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="state.json: damaged checkpoint"):
         Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
+
+
+# -- the torch engine; what it computes is tested in tests/reference --
+
+def test_what_needs_the_torch_engine_says_so(student, monkeypatch):
+    with pytest.raises(ValueError, match='precision "bfloat16" and gradient_checkpointing need engine "torch"'):
+        DistillConfig(precision="bfloat16")
+    with pytest.raises(ValueError, match="engine must be one of native, torch, got 'jax'"):
+        DistillConfig(engine="jax")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"the torch engine needs accelerate: pip install 'harmaug\[torch\]'"):
+        Distiller(config(student, engine="torch")).fit(rows_of(60), progress=False)

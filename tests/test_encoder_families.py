@@ -389,3 +389,31 @@ def test_training_forward_is_the_inference_forward(isa, made, name):
     rows = encoder_models.batch(c, LENGTHS)
     got, _, _ = _C.EncoderParams.read(folder).gradients(rows[0], rows[1], np.zeros((len(LENGTHS), c["num_labels"])), rows[2])
     np.testing.assert_allclose(got, _C.Encoder(folder).logits(*rows), rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert", "deberta-v3", "modernbert"])
+def test_a_padding_id_inside_a_row_is_not_trained(name, tmp_path):
+    """As torch's Embedding(padding_idx=): no gradient for its row, and with RoBERTa none for its position; all else as without padding."""
+    pad = {"pad_token_id": 1} if name == "roberta" else {"pad_token_id": 5}
+    c = encoder_models.config(name, num_labels=2, **pad)
+    w = encoder_models.weights(c)
+    ids, offsets, dlogits = np.array([7, 8, pad["pad_token_id"], 9, 10, 11, 6]), [0, 5, 7], np.ones((2, 2)) * [1, -0.5]
+
+    def word_and_position(folder, **changes):
+        params = _C.EncoderParams.read(encoder_models.write(folder, {**c, **changes}, w))
+        flat, at, found = params.gradients(ids, offsets, dlogits)[1], 0, {}
+        for key in params.names:
+            found[key] = flat[at:at + np.prod(params.shape(key))].reshape(params.shape(key))
+            at += found[key].size
+        word = params.names[0]
+        position = next((key for key in found if "position_embeddings" in key), None)
+        return found.pop(word), found.pop(position) if name == "roberta" else None, found
+
+    word, position, others = word_and_position(tmp_path / "padded")
+    assert not word[pad["pad_token_id"]].any() and all(word[i].any() for i in (6, 7, 9))
+    if name == "roberta":
+        assert not position[1].any() and position[2].any()
+        return
+    whole, _, same = word_and_position(tmp_path / "plain", pad_token_id=None)
+    assert whole[5].any() and np.array_equal(np.delete(whole, 5, axis=0), np.delete(word, 5, axis=0))
+    assert all(np.array_equal(others[key], same[key]) for key in others)

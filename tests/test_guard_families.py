@@ -74,11 +74,10 @@ def test_each_family_is_read_where_its_label_comes(model, name, reading):
 def test_the_policy_is_computed_once(model):
     lm, _ = model
     teacher = LanguageModelTeacher(lm, FAMILIES["llama-guard-3"], template=ChatTemplate(source=TEMPLATES["llama-guard-3"]))
-    reader = lm.reader()
-    lengths = []
+    reader, lengths = lm.reader(), []
     for prompt in ("one", "two", "three and more"):
         text = str(teacher._render(prompt, None)[0])
-        teacher._read(reader, text, False)
+        list(teacher._ask([(0, teacher._read(text, False))], lambda rows: map(reader.next_logits, rows)))
         lengths.append(len(lm.encode(text)))
     assert reader.computed < lengths[0] + 60 < sum(lengths)
 

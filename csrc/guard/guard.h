@@ -18,6 +18,11 @@ typedef struct ha_guard_parts {
  * threshold is 0.5. */
 ha_status ha_guard_compose(const ha_guard_parts *parts, ha_guard **out, ha_error *err);
 
+/* ha_guard_score() with the logits of `rows` (n_rows, num_labels) from somewhere else, such as a GPU; a failure's message follows the rows it is of. */
+typedef ha_status (*ha_logits_source)(void *arg, const ha_batch *rows, float *logits, ha_error *err);
+ha_status ha_guard_score_by(const ha_guard *guard, const ha_text *prompts, const ha_text *responses, size_t n, const ha_score_options *options,
+                            ha_logits_source source, void *arg, float *scores, float *logits, ha_score_row *rows, ha_error *err);
+
 /* Tokens that one call of the encoder should hold so that it takes about a second. */
 size_t ha_guard_call_tokens(const ha_guard *guard);
 

@@ -19,6 +19,8 @@ typedef struct scoring {
     int n_threads;
     size_t num_labels;
     double temperature;
+    ha_logits_source source;    /* NULL: the guard's encoder */
+    void *source_arg;
     float *scores, *logits;     /* each may be NULL */
     ha_score_row *rows;
     ha_error *err;
@@ -113,7 +115,7 @@ ha_guard_call_tokens(const ha_guard *guard)
 static ha_status
 run_pieces(const scoring *s, block *b, const ha_batch *pieces, const size_t *rows)
 {
-    const size_t most = ha_guard_call_tokens(s->guard), room = pieces->n_rows < most ? pieces->n_rows : most;
+    const size_t most = s->source != NULL ? CALL_TOKENS_MAX : ha_guard_call_tokens(s->guard), room = pieces->n_rows < most ? pieces->n_rows : most;
     int64_t *offsets = malloc((room + 1) * sizeof(*offsets));
     float *logits = malloc(room * s->num_labels * sizeof(*logits));     /* of at most 4,096 labels */
     ha_status status = offsets != NULL && logits != NULL ? HA_OK : ha_fail(s->err, HA_ERR_NOMEM, "guard: out of memory for %zu rows", room);
@@ -127,7 +129,8 @@ run_pieces(const scoring *s, block *b, const ha_batch *pieces, const size_t *row
         offsets[last - first] = pieces->offsets[last] - begin;
         const ha_batch part = {.n_rows = last - first, .offsets = offsets, .ids = pieces->ids + begin, .type_ids = pieces->type_ids + begin};
         ha_error inner;
-        status = ha_encoder_logits(s->guard->encoder, &part, logits, s->n_threads, &inner);
+        status = s->source != NULL ? s->source(s->source_arg, &part, logits, &inner)
+                                   : ha_encoder_logits(s->guard->encoder, &part, logits, s->n_threads, &inner);
         if (status != HA_OK) {
             const size_t from = rows != NULL ? rows[first] : first, to = rows != NULL ? rows[last - 1] : last - 1;
             ha_fail(s->err, status, "of rows %zu to %zu: %.400s", row_number(s, b, from), row_number(s, b, to), inner.message);
@@ -259,10 +262,17 @@ ha_status
 ha_guard_score(const ha_guard *guard, const ha_text *prompts, const ha_text *responses, size_t n, const ha_score_options *options,
                float *scores, float *logits, ha_score_row *rows, ha_error *err)
 {
+    return ha_guard_score_by(guard, prompts, responses, n, options, NULL, NULL, scores, logits, rows, err);
+}
+
+ha_status
+ha_guard_score_by(const ha_guard *guard, const ha_text *prompts, const ha_text *responses, size_t n, const ha_score_options *options,
+                  ha_logits_source source, void *arg, float *scores, float *logits, ha_score_row *rows, ha_error *err)
+{
     static const ha_score_options defaults = {0};
     const ha_score_options *o = options != NULL ? options : &defaults;
     const scoring s = {guard, o, o->n_threads > 0 ? o->n_threads : ha_threads_now(), ha_guard_num_labels(guard),
-                       o->temperature > 0 ? o->temperature : guard->temperature, scores, logits, rows, err};
+                       o->temperature > 0 ? o->temperature : guard->temperature, source, arg, scores, logits, rows, err};
     block *b = n > 0 ? malloc(sizeof(*b)) : NULL;
     ha_status status = n > 0 && b == NULL ? ha_fail(err, HA_ERR_NOMEM, "guard: out of memory") : HA_OK;
     for (size_t first = 0; first < n && status == HA_OK; first += BLOCK_ROWS) {

@@ -34,6 +34,7 @@ typedef struct ha_encoder_config {
     int quantized;                  /* its weights may be stored in rows of 8 or 4 bits (kernels/quantize.h): quantization_config */
     int absolute_positions;         /* a table of max_position_embeddings rows is added to the words */
     int32_t pad_id;                 /* RoBERTa: positions count from pad_id + 1, and tokens of this id stand at pad_id; -1: from 0 */
+    int32_t padding_id;             /* pad_token_id: its word embedding, and with RoBERTa its position's, is not trained; -1: none */
     int project_first;              /* where embedding_size != hidden_size: the projection comes before the normalisation, and has no bias */
     int pre_norm;                   /* blocks normalise their input, not their output; a last normalisation follows the layers */
     int gated;                      /* feed forward: act(first half) * second half */

@@ -355,10 +355,11 @@ scatter(const pass *p, const float *g)
             for (int64_t t = batch->offsets[row]; t < batch->offsets[row + 1]; t++) {
                 const float *d = g + (size_t)t * e + first;
                 const size_t number = ha_batch_position(c, batch->ids[t], &seen);
-                if (word != NULL) {
+                const int padding = batch->ids[t] == c->padding_id;     /* as torch's Embedding(padding_idx=) */
+                if (word != NULL && !padding) {
                     p->tape->kernels->axpy_f32(word + (size_t)batch->ids[t] * e + first, 1.0f, d, count);
                 }
-                if (position != NULL) {
+                if (position != NULL && !(padding && c->pad_id >= 0)) {
                     p->tape->kernels->axpy_f32(position + number * e + first, 1.0f, d, count);
                 }
                 if (type != NULL) {

@@ -97,6 +97,20 @@ expect_string(const reader *r, const char *key, const char *only)
     return status;
 }
 
+/* The row of the word embedding that torch calls padding_idx. null, or a number without a row: none. */
+static ha_status
+get_padding(const reader *r, double fallback, ha_encoder_config *c)
+{
+    const ha_json_node *node = ha_json_get(r->json, r->root, "pad_token_id");
+    double value = -1;
+    ha_status status = HA_OK;
+    if (node == NULL || node->type != HA_JSON_NULL) {
+        status = ha_json_get_double(r->json, r->root, "pad_token_id", fallback, &value, r->err);
+    }
+    c->padding_id = value >= 0 && value < (double)c->vocab_size ? (int32_t)value : -1;
+    return status;
+}
+
 static ha_status
 expect_false(const reader *r, const char *key)
 {
@@ -464,14 +478,15 @@ config_parse(const reader *r, ha_encoder_config *out)
         const char *name, *architecture;
         ha_encoder_family family;
         ha_status (*read)(const reader *, ha_encoder_config *);
+        double padding;     /* where pad_token_id is not given */
     } known[] = {
-        {"bert", "BertForSequenceClassification", HA_BERT, read_bert},
-        {"roberta", "RobertaForSequenceClassification", HA_ROBERTA, read_roberta},
-        {"xlm-roberta", "XLMRobertaForSequenceClassification", HA_ROBERTA, read_roberta},
-        {"electra", "ElectraForSequenceClassification", HA_ELECTRA, read_electra},
-        {"distilbert", "DistilBertForSequenceClassification", HA_DISTILBERT, read_distilbert},
-        {"deberta-v2", "DebertaV2ForSequenceClassification", HA_DEBERTA_V2, read_deberta},
-        {"modernbert", "ModernBertForSequenceClassification", HA_MODERNBERT, read_modernbert},
+        {"bert", "BertForSequenceClassification", HA_BERT, read_bert, 0},
+        {"roberta", "RobertaForSequenceClassification", HA_ROBERTA, read_roberta, 1},
+        {"xlm-roberta", "XLMRobertaForSequenceClassification", HA_ROBERTA, read_roberta, 1},
+        {"electra", "ElectraForSequenceClassification", HA_ELECTRA, read_electra, 0},
+        {"distilbert", "DistilBertForSequenceClassification", HA_DISTILBERT, read_distilbert, 0},
+        {"deberta-v2", "DebertaV2ForSequenceClassification", HA_DEBERTA_V2, read_deberta, 0},
+        {"modernbert", "ModernBertForSequenceClassification", HA_MODERNBERT, read_modernbert, 50283},
     };
     const char *type;
     const ha_status status = ha_json_get_string(r->json, r->root, "model_type", NULL, &type, r->err);
@@ -487,7 +502,8 @@ config_parse(const reader *r, ha_encoder_config *out)
             out->architecture = known[i].architecture;
             out->family = known[i].family;
             out->norm_bias = out->attention_bias = out->mlp_bias = out->head_bias = 1;
-            return known[i].read(r, out);
+            const ha_status done = known[i].read(r, out);
+            return done == HA_OK ? get_padding(r, known[i].padding, out) : done;
         }
     }
     return ha_fail(r->err, HA_ERR_FORMAT, "%.250s: model_type '%.60s' is not supported (supported: bert, roberta, xlm-roberta, electra, distilbert, "

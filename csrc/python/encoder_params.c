@@ -7,6 +7,7 @@
 
 #include "io/tensor_file.h"
 #include "models/encoder.h"
+#include "models/encoder_layout.h"
 #include "python/batch.h"
 
 typedef struct params_object {
@@ -296,6 +297,14 @@ params_shape(PyObject *self, PyObject *name)
 }
 
 static PyObject *
+params_depth(PyObject *self, PyObject *name)
+{
+    const ha_encoder_params *params = ((params_object *)self)->params;
+    const ha_param *param = find_param(self, name);
+    return param != NULL ? PyLong_FromSize_t(params->config.n_layers + 1 - ha_param_depth(&params->config, (size_t)(param - params->items))) : NULL;
+}
+
+static PyObject *
 params_get(PyObject *self, PyObject *name)
 {
     const ha_param *param = find_param(self, name);
@@ -509,6 +518,9 @@ static PyMethodDef params_methods[] = {
     {"copy", params_copy, METH_NOARGS, PyDoc_STR("copy()\n--\n\nAnother block with the same weights.")},
     {"write", (PyCFunction)(void (*)(void))params_write, METH_VARARGS | METH_KEYWORDS, write_doc},
     {"shape", params_shape, METH_O, PyDoc_STR("shape(name, /)\n--\n\nShape of a parameter. KeyError: no such one.")},
+    {"depth", params_depth, METH_O,
+     PyDoc_STR("depth(name, /)\n--\n\nHow many levels a parameter stands below the head: 0 the head itself, 1 the last layer, the number of layers and 1 the "
+               "embeddings.")},
     {"get", params_get, METH_O, PyDoc_STR("get(name, /)\n--\n\nA copy of a parameter, float32.")},
     {"set", params_set, METH_VARARGS, PyDoc_STR("set(name, value, /)\n--\n\nReplace a parameter by an array of the same shape.")},
     {"add_low_rank", params_add_low_rank, METH_VARARGS, add_low_rank_doc},

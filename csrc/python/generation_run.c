@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/rng.h"
 #include "generation/loop.h"
 
 typedef struct generation_run_object {
@@ -532,6 +533,14 @@ sampler_draw(PyObject *module, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+static PyObject *
+sampler_uniform(PyObject *module, PyObject *args)
+{
+    unsigned long long seed, index, position;
+    (void)module;
+    return PyArg_ParseTuple(args, "KKK:sampler_uniform", &seed, &index, &position) ? PyFloat_FromDouble(ha_uniform(seed, index, position)) : NULL;
+}
+
 static PyMethodDef sampler_functions[] = {
     {"sampler_probabilities", (PyCFunction)(void (*)(void))sampler_probabilities, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("sampler_probabilities(logits, *, prompt=(), ids=(), banned=(), **sampling)\n--\n\n"
@@ -540,6 +549,8 @@ static PyMethodDef sampler_functions[] = {
     {"sampler_draw", (PyCFunction)(void (*)(void))sampler_draw, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("sampler_draw(logits, uniform, *, prompt=(), ids=(), banned=(), **sampling)\n--\n\n"
                "(token, its log-probability unfiltered) for one uniform number in [0, 1).")},
+    {"sampler_uniform", sampler_uniform, METH_VARARGS,
+     PyDoc_STR("sampler_uniform(seed, index, position, /)\n--\n\nThe number that GenerationRun draws the token at `position` of sample `index` with.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,6 +2,7 @@
 #include "python/pyharmaug.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "guard/guard.h"
 #include "python/texts.h"
@@ -108,8 +109,61 @@ guard_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+/* A Python callable in the encoder's place. */
+typedef struct callable_source {
+    PyObject *function;
+    py_ticker *ticker;
+    size_t num_labels;
+} callable_source;
+
+/* function(ids, offsets, type_ids) -> (n, num_labels); a new reference to a float32 array of that shape, or NULL with an exception. */
+static PyArrayObject *
+call_source(const callable_source *source, const ha_batch *rows)
+{
+    const npy_intp n = (npy_intp)rows->n_rows, shapes[3] = {(npy_intp)rows->offsets[n], n + 1, (npy_intp)rows->offsets[n]};
+    const void *data[3] = {rows->ids, rows->offsets, rows->type_ids};
+    static const int types[3] = {NPY_INT32, NPY_INT64, NPY_UINT8};
+    PyObject *given[3] = {NULL}, *answer = NULL;
+    PyArrayObject *array = NULL;
+    for (int i = 0; i < 3; i++) {
+        if ((given[i] = PyArray_SimpleNew(1, &shapes[i], types[i])) == NULL) {
+            goto done;
+        }
+        memcpy(PyArray_DATA((PyArrayObject *)given[i]), data[i], (size_t)PyArray_NBYTES((PyArrayObject *)given[i]));
+    }
+    if ((answer = PyObject_CallFunctionObjArgs(source->function, given[0], given[1], given[2], NULL)) == NULL) {
+        goto done;
+    }
+    array = (PyArrayObject *)PyArray_FROM_OTF(answer, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (array != NULL && (PyArray_NDIM(array) != 2 || PyArray_DIM(array, 0) != n || PyArray_DIM(array, 1) != (npy_intp)source->num_labels)) {
+        PyErr_Format(PyExc_ValueError, "logits must return an array of shape (%zd, %zd)", (Py_ssize_t)n, (Py_ssize_t)source->num_labels);
+        Py_CLEAR(array);
+    }
+done:
+    for (int i = 0; i < 3; i++) {
+        Py_XDECREF(given[i]);
+    }
+    Py_XDECREF(answer);
+    return array;
+}
+
+static ha_status
+source_logits(void *arg, const ha_batch *rows, float *logits, ha_error *err)
+{
+    const callable_source *source = arg;
+    PyEval_RestoreThread(source->ticker->thread);
+    PyArrayObject *array = call_source(source, rows);
+    if (array != NULL) {
+        memcpy(logits, PyArray_DATA(array), rows->n_rows * source->num_labels * sizeof(*logits));
+    }
+    const int failed = array == NULL;
+    Py_XDECREF(array);
+    source->ticker->thread = PyEval_SaveThread();
+    return failed ? ha_fail(err, HA_ERR_VALUE, "the callable raised") : HA_OK;     /* its exception stands */
+}
+
 PyDoc_STRVAR(score_doc,
-"score(prompts, responses, *, long='windows', first_row=0, temperature=1.0)\n"
+"score(prompts, responses, *, long='windows', first_row=0, temperature=1.0, logits=None)\n"
 "--\n\n"
 "What ha_guard_score() of include/harmaug.h gives. The GIL is released; Ctrl-C is answered.\n\n"
 "Parameters\n"
@@ -117,7 +171,9 @@ PyDoc_STRVAR(score_doc,
 "prompts, responses : sequence of str, sequence of (str or None)\n"
 "long : {'windows', 'truncate', 'error'}\n"
 "first_row : int\n"
-"    What messages call the first row.\n\n"
+"    What messages call the first row.\n"
+"logits : callable, optional\n"
+"    In the encoder's place: takes ids, offsets and type ids of rows back to back, returns (n, num_labels).\n\n"
 "Returns\n"
 "-------\n"
 "tuple of ndarray\n"
@@ -126,15 +182,15 @@ PyDoc_STRVAR(score_doc,
 static PyObject *
 guard_score(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"prompts", "responses", "long", "first_row", "temperature", NULL};
-    PyObject *prompts_obj, *responses_obj, *prompts_tuple = NULL, *responses_tuple = NULL, *arrays[3] = {NULL}, *result = NULL;
+    static char *names[] = {"prompts", "responses", "long", "first_row", "temperature", "logits", NULL};
+    PyObject *prompts_obj, *responses_obj, *prompts_tuple = NULL, *responses_tuple = NULL, *arrays[3] = {NULL}, *function = Py_None, *result = NULL;
     ha_text *prompts = NULL, *responses = NULL;
     const char *mode = "windows";
     Py_ssize_t first = 0;
     ha_score_options options = {0};
     ha_error err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$snd:score", names, &prompts_obj, &responses_obj, &mode, &first,
-                                     &options.temperature) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sndO:score", names, &prompts_obj, &responses_obj, &mode, &first,
+                                     &options.temperature, &function) ||
         (options.n_threads = py_threads(((guard_object *)self)->n_threads)) == 0) {
         return NULL;
     }
@@ -160,11 +216,13 @@ guard_score(PyObject *self, PyObject *args, PyObject *kwargs)
     float *scores = PyArray_DATA((PyArrayObject *)arrays[0]), *logits = PyArray_DATA((PyArrayObject *)arrays[1]);
     ha_score_row *rows = PyArray_DATA((PyArrayObject *)arrays[2]);
     py_ticker ticker;
+    callable_source source = {function, &ticker, ha_guard_num_labels(handle(self))};
     options.first_row = (size_t)first;
     options.tick = py_tick;
     options.tick_arg = &ticker;
     py_ticker_start(&ticker, Py_None);      /* the tuples hold the texts */
-    const ha_status status = ha_guard_score(handle(self), prompts, responses, (size_t)n, &options, scores, logits, rows, &err);
+    const ha_status status = ha_guard_score_by(handle(self), prompts, responses, (size_t)n, &options, function != Py_None ? source_logits : NULL,
+                                               &source, scores, logits, rows, &err);
     PyEval_RestoreThread(ticker.thread);
     if (!PyErr_Occurred()) {
         result = status != HA_OK ? py_raise(PyType_GetModule(Py_TYPE(self)), status, &err) : PyTuple_Pack(3, arrays[0], arrays[1], arrays[2]);
