@@ -91,7 +91,8 @@ class ScoredSet:
     labels, scores : ndarray, shape (n,)
         Rows without a label are not among them (or count as safe, by the protocol).
     groups : dict
-        Column name to the value of each row as text, for slices.
+        Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
+        is how many it was.
     cohort : dict
         Where the rows come from and how they were read.
     """
@@ -336,8 +337,10 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         where, sha256, rows = _rows_of(name, source, layout)
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
-        given = guard.score([r.prompt for r in labelled], [r.response for r in labelled], **options)
-        scores = np.asarray(given, dtype=np.float64)
+        detailed = hasattr(guard, "score_details")
+        score: Any = guard.score_details if detailed else guard.score       # type: ignore[attr-defined]
+        given = score([r.prompt for r in labelled], [r.response for r in labelled], **options)
+        scores = np.asarray(given.score if detailed else given, dtype=np.float64)
         if scores.shape != (len(kept),):
             raise DataError(f"{where}: scores of shape {scores.shape} for {len(kept)} rows")
         bad = np.flatnonzero(~np.isfinite(scores))
@@ -348,6 +351,8 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         if training is not None:
             cohort["contamination"] = training(labelled)
         groups = {column: [_value(row, column) for row in labelled] for column in by}
+        if detailed and given.n_windows.max() > 1:
+            groups.setdefault("windows", given.n_windows.astype(str).tolist())
         sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
     return sets
 
@@ -476,7 +481,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     -------
     dict
         ``schema_version``, ``protocol``, ``threshold``, ``versions``; under ``datasets`` and ``over_refusal`` by name
-        what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices``; under ``mean`` the plain means over
+        what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices`` (those by "windows" with the Wilson
+        interval of their ``fpr``); under ``mean`` the plain means over
         ``datasets`` of the metrics that every set gives. The schema is data/metrics.schema.json of the package.
     """
     from harmaug.runs import machine
@@ -500,6 +506,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
             entry["at_fitted_threshold"] = metrics(y, s, fitted, protocol=protocol)
         entry["cohort"] = {**part.cohort, "n": len(y), "labels": {"0": "safe", "1": "unsafe"}}
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
+        for found in entry["slices"].get("windows", {}).values():
+            found["fpr_interval"] = wilson(found["fp"], found["fp"] + found["tn"])
         for name, others in (baselines or {}).items():
             if not np.array_equal(others[i].labels, y):
                 raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
@@ -541,6 +549,15 @@ def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any
     names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
     order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
     return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
+    """The interval of a share, 95 % unless `z` says otherwise (Wilson 1927); None of nothing."""
+    if not n:
+        return None
+    share, spread = hits / n, z * z / n
+    middle, half = share + spread / 2, z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
 def format_table(report: Mapping[str, Any]) -> str:

@@ -139,9 +139,13 @@ def measures_table(report: Mapping[str, Any]) -> Table:
 def slices_tables(name: str, entry: Mapping[str, Any]) -> list[Table]:
     """The slices of a set as tables, one a column that parts it."""
     shown = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"), ("recall", "recall"), ("FPR", "fpr")]
-    return [Table([[f"{name} by {column}".strip(), *(title for title, _ in shown)],
-                   *([value, *(found[key] for _, key in shown)] for value, found in parts.items())])
-            for column, parts in entry.get("slices", {}).items() if len(parts) > 1]
+    tables = []
+    for column, parts in entry.get("slices", {}).items():
+        if len(parts) > 1:
+            also = [("its 95 % interval", "fpr_interval")] if column == "windows" else []
+            tables.append(Table([[f"{name} by {column}".strip(), *(title for title, _ in shown + also)],
+                                 *([value, *(found.get(key) for _, key in shown + also)] for value, found in parts.items())]))
+    return tables
 
 
 def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
