@@ -34,8 +34,8 @@ def run_data(args: argparse.Namespace) -> int:
         print(json.dumps([msgspec.to_builtins(entry) for entry in entries], indent=2))
         return 0
     for entry in entries:
-        print(f"{entry.name}: {entry.title}\n  {'?' if entry.rows is None else entry.rows} rows; licence {entry.licence}"
+        print(f"{entry.name}: {entry.title}\n  {entry.rows} rows; licence {entry.licence}"
               f"{'; terms to accept' * entry.gated}{'; over-refusal' * entry.over_refusal}\n  {entry.citation}")
-        for line in [entry.note] * bool(entry.note) + [entry.address(file) for file in entry.files]:
+        for line in [entry.note] * bool(entry.note) + [f"{entry.address(file)} sha256 {file.sha256}" for file in entry.files]:
             print(f"  {line}")
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from harmaug.data import DataError, Row
 
 __all__ = ["MANIFEST", "DataSet", "Layout", "fetch", "guess", "parse_layout", "read", "resolve"]
 
+UNKNOWN = "unknown"
 _LARGEST = 1 << 30      # bytes of a download
 
 
@@ -115,10 +116,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a set; `label` is that of all its rows."""
+    """One file of a set; `label` is that of all its rows, `sha256` may be "unknown"."""
 
     name: str
-    sha256: str | None = None
+    sha256: str
     label: int | None = None
 
 
@@ -128,9 +129,9 @@ class DataSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str
     title: str
     url: str
-    revision: str | None = None
+    revision: str
     files: tuple[DataFile, ...]
-    rows: int | None = None
+    rows: int | Literal["unknown"]
     licence: str
     gated: bool = False
     citation: str
@@ -142,7 +143,7 @@ class DataSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Where a file can be downloaded by hand."""
         from urllib.parse import quote
 
-        return self.url.format(revision=self.revision or "main") + quote(file.name)
+        return self.url.format(revision=self.revision) + quote(file.name)
 
 
 def _manifest() -> dict[str, DataSet]:
@@ -243,7 +244,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
     source : path, optional
         A folder with the set's files, under their whole names or the last part. None: download them.
     tell : callable
-        Gets lines that a person reads: source, licence, counts.
+        Gets lines that a person reads: source, licence, the files' sha256, counts.
 
     Raises
     ------
@@ -252,18 +253,22 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
         set has.
     """
     entry = MANIFEST[one_of("data set", name, MANIFEST)]
-    tell(f"{entry.name}: {entry.title}; {entry.url.format(revision=entry.revision or '(no revision)')}")
+    tell(f"{entry.name}: {entry.title}; {entry.url.format(revision=entry.revision)}")
     tell(f"licence {entry.licence}; cite {entry.citation}")
     target = folder() / f"{name}.jsonl"
     with tempfile.TemporaryDirectory(prefix="harmaug-data-") as temporary:
         paths = [_find(entry, file, Path(source)) if source is not None else _download(entry, file, Path(temporary))
                  for file in entry.files]
+        digests = {file.name: _sha256(path) for file, path in zip(entry.files, paths)}
+        for file in entry.files:
+            known = "as on record" if file.sha256 != UNKNOWN else "none is on record to compare it with"
+            tell(f"{file.name}: sha256 {digests[file.name]}, {known}")
         n = sum(1 for path in paths for _ in _columns(path, entry.layout))
-        if entry.rows is not None and n != entry.rows:
+        if entry.rows not in (UNKNOWN, n):
             raise DataError(f"{', '.join(map(str, paths))}: {n} rows, {name} has {entry.rows}")
         rows = [row for path in paths for row in read(path, name)]
         about = {"name": name, "licence": entry.licence, "citation": entry.citation, "revision": entry.revision,
-                 "files": {file.name: _sha256(path) for file, path in zip(entry.files, paths)}, "rows": len(rows),
+                 "files": digests, "rows": len(rows),
                  "left_out": n - len(rows), "unsafe": sum(row.label == 1 for row in rows),
                  "unknown": sum(row.label is None for row in rows)}
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -291,7 +296,7 @@ def _columns(path: str | os.PathLike[str], layout: Layout) -> Iterator[tuple[str
 def _find(entry: DataSet, file: DataFile, source: Path) -> Path:
     for path in (source / file.name, source / Path(file.name).name):
         if path.is_file():
-            if file.sha256 and _sha256(path) != file.sha256:
+            if file.sha256 not in (UNKNOWN, _sha256(path)):
                 raise DataError(f"{path}: sha256 {_sha256(path)}, {entry.name} has {file.sha256}")
             return path
     raise DataError(f"{source}: has no {Path(file.name).name}; it comes from {entry.address(file)}")
@@ -303,7 +308,7 @@ def _download(entry: DataSet, file: DataFile, target: Path) -> Path:
     by_hand = f"download {entry.address(file)} by hand, then: harmaug data fetch {entry.name} --from DIR"
     if entry.gated:
         raise DataError(f"{entry.name}: its owner asks to accept terms first; {by_hand}")
-    if not file.sha256 or not entry.revision:
+    if file.sha256 == UNKNOWN:
         raise DataError(f"{entry.name}: no sha256 is on record to check a download against; {by_hand}")
     path, digest, size = target / Path(file.name).name, hashlib.sha256(), 0
     with urlopen(entry.address(file), timeout=60) as stream, open(path, "wb") as out:

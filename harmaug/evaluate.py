@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Shape
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 METRICS = ("f1", "auprc", "precision", "recall", "accuracy", "fpr", "fnr", "auroc", "brier", "ece")
 ECE_BINS = 15                                   # equal widths (Guo et al. 2017, arXiv 1706.04599)
 LENGTHS = (0, 100, 300, 1000, 3000)             # first characters of the bins of the column "length"
+_BLOCK = 1024                                   # rows handed to a guard at once, between two steps of the progress bar
 _CHUNK = 4_000_000                              # elements of a bootstrap block: bounds its memory to some 200 MB
 _UNKNOWN = "(none)"
 
@@ -91,7 +93,8 @@ class ScoredSet:
     labels, scores : ndarray, shape (n,)
         Rows without a label are not among them (or count as safe, by the protocol).
     groups : dict
-        Column name to the value of each row as text, for slices.
+        Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
+        is how many it was.
     cohort : dict
         Where the rows come from and how they were read.
     """
@@ -327,6 +330,7 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         For a set without a labelled row, a NaN score (set and row are named), or a guard that does not read as the
         protocol asks.
     """
+    from harmaug import engines, runs
     from harmaug.data import DataError
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
@@ -336,10 +340,9 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         where, sha256, rows = _rows_of(name, source, layout)
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
-        given = guard.score([r.prompt for r in labelled], [r.response for r in labelled], **options)
-        scores = np.asarray(given, dtype=np.float64)
-        if scores.shape != (len(kept),):
-            raise DataError(f"{where}: scores of shape {scores.shape} for {len(kept)} rows")
+        given = engines.map_rows(partial(_score_block, guard, where, options), labelled, batch_size=_BLOCK)
+        found = [pair for _, pair in runs.progress(given, len(labelled), f"score {name}")]
+        scores, windows = np.array([score for score, _ in found]), [n for _, n in found]
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
@@ -348,6 +351,8 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         if training is not None:
             cohort["contamination"] = training(labelled)
         groups = {column: [_value(row, column) for row in labelled] for column in by}
+        if max(windows) > 1:
+            groups.setdefault("windows", list(map(str, windows)))
         sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
     return sets
 
@@ -476,7 +481,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     -------
     dict
         ``schema_version``, ``protocol``, ``threshold``, ``versions``; under ``datasets`` and ``over_refusal`` by name
-        what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices``; under ``mean`` the plain means over
+        what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices`` (those by "windows" with the Wilson
+        interval of their ``fpr``); under ``mean`` the plain means over
         ``datasets`` of the metrics that every set gives. The schema is data/metrics.schema.json of the package.
     """
     from harmaug.runs import machine
@@ -500,6 +506,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
             entry["at_fitted_threshold"] = metrics(y, s, fitted, protocol=protocol)
         entry["cohort"] = {**part.cohort, "n": len(y), "labels": {"0": "safe", "1": "unsafe"}}
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
+        for found in entry["slices"].get("windows", {}).values():
+            found["fpr_interval"] = wilson(found["fp"], found["fp"] + found["tn"])
         for name, others in (baselines or {}).items():
             if not np.array_equal(others[i].labels, y):
                 raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
@@ -543,6 +551,15 @@ def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any
     return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
 
 
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
+    """The interval of a share, 95 % unless `z` says otherwise (Wilson 1927); None of nothing."""
+    if not n:
+        return None
+    share, spread = hits / n, z * z / n
+    middle, half = share + spread / 2, z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
 def format_table(report: Mapping[str, Any]) -> str:
     """The report of `evaluate_guard` as aligned text, one line a set, and a table for each kind of slice."""
     from harmaug.report import measures_table, slices_tables
@@ -550,6 +567,19 @@ def format_table(report: Mapping[str, Any]) -> str:
     parts = {**report["datasets"], **report["over_refusal"]}
     tables = [measures_table(report), *(table for name, entry in parts.items() for table in slices_tables(name, entry))]
     return "\n\n".join(map(repr, tables))
+
+
+def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tuple[float, int]]:
+    """Score and number of windows of each row; 1 where the guard does not tell."""
+    from harmaug.data import DataError
+
+    detailed = hasattr(guard, "score_details")
+    score = guard.score_details if detailed else guard.score
+    given = score([row.prompt for row in rows], [row.response for row in rows], **options)
+    scores = np.asarray(given.score if detailed else given, dtype=np.float64)
+    if scores.shape != (len(rows),):
+        raise DataError(f"{where}: scores of shape {scores.shape} for {len(rows)} rows")
+    return zip(scores.tolist(), given.n_windows.tolist() if detailed else [1] * len(rows))
 
 
 def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:

@@ -58,6 +58,15 @@ class ScoreDetails:
     n_tokens: NDArray[np.int32]
     truncated: NDArray[np.int32]
 
+    def _repr_html_(self) -> str:
+        """The first 20 rows as a table; it holds no text."""
+        from harmaug.report import Table
+
+        columns = (self.score, self.n_windows, self.window, self.n_tokens, self.truncated)
+        lines = [[i, *values] for i, values in enumerate(zip(*(column[:20].tolist() for column in columns)))]
+        more = [f"the first 20 of {len(self.score)} rows"] if len(self.score) > 20 else []
+        return Table([["row", "P(unsafe)", "windows", "the one that decided", "tokens", "dropped"], *lines], more)._repr_html_()
+
 
 class Guard:
     """A text classifier that gives P(unsafe); `from_pretrained` opens one.
@@ -234,6 +243,16 @@ class Guard:
         return (f"Guard({os.fspath(self._adapter or self._folder)!r}, {c['model_type']}, {c['num_hidden_layers']} "
                 f"layers of {c['hidden_size']}, {c['num_labels']} labels, {self.encoder.dtype}, "
                 f"max_length={self.max_length}, long={self.long!r})")
+
+    def _repr_html_(self) -> str:
+        from harmaug.report import Table
+
+        c = self.config
+        fitted = f"fitted for {self.thresholds['target']}" if "target" in self.thresholds else "not fitted"
+        return Table([["guard", os.fspath(self._adapter or self._folder)],
+                      ["model", f"{c['model_type']}, {c['num_hidden_layers']} layers of {c['hidden_size']}, {c['num_labels']} labels"],
+                      ["weights", self.encoder.dtype], ["reads", f"{self.max_length} tokens at once; of longer rows: {self.long}"],
+                      ["flags from", f"{self.threshold:.4g} on ({fitted})"], ["temperature", f"{self.temperature:.4g}"]])._repr_html_()
 
     # -- scoring --
 

@@ -42,7 +42,7 @@ class Series:
     marker: str = ""        # of MARKERS: points and no line
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Chart:
     """Lines over two axes, or bars with names; both axes begin at 0.
 
@@ -139,10 +139,13 @@ class Chart:
             axes.legend(fontsize="small")
         return figure
 
+    def __repr__(self) -> str:
+        return f"<chart {self.title}>"
+
     def _repr_html_(self) -> str:
         from harmaug.report import chart_svg
 
-        return chart_svg(self)
+        return f'<div style="max-width: 30em">{chart_svg(self)}</div>'      # an SVG takes all the width that it gets
 
 
 class Plot:

@@ -139,9 +139,13 @@ def measures_table(report: Mapping[str, Any]) -> Table:
 def slices_tables(name: str, entry: Mapping[str, Any]) -> list[Table]:
     """The slices of a set as tables, one a column that parts it."""
     shown = [("rows", "n"), ("unsafe", "base_rate"), ("F1", "f1"), ("AUPRC", "auprc"), ("recall", "recall"), ("FPR", "fpr")]
-    return [Table([[f"{name} by {column}".strip(), *(title for title, _ in shown)],
-                   *([value, *(found[key] for _, key in shown)] for value, found in parts.items())])
-            for column, parts in entry.get("slices", {}).items() if len(parts) > 1]
+    tables = []
+    for column, parts in entry.get("slices", {}).items():
+        if len(parts) > 1:
+            also = [("its 95 % interval", "fpr_interval")] if column == "windows" else []
+            tables.append(Table([[f"{name} by {column}".strip(), *(title for title, _ in shown + also)],
+                                 *([value, *(found.get(key) for _, key in shown + also)] for value, found in parts.items())]))
+    return tables
 
 
 def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
@@ -195,16 +199,22 @@ def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:
     from harmaug.plots import funnel
 
     charts: list[Chart] = []
-    cost: list[list[Any]] = [["stage", "seconds", "rows kept", "seconds per 1,000 kept", "tokens"]]
     for name, stage in stages.items():
         account = stage.get("account") or {}
-        kept, seconds = account.get("kept", account.get("done")), stage.get("seconds")
         counts = {what: n for what, n in account.items() if type(n) is int and n and what not in ("done", "tokens", "kept")}
         if "asked" in account and "kept" in account:
             charts.append(funnel.chart({**counts, "kept": account["kept"]}, f"{name}: asked, dropped, kept"))
-        cost.append([name, seconds, kept, 1000 * seconds / kept if kept and seconds else None, account.get("tokens")])
-    tables = [cost, *(lines for _, lines in accounts(stages))]
-    yield Section(heading="Yield and cost", charts=charts, tables=tables)
+    yield Section(heading="Yield and cost", charts=charts, tables=[costs(stages), *(lines for _, lines in accounts(stages))])
+
+
+def costs(stages: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the table of what each stage of a run cost, as run.json tells it."""
+    lines: list[list[Any]] = [["stage", "seconds", "rows kept", "seconds per 1,000 kept", "tokens"]]
+    for name, stage in stages.items():
+        account = stage.get("account") or {}
+        kept, seconds = account.get("kept", account.get("done")), stage.get("seconds")
+        lines.append([name, seconds, kept, 1000 * seconds / kept if kept and seconds else None, account.get("tokens")])
+    return lines
 
 
 def _diversity(run: Path, stages: Mapping[str, Any]) -> Iterator[Section]:

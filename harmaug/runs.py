@@ -225,6 +225,15 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        stages = (f"{name}{'' if entry.get('done') else ' (not finished)'}" for name, entry in self.info["stages"].items())
+        return f"<run folder {os.fspath(self.path)}: {', '.join(stages) or 'no stage yet'}>"
+
+    def _repr_html_(self) -> str:
+        from harmaug.report import Table, costs
+
+        return Table(costs(self.info["stages"]), [repr(self).strip("<>")])._repr_html_()
+
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 

@@ -164,7 +164,7 @@ def create_app(guard: Guard, *, name: str = "harmaug", threshold: float | None =
     max_queue : int, default 256
         Requests that may wait; more are refused with status 503 and Retry-After.
     timeout : float, default 30
-        Seconds for a request to arrive whole (else status 408), and then to be scored (else 503).
+        Seconds for a body to arrive whole (else status 408), and then for its rows to be scored (else 503).
 
     Raises
     ------
@@ -298,6 +298,47 @@ def _rows_and_results(value: Any) -> tuple[list[Pair], Callable[[list[_Result]],
 
 # -- the process --
 
+def _impatient(base: Any, seconds: float) -> Any:
+    """uvicorn's protocol of a connection, ended when the client keeps the server waiting: it bounds idle connections only."""
+
+    class Impatient(base):      # type: ignore[misc]
+        _end: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop()
+
+        def _watch(self) -> None:
+            """The time runs while headers are incomplete or an answer is not read; that of a body is `_body`'s."""
+            if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+                self._stop()
+            elif self._end is None:
+                self._end = self.loop.call_later(seconds, self.transport.abort)
+
+        def _stop(self) -> None:
+            if self._end is not None:
+                self._end.cancel()
+                self._end = None
+
+    return Impatient
+
+
 def serve(guard: Guard, *, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
     """Serve until SIGTERM or SIGINT, then answer the requests that are under way and return.
 
@@ -307,7 +348,8 @@ def serve(guard: Guard, *, host: str = "127.0.0.1", port: int = 8000, **options:
     host, port
         Where to listen; port 0 takes a free one. Another host than the loopback interface's is warned about.
     options
-        Those of `create_app`.
+        Those of `create_app`. A connection is also closed when its next headers, once begun, or the reading of an answer
+        take longer than ``timeout``.
     """
     app = create_app(guard, **options)
     import uvicorn
@@ -332,6 +374,8 @@ def serve(guard: Guard, *, host: str = "127.0.0.1", port: int = 8000, **options:
     timeout = float(options.get("timeout", 30.0))
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on",
                             limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=int(timeout) + 5)
+    config.load()
+    config.http_protocol_class = _impatient(config.http_protocol_class, timeout)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     shown = f"[{where[0]}]" if family == socket.AF_INET6 else where[0]
     _log.info("listening on http://%s:%d", shown, where[1])

@@ -25,16 +25,25 @@ def isa_flags():
     return {isa: expand(f"ISA_{isa}").split() for isa in _C.build_info()["cpu_isa_usable"] if isa != "scalar"}
 
 
+_BUILT = {}
+
+
 def objects(folder, sources):
-    """Compile sources, named from csrc/, and the kernels of every instruction set; return the objects and the macros that went in."""
+    """Compile sources, named from csrc/, and the kernels of every instruction set; return the objects and the macros that went in.
+
+    What an earlier call in this process compiled is taken from its folder.
+    """
     isas = isa_flags()
     macros = [f"-DHA_HAVE_{isa.upper()}" for isa in isas]
     jobs = [(source, []) for source in sources] + [(f"kernels/kernels_{isa}.c", flags) for isa, flags in isas.items()]
 
     def compile_one(job):
         source, flags = job
+        if source in _BUILT:
+            return _BUILT[source]
         target = folder / (source.replace("/", "_") + ".o")
         subprocess.run([*CC, *FLAGS, *macros, *flags, "-c", CSRC / source, "-o", target], check=True)
+        _BUILT[source] = target
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

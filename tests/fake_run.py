@@ -19,7 +19,7 @@ def main(folder, batch_size=8, slow=0.0):
 
     with RunFolder(folder) as run:
         generator = FakeGenerator(slow)
-        pipeline.augment(run, generator, seed_rows(), config=AugmentConfig(samples=150, benign=60, seed=3), batch_size=batch_size, quiet=True)
+        pipeline.augment(run, generator, seed_rows(), config=AugmentConfig(samples=90, benign=30, seed=3), batch_size=batch_size, quiet=True)
         pipeline.respond(run, generator, config=RespondConfig(responses="pairs", limit=40), batch_size=batch_size, quiet=True)
         pipeline.label(run, teacher, seed_rows(), quiet=True, batch_size=batch_size)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fake_generator import REFUSAL, FakeGenerator, seed_rows
+from sizes import some
 
 from harmaug import filters
 from harmaug.augment import REJECTIONS, AugmentConfig, Augmenter, clean
@@ -162,7 +163,7 @@ def test_near_index_is_quick():
     words = [f"{a}{b}" for a in ("lo", "ma", "ter", "gen", "pli", "sto", "ver") for b in ("ck", "rk", "ning", "ral", "ant", "ry", "se")]
     index = filters.NearIndex()
     begun = time.process_time()
-    for i in range(3000):
+    for i in range(some(3000, 1500)):
         text = " ".join(rng.choice(words) for _ in range(14))
         index.find(text)
         index.add(text, str(i))

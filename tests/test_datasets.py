@@ -75,8 +75,9 @@ def files_of(folder, name):
 def test_every_set_has_a_fixture_and_a_manifest_that_invents_nothing():
     assert set(LAYOUTS) == set(MANIFEST)
     for entry in MANIFEST.values():
-        assert entry.licence and entry.citation and (entry.revision is None or re.fullmatch("[0-9a-f]{40}", entry.revision))
-        assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files)
+        assert entry.licence and entry.citation and re.fullmatch("[0-9a-f]{40}", entry.revision)
+        assert all(file.sha256 == "unknown" or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files)
+        assert entry.rows == "unknown" or entry.rows > 100
         assert all(entry.address(file).startswith("https://") and " " not in entry.address(file) for file in entry.files)
 
 
@@ -154,14 +155,16 @@ def test_fetch_takes_files_at_hand_and_counts(tmp_path, monkeypatch, capsys):
         datasets.fetch("wildguardmix", tmp_path / "hand")
     assert cli.main(["data", "fetch", "wildguardmix", "--from", str(tmp_path / "hand")]) == 2
     assert "licence ODC-BY" in capsys.readouterr().out
-    small = {name: data.msgspec.structs.replace(entry, rows=None) for name, entry in MANIFEST.items()}
+    small = {name: data.msgspec.structs.replace(entry, rows="unknown") for name, entry in MANIFEST.items()}
     monkeypatch.setattr(datasets, "MANIFEST", small)
     assert cli.main(["data", "fetch", "wildguardmix", "--from", str(tmp_path / "hand")]) == 0
-    assert "10 rows, 3 unsafe, 2 unknown, 0 left out" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    digest = datasets._sha256(tmp_path / "hand" / "wildguard_test.parquet")
+    assert "10 rows, 3 unsafe, 2 unknown, 0 left out" in out and f"test/wildguard_test.parquet: sha256 {digest}, none is on record to compare it with" in out
     rows = data.read_rows(datasets.resolve("wildguardmix"))
     assert [row.label for row in rows] == NULLS and rows[0].unknown
     about = json.loads((tmp_path / "sets" / "wildguardmix.about.json").read_text())
-    assert about["licence"].startswith("ODC-BY") and len(about["files"]["test/wildguard_test.parquet"]) == 64
+    assert about["licence"].startswith("ODC-BY") and about["files"] == {"test/wildguard_test.parquet": digest}
     with pytest.raises(DataError, match="the set of this name is not here: harmaug data fetch xstest"):
         datasets.resolve("xstest")
     with pytest.raises(DataError, match="has no xstest_v2_prompts.csv; it comes from https://github.com/"):
@@ -175,7 +178,7 @@ def test_fetch_takes_files_at_hand_and_counts(tmp_path, monkeypatch, capsys):
 def test_nothing_is_downloaded_without_a_checksum(tmp_path, monkeypatch):
     monkeypatch.setenv("HARMAUG_DATA", str(tmp_path / "sets"))
     with pytest.raises(DataError, match="no sha256 is on record .* --from DIR"):
-        datasets.fetch("xstest")
+        datasets.fetch("toxicchat")
     with pytest.raises(DataError, match="accept terms first"):
         datasets.fetch("wildguardmix")
     path, = files_of(tmp_path / "server", "xstest")
@@ -183,7 +186,8 @@ def test_nothing_is_downloaded_without_a_checksum(tmp_path, monkeypatch):
     right = datasets.DataFile(name=path.name, sha256=datasets._sha256(path))
     local = data.msgspec.structs.replace(entry, url=(tmp_path / "server").as_uri() + "/", files=(right,), rows=10)
     monkeypatch.setitem(datasets.MANIFEST, "xstest", local)
-    assert len(data.read_rows(datasets.fetch("xstest"))) == 10
+    told: list[str] = []
+    assert len(data.read_rows(datasets.fetch("xstest", tell=told.append))) == 10 and f"{path.name}: sha256 {right.sha256}, as on record" in told
     monkeypatch.setitem(datasets.MANIFEST, "xstest", data.msgspec.structs.replace(local, files=(datasets.DataFile(name=path.name, sha256="0" * 64),)))
     with pytest.raises(DataError, match="sha256 [0-9a-f]{64}, expected 0000"):
         datasets.fetch("xstest")

@@ -1,28 +1,47 @@
-"""README, documents and notebooks say what is there: commands and settings exist, links resolve, code compiles."""
+"""README, documents and notebooks say what is there: links resolve, commands parse, code runs.
+
+Blocks tagged python, bash and toml run here, in order, on tiny models and settings. What cannot run in a moment (a build, a download, a server that stays) is
+tagged sh or py: shown only, though commands of harmaug's in it are parsed.
+"""
 from __future__ import annotations
 
 import ast
+import contextlib
+import csv
 import doctest
 import importlib
 import json
 import re
+import runpy
 import shlex
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import fake_generator
 import msgspec
+import numpy as np
 import pytest
+from test_pipeline import write_bert, write_llama
 
 import harmaug
-from harmaug import cli, pipeline
+from harmaug import cli, data, models, pipeline, teacher
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "NOTICE")] + sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "NOTICE")] + sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+SMALLER = {"samples = 800": "samples = 24", "benign = 400": "benign = 16", "max_steps = 150": "max_steps = 2", "max_steps=150": "max_steps=2", "max_steps=100": "max_steps=2",
+           "samples=64, benign=32": "samples=16, benign=16", "n=1000": "n=8", "--max-length 128 >": "--max-length 128 --count 5 >", "n=4, max_new_tokens=24": "n=2, max_new_tokens=4"}
+
+
+def blocks(path: Path, *languages: str) -> list[tuple[str, str]]:
+    """(language, text) of a document's blocks, those of the languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [(language, text) for language, text in found if language in languages]
 
 
 def test_the_first_ten_lines_of_the_readme() -> None:
@@ -42,46 +61,105 @@ def test_links_resolve_and_claims_are_modest(path: Path) -> None:
     assert not re.search(r"\b(?:fastest|world's|state-of-the-art|blazing|best-in-class|revolutionary)\b", text, re.IGNORECASE)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_of_the_readme(code: str) -> None:
-    tree = ast.parse(code)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "harmaug":
-            assert node.attr in harmaug.__all__, node.attr
-        if isinstance(node, ast.ImportFrom):
-            assert node.module is not None
-            source = (ROOT / (node.module.replace(".", "/") + ".py"))
-            if source.exists():
-                names = {n.name for n in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
-                assert {alias.name for alias in node.names} <= names
+# -- blocks --
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the files that the documents name, and tiny models in the place of those that they name; RUN is the README's own."""
+    folder = tmp_path_factory.mktemp("world")
+    bert = write_bert(tmp_path_factory.mktemp("models") / "bert")
+    places = {"minilm": bert, "smollm2": write_llama(bert.parent / "tiny.gguf"), "hbseong/HarmAug-Guard": bert}
+    rows = [json.dumps(row.to_dict()) + "\n" for row in fake_generator.seed_rows()]
+    mild = [{"prompt": f"{'How to harm' if i % 2 else 'How to help'} person {i}", "label": i % 2, "score": i / 40} for i in range(40)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(models, "resolve", lambda name, **_: places.get(str(name), Path(name)))
+        patch.setattr(models, "fetch", lambda name, **_: {name: places[name]})
+        patch.setattr(teacher, "standin_folder", lambda: bert)
+        Path("train.jsonl").write_text("".join(rows))
+        Path("safe.jsonl").write_text("".join(row for row in rows if '"label":0' in row or '"label": 0' in row) * 4)
+        for name in ("test", "rows", "scored"):
+            Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mild))
+        for name, columns in (("desk", ("text", "toxic")), ("toxic-chat_annotation_test", ("user_input", "toxicity"))):
+            with open(f"{name}.csv", "w", newline="") as out:
+                csv.writer(out).writerows([columns, *([row["prompt"], ("no", "yes")[row["label"]] if name == "desk" else row["label"]] for row in mild)])
+        run_block("toml", next(text for _, text in blocks(ROOT / "README.md", "toml")), {})
+        assert cli.main(["run", "mine.toml", "--out", "RUN", "--quiet"]) == 0
+        shutil.copytree("RUN/guard", "other-guard")
+        scores = harmaug.Guard.from_pretrained("RUN/guard").score([str(row["prompt"]) for row in mild])      # a guard without sense, and a file that it is good at
+        labels = (scores > np.median(scores)).astype(int)
+        Path("valid.jsonl").write_text("".join(json.dumps(row | {"label": int(label) ^ (i == 3)}) + "\n" for i, (row, label) in enumerate(zip(mild, labels))))
+        yield folder
 
 
-def test_settings_of_the_readme() -> None:
-    for text in blocks("toml"):
+def run_block(language: str, text: str, names: dict[str, object]) -> None:
+    for large, small in SMALLER.items():
+        text = text.replace(large, small)
+    if language == "toml":
+        Path("mine.toml").write_text(text)
+    elif language == "python":
+        exec(compile(text, "block", "exec"), names)
+    else:
+        for words in filter(None, (shlex.split(line, comments=True) for line in text.splitlines())):
+            with contextlib.ExitStack() as stack:
+                if ">" in words:
+                    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(words[-1], "w"))))
+                    words = words[:words.index(">")]
+                if words[0] == "harmaug":
+                    assert cli.main(words[1:]) in ((0, 1) if "--gate" in words else (0,)), words
+                else:
+                    assert words[:2] == ["python", "-m"], words
+                    stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", words[2:])
+                    with pytest.raises(SystemExit, match="^0$"):
+                        runpy.run_module(words[2], run_name="__main__")
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python", "bash")], ids=lambda path: path.name)
+def test_blocks_run(world: Path, path: Path) -> None:
+    names: dict[str, object] = {"guard": harmaug.Guard.from_pretrained("RUN/guard"), "prompts": ["a", "b"], "responses": [None, "c"], "np": np,
+                                "tensor": np.ones((2, 8), np.int8)}
+    for language, text in blocks(path, "python", "bash", "toml"):
+        run_block(language, text, names)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_and_commands_are_known(path: Path) -> None:
+    for _, text in blocks(path, "toml"):
         tables = msgspec.toml.decode(text.encode())
-        assert set(tables) <= {"data", "generator", *pipeline.STAGES}
-        pipeline.Config.from_dict(tables, "README.md")
+        tables.pop("sweep", None)       # tests/test_sweep.py has a whole one
+        pipeline.Config.from_dict({"data": {"seed": []}, **tables}, path.name)
+    for _, text in blocks(path, "bash", "sh"):
+        for line in text.splitlines():
+            words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
+            if words[:1] == ["harmaug"]:
+                cli._parser(words[1:]).parse_args(words[1:])
 
 
-def test_commands_of_the_readme() -> None:
-    commands = [line.split("#")[0].strip() for text in blocks("bash") for line in text.splitlines()]
-    commands = [re.sub(r"^(?:\w+=\S+ )+", "", command) for command in commands]
-    ours = [shlex.split(command)[1:] for command in commands if command.startswith("harmaug ")]
-    assert len(ours) >= 4
-    for argv in ours:
-        cli._parser(argv).parse_args(argv)
+def test_every_block_has_a_known_tag() -> None:
+    found = {language for path in DOCUMENTS for language in re.findall(r"^```([^\n]*)\n.*?^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)}
+    assert found <= {"", "bash", "bibtex", "c", "json", "py", "python", "sh", "toml"}
+    assert len(blocks(ROOT / "README.md", "python", "bash")) >= 8
 
+
+# -- notebooks --
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_clean_and_hold_no_functions(path: Path) -> None:
+def test_notebooks_were_run_whole_and_show_harmful_text_on_a_click_only(path: Path) -> None:
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert notebook["nbformat"] == 4
+    assert notebook["nbformat"] == 4 and path.stat().st_size < 200_000
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == [] and cell["execution_count"] is None
-            tree = ast.parse("".join(cell["source"]))
-            assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(tree))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    harmful = {row.prompt for name in ("seed", "eval") for row in data.read_rows(ROOT / "harmaug" / "data" / f"{name}.jsonl") if row.label}
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(tree))
+        for output in cell["outputs"]:
+            assert output["output_type"] in ("stream", "display_data", "execute_result") and output.get("name") != "stderr"
+            shown = {kind: "".join(text) for kind, text in {**output.get("data", {}), "stream": output.get("text", "")}.items()}
+            shown["text/html"] = re.sub(r"<details>.*?</details>", "", shown.get("text/html", ""), flags=re.DOTALL)
+            for text in shown.values():
+                assert not any(prompt in text for prompt in harmful) and not re.search(r"/(?:tmp|root|home|work)/", text)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "harmaug").glob("*.py") if path.stem != "__main__"))

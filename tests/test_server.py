@@ -203,9 +203,10 @@ def test_requests_are_scored_together_and_fairly(guard):
 # -- the process --
 
 @pytest.fixture
-def process(folder):
-    """(port, Popen) of `harmaug serve`."""
-    child = subprocess.Popen([sys.executable, "-m", "harmaug", "serve", "--model", str(folder), "--port", "0", "--timeout", "20"], stderr=subprocess.PIPE, text=True)
+def process(request, folder):
+    """(port, Popen) of `harmaug serve`; an indirect parameter is its --timeout."""
+    timeout = str(getattr(request, "param", 20))
+    child = subprocess.Popen([sys.executable, "-m", "harmaug", "serve", "--model", str(folder), "--port", "0", "--timeout", timeout], stderr=subprocess.PIPE, text=True)
     line = child.stderr.readline()
     assert line.startswith("listening on http://127.0.0.1:"), line
     yield int(line.rsplit(":", 1)[1]), child
@@ -266,6 +267,80 @@ def test_slow_clients_hold_up_nobody(process, guard):
     for s in slow:
         with s, s.makefile("rb") as file:
             assert file.readline().startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("process", [1.0], indirect=True)
+def test_clients_that_never_finish_are_let_go(process, guard):
+    port, _ = process
+
+    def lasts(first, drip, keep_alive=False):
+        """Seconds until the server closes, and what it said."""
+        with socket.create_connection(("127.0.0.1", port)) as s:
+            s.settimeout(0.1)
+            begun, said = time.monotonic(), b""
+            s.sendall(first)
+            if keep_alive:
+                while not said.endswith(b"}"):
+                    said += s.recv(4096)
+                begun = time.monotonic()
+            while time.monotonic() - begun < 15:
+                try:
+                    s.sendall(drip)
+                    got = s.recv(4096)
+                    if not got:
+                        break
+                    said += got
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            return time.monotonic() - begun, said
+
+    headers = b"POST /score HTTP/1.1\r\nHost: x\r\n"
+    whole = headers + b"Content-Length: 15\r\n\r\n" + b'{"prompt": "a"}'
+    cases = {"silent": (b"", b""), "headers": (headers, b"X: y\r\n"), "body": (headers + b"Content-Length: 10000\r\n\r\n", b" "),
+             "unread body": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n", b" "), "second": (whole, b"P", True)}
+    with ThreadPoolExecutor(len(cases)) as pool:
+        found = {name: pool.submit(lasts, *case) for name, case in cases.items()}
+        for name, done in found.items():
+            taken, said = done.result()
+            assert 0.8 < taken < 10, (name, taken)
+            status = {"body": b"HTTP/1.1 408", "unread body": b"HTTP/1.1 200", "second": b"HTTP/1.1 200"}.get(name, b"")
+            assert said.startswith(status) and bool(said) == bool(status), (name, said)
+    assert ask(port, b'{"prompt": "a b c"}')[1]["score"] == shortest(guard.score("a b c"))[0]
+
+
+def test_an_answer_that_is_not_read(guard):
+    """The protocol alone: the kernel's buffers take more than a request's answer."""
+    ended = []
+
+    class Base:
+        def __init__(self):
+            self.loop, self.cycle = self, type("Cycle", (), {"response_complete": False})()
+            self.transport, self.flow = self, type("Flow", (), {"write_paused": False})()
+
+        def call_later(self, seconds, function):
+            timer = threading.Timer(seconds, function)
+            timer.start()
+            return timer
+
+        def abort(self):
+            ended.append(time.monotonic())
+
+        def pause_writing(self):
+            self.flow.write_paused = True
+
+        def resume_writing(self):
+            self.flow.write_paused = False
+
+    connection = server._impatient(Base, 0.2)()
+    connection.pause_writing()
+    connection.resume_writing()
+    time.sleep(0.3)
+    assert not ended
+    connection.pause_writing()
+    time.sleep(0.4)
+    assert len(ended) == 1
 
 
 def test_another_host_is_warned_about(folder):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 from sentencepiece_cases import train
+from sizes import some
 from tokenizer_cases import TEXTS, extract
 
 from harmaug import _C, Tokenizer
@@ -207,11 +208,11 @@ def test_hostile_tables(large, tmp_path, name):
     rng = np.random.default_rng(11)
     places = [(at, 8) for at in range(16, FIELDS - 1024, 8)] + [(FIELDS - 1024 + 4 * int(i), 4) for i in rng.integers(0, 256, 4)]
     for start, n, size in zip(starts, counts, SIZES, strict=False):
-        places += [(int(start) + int(i) * min(size, 4), min(size, 4)) for i in rng.integers(0, max(n * size // min(size, 4), 1), 6) if n > 0]
+        places += [(int(start) + int(i) * min(size, 4), min(size, 4)) for i in rng.integers(0, max(n * size // min(size, 4), 1), some(6, 4)) if n > 0]
     used = tried = 0
     for at, size in places:
         values = [b"\xff" * size, b"\0" * size, b"\xff" * (size - 1) + b"\x7f", b"\1" + b"\0" * (size - 1), rng.bytes(size)]
-        for value in values if at < 256 else [values[i] for i in rng.permutation(5)[:2]]:
+        for value in [values[i] for i in rng.permutation(5)[:some(5, 1) if at < 256 else some(2, 1)]]:
             file.write_bytes(checksummed(good[:at] + value + good[at + size:]))
             tok = _C.Tokenizer(large[name], cache=tmp_path)
             used += tok.cache_note == ""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from sizes import some
 from tokenizer_cases import CL100K_TIKTOKEN, PATTERNS, QWEN2, TEXTS, difference, random_text, random_unicode
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -320,7 +321,7 @@ def try_open(path: Path, file: Path, content: bytes, **options: Any) -> bool:
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "x.tiktoken"])
 def test_prefixes_and_flips(name: str, tmp_path: Path) -> None:
-    """Each prefix of a small file and 1,000 files with flipped bytes open or raise FormatError."""
+    """Each prefix of a small file and files with flipped bytes open or raise FormatError."""
     alphabet = [*BASE, *byte_characters(), "th", "the"]
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(alphabet)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
@@ -340,7 +341,7 @@ def test_prefixes_and_flips(name: str, tmp_path: Path) -> None:
     for length in range(len(whole)):
         try_open(path, tmp_path / name, whole[:length], **options)
     r = random.Random(1)
-    for _ in range(1000):
+    for _ in range(some(1000, 200)):
         changed = bytearray(whole)
         for _ in range(r.choice([1, 1, 2, 8])):
             changed[r.randrange(len(changed))] = r.choice([r.randrange(256), 0, 255, 0x22, 0x5C, 0x7B, 0x39, 0x20, 0x0A])

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from test_guard import write
 from test_tokenizer import bert
 
-from harmaug import Guard, Tokenizer
+from harmaug import Guard, Tokenizer, data, evaluate
 from harmaug.tools import bench, tokenize, windows
 
 
@@ -86,28 +87,35 @@ def test_bench_counts_operations(tmp_path: Path) -> None:
 
 # -- windows --
 
-def test_false_positives_by_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_texts_and_their_false_positives(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     guard = Guard.from_pretrained(write(tmp_path / "guard"))
     texts = [" ".join("abcdefg"[i % 7] for _ in range(1 + i % 9)) for i in range(120)]
     made = windows.long_texts(guard, texts, 3, 5)
     assert guard.score_details(made).n_windows.tolist() == [3] * 5 and len(set(made)) == 5
     assert all(set(text.split("\n")) <= set(texts) for text in made)
-    found = windows.false_positives_by_windows(guard, texts, count=10, threshold=0.5)
-    every = [text for k in windows.WINDOWS for text in windows.long_texts(guard, texts, k, 10)]
-    details = guard.score_details(every)
-    assert [(r["n_windows"], r["n"]) for r in found] == [(1, 10), (2, 10), (4, 10), (8, 10)]
-    for r in found:
-        mine = details.score[details.n_windows == r["n_windows"]] >= 0.5
-        assert (r["n"], r["flagged"], r["fpr"]) == (len(mine), mine.sum(), mine.mean()) and r["interval"][0] <= r["fpr"] <= r["interval"][1]
-        assert r["independent"] == pytest.approx(1 - (1 - found[0]["fpr"]) ** r["n_windows"])
-    assert windows._wilson(1, 10) == pytest.approx((0.01787621, 0.40415003), abs=1e-6)      # statsmodels, proportion_confint(1, 10, method="wilson")
     with pytest.raises(ValueError, match="120 texts of 591 tokens do not make one of 40 windows"):
         windows.long_texts(guard, texts, 40, 1)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)))
-    argv = ["--model", str(tmp_path / "guard"), str(file), "--windows", "1", "2", "--count", "3"]
-    assert windows.main(argv) == 0 and "95 % interval" in capsys.readouterr().out
-    assert windows.main([*argv, "--json"]) == 0 and json.loads(capsys.readouterr().out)[0]["n_windows"] == 1
+    argv = ["--model", str(tmp_path / "guard"), str(file), "--windows", "1", "2", "4", "--count", "9"]
+    assert windows.main(argv) == 0
+    (tmp_path / "long.jsonl").write_bytes(capfdbinary.readouterr().out)
+    report = evaluate.evaluate_guard(guard, {"long": tmp_path / "long.jsonl"}, draws=0)
+    Draft202012Validator(json.loads((Path(evaluate.__file__).parent / "data" / "metrics.schema.json").read_text())).validate(json.loads(json.dumps(report)))
+    found = report["over_refusal"]["long"]["slices"]["windows"]
+    details = guard.score_details([row.prompt for row in data.read_rows(tmp_path / "long.jsonl")])
+    assert list(found) == ["1", "2", "4"]
+    for name, entry in found.items():
+        flagged = details.score[details.n_windows == int(name)] >= 0.5
+        assert (entry["n"], entry["fp"], entry["fpr"]) == (9, flagged.sum(), flagged.mean())
+        assert entry["fpr_interval"] == evaluate.wilson(int(flagged.sum()), 9) and entry["fpr_interval"][0] <= entry["fpr"] <= entry["fpr_interval"][1]
+    assert "long by windows" in evaluate.format_table(report) and "its 95 % interval" in evaluate.format_table(report)
+    # short rows only: no such slice; a column of that name is the user's
+    assert "windows" not in evaluate.score_sets(guard, {"short": file})[0].groups
+    part, = evaluate.score_sets(guard, {"long": tmp_path / "long.jsonl"}, by=("windows",))
+    assert set(part.groups["windows"]) == {"(none)"}
+    assert evaluate.wilson(1, 10) == pytest.approx((0.01787621, 0.40415003), abs=1e-6)      # statsmodels, proportion_confint(1, 10, method="wilson")
+    assert evaluate.wilson(0, 0) is None
     file.write_text('{"prompt": "a", "label": 1}\n')
-    assert windows.main(argv) == 2 and "rows.jsonl: no row with a safe label" in capsys.readouterr().err
+    assert windows.main(argv) == 2 and b"rows.jsonl: no row with a safe label" in capfdbinary.readouterr().err
     assert windows.main([*argv, "--count", "0"]) == 2
