@@ -47,6 +47,27 @@ ha_bytes_letters(ha_bytes x)
 #endif
 }
 
+/* Capital letters as small ones. */
+static inline ha_bytes
+ha_bytes_lower(ha_bytes x)
+{
+#if defined(__SSE2__)
+    return x | (ha_bytes_between(x, 'A', 'Z') & _mm_set1_epi8(0x20));
+#else
+    return x | ha_bytes_between(x, 'A', 'Z') >> 2;
+#endif
+}
+
+/* HA_BYTES bytes are written. */
+static inline void
+ha_bytes_store(uint8_t *text, ha_bytes x)
+{
+#if !defined(__SSE2__) && defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    x = __builtin_bswap64(x);
+#endif
+    memcpy(text, &x, sizeof(x));
+}
+
 /* Bit i for byte i of which bit 7 is set. */
 static inline uint64_t
 ha_bytes_bits(ha_bytes x)

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/swar.h"
+#include "core/ascii.h"
 #include "tokenizer/unicode.h"
 
 void
@@ -582,16 +582,22 @@ normalize_ascii(const ha_normalizer *normalizer, const uint8_t *original, size_t
     if (status != HA_OK) {
         return status;
     }
+    const int lower = normalizer->printable == HA_PRINTABLE_LOWER, wide = !out->aligned && normalizer->printable != HA_PRINTABLE_OTHER;
     uint8_t *text = out->text;
     size_t n = out->length;
-    for (size_t i = begin; i < end; i++) {
-        for (uint64_t x; !out->aligned && normalizer->printable != HA_PRINTABLE_OTHER && end - i > 8; i += 8, n += 8) {
-            memcpy(&x, original + i, 8);
-            if (ha_swar_between(x, 0x20, 0x7E) != HA_EACH(0x80)) {
-                break;
+    for (size_t i = begin; i < end;) {
+        if (wide) {         /* what is written behind the text is in its padding */
+            const size_t left = end - i < HA_BYTES ? end - i : HA_BYTES;
+            uint8_t last[HA_BYTES] = {0};
+            const ha_bytes x = ha_bytes_load(left < HA_BYTES ? memcpy(last, original + i, left) : original + i);
+            const uint64_t others = ~ha_bytes_bits(ha_bytes_between(x, ' ', '~')) & ha_low_bits(left);
+            const size_t run = others != 0 ? ha_lowest_bit(others) : left;
+            ha_bytes_store(text + n, lower ? ha_bytes_lower(x) : x);
+            n += run;
+            i += run;
+            if (others == 0) {
+                continue;
             }
-            x += normalizer->printable == HA_PRINTABLE_LOWER ? ha_swar_between(x, 'A', 'Z') >> 2 : 0;
-            memcpy(text + n, &x, 8);
         }
         const uint8_t c = normalizer->ascii[original[i]];
         text[n] = c;
@@ -599,6 +605,7 @@ normalize_ascii(const ha_normalizer *normalizer, const uint8_t *original, size_t
             out->align[n] = (ha_align){(uint32_t)i, (uint32_t)i + 1};
         }
         n += c != HA_NORM_DROPPED;
+        i++;
     }
     out->length = n;
     return HA_OK;
