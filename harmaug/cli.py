@@ -100,9 +100,16 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage = verbs.add_parser(name, help=what, aliases=["distill"] if name == "distil" else [])
         if name == "run":
             stage.add_argument("config", metavar="CONFIG", help="TOML file; see examples/")
+            stage.add_argument("--sweep", action="store_true", help="run every point of the table [sweep]")
         else:
             stage.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file (default: that of RUN)")
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
+        if name == "distil":
+            _distil_options(stage)
+        if name in ("run", "augment", "respond", "label"):
+            _engine(stage)
+            stage.add_argument("--dry-run", action="store_true", help="count the requests, and tokens and money at most; ask "
+                               "nothing, write nothing")
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
@@ -123,6 +130,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
     _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _number(score, "--batch-size", int, 32, "rows scored together")
+    _engine(score)
     _dtype(score)
     _common(score)
     score.set_defaults(run=_score)
@@ -156,6 +164,35 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _distil_options(parser: argparse.ArgumentParser) -> None:
+    for option, name, what in (("--student", "MODEL[:LAYERS]", "train this one, and each further one, instead of [distil]'s, and compare their costs"),
+                               ("--shape", "NAME", "with --student: a further row that is computed, such as llama-3-8b"),
+                               ("--replay", "FILE|RUN", "with --from: old rows to replay")):
+        parser.add_argument(option, action="append", default=[], metavar=name, help=f"{what}; may be repeated")
+    parser.add_argument("--teacher", metavar="MODEL", help="with --student: the first row (default: [label]'s teacher)")
+    parser.add_argument("--int8", action="store_true", help="with --student: also in int8, unless the change is too large (status 1)")
+    parser.add_argument("--from", dest="from_guard", metavar="GUARD", help="go on from this guard: continual fine-tuning")
+
+
+def _with_options(args: argparse.Namespace, tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables, with what ``harmaug distil`` was told by options."""
+    if args.only != "distil":
+        return tables
+    if args.from_guard and args.student:
+        raise ValueError("--from and --student: one trains a guard on, the other several anew")
+    for option, needs in (("shape", "student"), ("teacher", "student"), ("int8", "student"), ("replay", "from_guard")):
+        if getattr(args, option) and not getattr(args, needs):
+            raise ValueError(f"--{option} needs --{needs.removesuffix('_guard')}")
+    if args.student:
+        args.only = "frontier"
+        given = {"students": args.student, "shapes": args.shape, "teacher": args.teacher, "int8": args.int8}
+        tables = {**tables, "frontier": {**tables.get("frontier", {}), **{name: value for name, value in given.items() if value}}}
+    if args.from_guard:
+        replay = [os.path.abspath(place) for place in args.replay]
+        tables = {**tables, "continual": {**tables.get("continual", {}), "guard": args.from_guard, **({"replay": replay} if replay else {})}}
+    return tables
+
+
 def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: float | None, what: str,
             otherwise: str = "%(default)s") -> None:
     parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: {otherwise})")
@@ -164,6 +201,11 @@ def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: f
 def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"),
                         help=when + "storage of the weights (default: int8 where the folder holds such, else float32)")
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", metavar="E", help="where rows are worked on: local, ray, or ray:N for workers of N CPUs "
+                        "(default: local, or what CONFIG says); changes no row")
 
 
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
@@ -212,6 +254,12 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.config).stem
     if args.config is None and not (Path(out) / "run.json").is_file():
         raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
+    if args.only is None and args.sweep:
+        return _sweep(args, tables or {}, out)
+    if tables is not None and "sweep" in tables:
+        raise ValueError(f"{args.config}: has the table [sweep]; run it with `harmaug run --sweep`")
+    if getattr(args, "dry_run", False):
+        return _dry_run(args, tables, out)
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
         where, data = args.config, args.data or Path(args.config or ".").parent
@@ -221,8 +269,10 @@ def _run(args: argparse.Namespace) -> int:
                 raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
             tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
             args.seed = begun["seed"] if args.seed is None else args.seed
+        tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, only=args.only, quiet=args.quiet,
+                                     engine=getattr(args, "engine", None),
                                      tell=_teller(args.quiet or args.json))
     from harmaug.report import report_run
 
@@ -234,11 +284,55 @@ def _run(args: argparse.Namespace) -> int:
             from harmaug.evaluate import format_table
 
             print(format_table(report["evaluate"]))
+        if "frontier" in report:
+            from harmaug.frontier import format_frontier
+
+            print(format_frontier(report["frontier"]))
+        if "continual" in report:
+            from harmaug.continual import format_continual
+
+            print(format_continual(report["continual"]))
         print(f"run folder {out}, report {page}")
     if args.only == "evaluate":
         from harmaug.evaluate_cli import check_gates
 
         return check_gates(args, report["evaluate"], _say)
+    refused = report.get("frontier", {}).get("refused", {})
+    for name, reason in refused.items():
+        _say(f"{name} refused: {reason}")
+    return int(bool(refused))
+
+
+def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) -> int:
+    from harmaug.sweep import format_summary, run_sweep
+
+    if args.seed is not None:
+        raise ValueError("--seed with --sweep: the seeds stand in [sweep]")
+    args.resume = [] if args.out else ["--out", str(out)]
+    table = run_sweep(out, tables, where=args.config, data_folder=args.data or Path(args.config).parent, n_threads=args.n_threads,
+                      quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
+    if args.json:
+        _print_json(table)
+    else:
+        print(format_summary(table))
+        print(f"{Path(out) / 'sweep.jsonl'}: a line for each point; summary.jsonl: this table")
+    return 0
+
+
+def _dry_run(args: argparse.Namespace, tables: Any, out: str | Path) -> int:
+    from harmaug import dry_run
+    from harmaug.runs import read_info
+
+    where, data, seed = args.config, args.data or Path(args.config or ".").parent, args.seed
+    if tables is None:
+        begun = read_info(Path(out))["config"]
+        tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
+        seed = begun["seed"] if seed is None else seed
+    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=seed, only=args.only)
+    if args.json:
+        _print_json(report)
+    else:
+        print("\n".join(dry_run.describe(stage, found) for stage, found in report.items()))
     return 0
 
 
@@ -276,7 +370,7 @@ def _score(args: argparse.Namespace) -> int:
     if args.file != "-" and not os.path.exists(args.file):
         raise ValueError(f"{args.file}: no such file")
     guard = _guard(args)
-    options = {"threshold": threshold, "batch_size": args.batch_size}
+    options = {"threshold": threshold, "batch_size": args.batch_size, "engine": args.engine or "local"}
     if args.file == "-":
         score.score_stream(guard, sys.stdin.buffer, sys.stdout.buffer, name="standard input", **options)
     else:

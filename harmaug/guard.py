@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -89,14 +90,26 @@ class Guard:
         self._settings, self._folder, self._adapter, self._params = dict(settings), folder, adapter, params
         source = adapter or folder
         self.long = one_of("long", long, LONG)
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be >= 1, got {max_length}")
-        self.core = _C.GuardCore(encoder, tokenizer._tokenizer, name=source, tokenizer_folder=tokenizer.path,
-                                 labels=self._labels_given(), max_length=max_length or 0)
-        self.unsafe_index, self.max_length = self.core.unsafe_index, self.core.max_length
+        self.core = self._core(max_length)
+        self.unsafe_index = self.core.unsafe_index
         fitted = source / "thresholds.json"
         self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
         self.threshold, self.temperature = _threshold(self.thresholds, fitted)
+
+    def _core(self, max_length: int | None) -> _C.GuardCore:
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1, got {max_length}")
+        return _C.GuardCore(self.encoder, self.tokenizer._tokenizer, name=self._adapter or self._folder,
+                            tokenizer_folder=self.tokenizer.path, labels=self._labels_given(), max_length=max_length or 0)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens read at once; may be set."""
+        return self.core.max_length
+
+    @max_length.setter
+    def max_length(self, value: int) -> None:
+        self.core = self._core(value)
 
     # what scikit-learn asks of a fitted classifier; it never loads it
     _estimator_type = "classifier"
@@ -204,6 +217,15 @@ class Guard:
         settings = read_object(folder / "config.json") | {"id2label": _labels(encoder.config["num_labels"])}
         tokenizer = Tokenizer.from_pretrained(folder)
         return cls(encoder, tokenizer, settings, folder, params=params, max_length=max_length, long=long)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds no weights: it is opened anew from the same folder."""
+        if self._params is not None:
+            raise TypeError("a guard whose weights are in memory cannot be pickled; open the folder of its save_pretrained")
+        state = {name: getattr(self, name) for name in ("thresholds", "threshold", "temperature")}
+        options: dict[str, Any] = {"dtype": self.encoder.dtype, "n_threads": self.encoder.n_threads or None, "max_length": self.max_length,
+                   "long": self.long}
+        return partial(self.from_pretrained, os.path.abspath(self._adapter or self._folder), **options), (), state
 
     def __repr__(self) -> str:
         c = self.config

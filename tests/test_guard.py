@@ -266,6 +266,10 @@ def test_max_length(folder, tmp_path):
     for bad in (6, 41):
         with pytest.raises(ValueError, match=f"max_length must be from 7 to 40, the most tokens that the model reads, got {bad}"):
             Guard.from_pretrained(folder, max_length=bad)
+    guard.max_length, other = 20, Guard.from_pretrained(folder, max_length=20)      # what evaluate's protocols do
+    assert guard.max_length == 20 and guard.score(PROMPTS).tolist() == other.score(PROMPTS).tolist() != Guard.from_pretrained(folder).score(PROMPTS).tolist()
+    with pytest.raises(ValueError, match="max_length must be >= 1, got 0"):
+        guard.max_length = 0
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 2}))
     with pytest.raises(FormatError, match="model_max_length 2 leaves no room"):
         Guard.from_pretrained(folder)

@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, runs, teacher
+from harmaug import cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
 from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
@@ -248,6 +248,7 @@ def test_quickstart(folder, tiny, monkeypatch, capsys):
     assert metrics["systems"]["student with"]["mb"] < metrics["systems"]["teacher"]["mb"]
     assert metrics["systems"]["student with"]["gflops"] < metrics["systems"]["teacher"]["gflops"]
     page = Path("harmaug-quickstart/report.html").read_text()
+    assert "Diversity of the kept instructions" in page and json.loads(Path("harmaug-quickstart/run.json").read_text())["stages"]["augment"]["diversity"]["clusters_by"] == "minilm"
     assert "student with augmentation" in page and "<details" in page and "http" not in page.replace("http-equiv", "")
     assert cli.main([*argv, "--json", "--quiet"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -279,7 +280,11 @@ def test_examples_are_valid():
     names = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
     assert len(names) >= 2
     for path in names:
-        pipeline.Config.from_dict(pipeline.read_config(path), path.name)
+        tables = pipeline.read_config(path)
+        if "sweep" in tables:
+            assert len(sweep.plan_of(tables, path.name)[1]) > 1
+        else:
+            pipeline.Config.from_dict(tables, path.name)
 
 
 def test_the_generators_format_is_recorded_and_kept(folder, tiny, capsys):
