@@ -243,6 +243,7 @@ def main():
             tokens = {name: batch * a.new / statistics.median(spent) for name, spent in times.items()}
             base = tokens[engines[0].name]
             for name, spent in times.items():
+                print(f"B {batch}: {name} {tokens[name]:.1f} tok/s", flush=True)      # the table comes at the end
                 rows.append({"batch": batch, "name": name, "tokens_per_s": tokens[name], "best_tokens_per_s": batch * a.new / min(spent),
                              "harmaug_ratio": base / tokens[name], "logits_error": errors[name]})
     info = {**_C.build_info(), "machine": platform.processor() or platform.machine(), "threads_used": threads, "model": path.name, "prompt": a.prompt,

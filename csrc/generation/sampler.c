@@ -448,12 +448,13 @@ typical_end(ha_sampler *s, const float *logits, float scale, float centre, doubl
 static double
 keep_typical(ha_sampler *s, const float *logits, const ha_sampling *sampling, double total)
 {
-    double sum = 0;
+    double lanes[4] = {0};      /* additions need not wait for one another */
     for (size_t b = 0; b < s->n_blocks; b++) {
         for (size_t i = b * BLOCK; s->block_sum[b] > 0 && i < block_end(s, b); i++) {
-            sum += s->p[i] > 0 ? (double)s->p[i] * (double)(logits[i] - s->max) : 0;
+            lanes[i % 4] += s->p[i] > 0 ? (double)s->p[i] * (double)(logits[i] - s->max) : 0;
         }
     }
+    const double sum = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
     const float scale = (float)(1 / sampling->temperature), centre = (float)(sum / total / sampling->temperature);
     const float end = typical_end(s, logits, scale, centre, sampling->typical_p * total);
     total = 0;
