@@ -44,7 +44,7 @@ def parse():
     p.add_argument("--new", type=int, default=32)
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--repeat", type=int, default=3)
-    p.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of harmaug; ratios are to the first")
+    p.add_argument("--dtypes", nargs="+", default=["int4", "int8", "bfloat16", "float32"], help="of harmaug; ratios are to the first")
     p.add_argument("--formats", nargs="*", default=["Q4_1", "Q4_0", "Q8_0", "BF16"], help="of llama.cpp")
     p.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by the beginning of their names")
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of the process, for one thread on a machine that others use too")

@@ -11,7 +11,7 @@ from harmaug.data import read_object
 
 _PREFIX = "base_model.model."
 _CLASSIFIERS = ("classifier", "classifier.out_proj")
-_BEFORE_CLASSIFIER = ("pooler.dense.weight", "classifier.dense.weight", "pre_classifier.weight", "head.dense.weight")
+BEFORE_CLASSIFIER = ("pooler.dense.weight", "classifier.dense.weight", "pre_classifier.weight", "head.dense.weight")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "alora_invocation_tokens", "megatron_config",
                 "layer_replication", "lora_bias")
 
@@ -40,8 +40,8 @@ def merge(adapter: Path, base: Path) -> _C.EncoderParams:
     whole, pairs = _tensors(path, file)
     heads = [name for name in _CLASSIFIERS if f"{name}.weight" in whole and f"{name}.bias" in whole]
     params = _C.EncoderParams.read(base, new_head=file.info(whole[f"{heads[0]}.weight"])[1][0] if heads else 0)
-    before = [name for name in params.names if name.endswith(_BEFORE_CLASSIFIER)]
-    if heads and not any(name.endswith(_BEFORE_CLASSIFIER) for name in (*whole, *_C.TensorFile(base).names)):
+    before = [name for name in params.names if name.endswith(BEFORE_CLASSIFIER)]
+    if heads and not any(name.endswith(BEFORE_CLASSIFIER) for name in (*whole, *_C.TensorFile(base).names)):
         raise _C.FormatError(f"{path}: neither the adapter nor its base model {base} holds '{before[0]}'")
     try:
         for key, name in whole.items():

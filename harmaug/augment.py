@@ -245,8 +245,12 @@ class Augmenter:
 
     def _sample(self, draws: Sequence[Draw]) -> Iterator[list[Generation]]:
         """Yield the samples of each draw, in order, out of one continuous batch over all of them."""
-        requests = [Request(prompt=d.prompt, n=d.n, first_index=d.first_key, stop=("\n",)) for d in draws]
-        yield from in_order(self.generator, requests, batch_size=self.batch_size, sampling=self.config.sampler())
+        yield from in_order(self.generator, requests(draws), batch_size=self.batch_size, sampling=self.config.sampler())
+
+
+def requests(draws: Iterable[Draw]) -> list[Request]:
+    """Return what a generator is asked for."""
+    return [Request(prompt=d.prompt, n=d.n, first_index=d.first_key, stop=("\n",)) for d in draws]
 
 
 class _Judge:

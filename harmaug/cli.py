@@ -106,6 +106,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         stage.add_argument("--data", metavar="DIR", help="where relative file names begin (default: CONFIG's folder)")
         if name == "distil":
             _distil_options(stage)
+        if name in ("run", "augment", "respond", "label"):
+            _engine(stage)
+            stage.add_argument("--dry-run", action="store_true", help="count the requests, and tokens and money at most; ask "
+                               "nothing, write nothing")
         _common(stage)
         stage.set_defaults(run=_run, only=None if name == "run" else name)
     evaluate = verbs.choices["evaluate"]
@@ -126,6 +130,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
     _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _number(score, "--batch-size", int, 32, "rows scored together")
+    _engine(score)
     _dtype(score)
     _common(score)
     score.set_defaults(run=_score)
@@ -198,6 +203,11 @@ def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
                         help=when + "storage of the weights (default: int8 where the folder holds such, else float32)")
 
 
+def _engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", metavar="E", help="where rows are worked on: local, ray, or ray:N for workers of N CPUs "
+                        "(default: local, or what CONFIG says); changes no row")
+
+
 def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
     named = f" (default: {out})" if out else ""
     parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
@@ -248,6 +258,8 @@ def _run(args: argparse.Namespace) -> int:
         return _sweep(args, tables or {}, out)
     if tables is not None and "sweep" in tables:
         raise ValueError(f"{args.config}: has the table [sweep]; run it with `harmaug run --sweep`")
+    if getattr(args, "dry_run", False):
+        return _dry_run(args, tables, out)
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
         where, data = args.config, args.data or Path(args.config or ".").parent
@@ -260,6 +272,7 @@ def _run(args: argparse.Namespace) -> int:
         tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, only=args.only, quiet=args.quiet,
+                                     engine=getattr(args, "engine", None),
                                      tell=_teller(args.quiet or args.json))
     from harmaug.report import report_run
 
@@ -306,6 +319,23 @@ def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) ->
     return 0
 
 
+def _dry_run(args: argparse.Namespace, tables: Any, out: str | Path) -> int:
+    from harmaug import dry_run
+    from harmaug.runs import read_info
+
+    where, data, seed = args.config, args.data or Path(args.config or ".").parent, args.seed
+    if tables is None:
+        begun = read_info(Path(out))["config"]
+        tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
+        seed = begun["seed"] if seed is None else seed
+    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=seed, only=args.only)
+    if args.json:
+        _print_json(report)
+    else:
+        print("\n".join(dry_run.describe(stage, found) for stage, found in report.items()))
+    return 0
+
+
 def _evaluate_files(args: argparse.Namespace) -> int:
     from harmaug.evaluate import format_table
     from harmaug.evaluate_cli import check_gates, evaluate_files
@@ -340,7 +370,7 @@ def _score(args: argparse.Namespace) -> int:
     if args.file != "-" and not os.path.exists(args.file):
         raise ValueError(f"{args.file}: no such file")
     guard = _guard(args)
-    options = {"threshold": threshold, "batch_size": args.batch_size}
+    options = {"threshold": threshold, "batch_size": args.batch_size, "engine": args.engine or "local"}
     if args.file == "-":
         score.score_stream(guard, sys.stdin.buffer, sys.stdout.buffer, name="standard input", **options)
     else:

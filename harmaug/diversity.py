@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harmaug import _C, models
+from harmaug.adapters import BEFORE_CLASSIFIER
 from harmaug.data import normalise
+from harmaug.tokenizer import Tokenizer
+
+ENCODER = "minilm"      # a sentence encoder, as the paper takes one
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -74,15 +80,82 @@ def _bleu(i: int, own: Sequence[Counter[tuple[str, ...]]], lengths: Sequence[int
     return min(1.0, math.exp(1 - closest / length)) * math.exp(logs)
 
 
-def cluster(embeddings: ArrayLike, *, eps: float = 0.25, min_samples: int = 5) -> NDArray[np.int64]:
+def embed(texts: Sequence[str], encoder: str | os.PathLike[str] = ENCODER) -> NDArray[np.float32]:
+    """Return what an encoder's head makes of each text before its classes, shape (n, hidden_size).
+
+    The layer before the classes is the identity here, so for BERT it is the tanh of the first token's last hidden
+    state, which tames its few huge components. Texts are cut to 128 tokens. A FileNotFoundError if there is no such
+    model.
+    """
+    folder = models.resolve(encoder)
+    size = _C.EncoderParams.read(folder, new_head=1).config["hidden_size"]
+    params = _C.EncoderParams.read(folder, new_head=size)
+    for name in params.names:
+        if name.startswith("classifier.") or name.endswith(BEFORE_CLASSIFIER):
+            params.set(name, np.eye(size) if len(params.shape(name)) == 2 else np.zeros(size))
+            if name.endswith(BEFORE_CLASSIFIER) and (bias := name.removesuffix("weight") + "bias") in params.names:
+                params.set(bias, np.zeros(size))
+    limit = min(128, params.config["max_tokens"])
+    rows = Tokenizer.from_pretrained(folder).encode_batch(list(texts), max_length=limit)
+    return _C.Encoder.from_params(params).logits(rows.ids, rows.offsets, rows.type_ids)
+
+
+def cluster(embeddings: ArrayLike, *, eps: float = 0.5, min_samples: int = 5) -> NDArray[np.int64]:
     """Return the DBSCAN cluster of each row by cosine distance, -1 for noise, as the paper counts diversity.
 
-    Needs scikit-learn (the ``sklearn`` extra).
+    The defaults are scikit-learn's, whose extra ``sklearn`` is needed; the paper does not tell its own.
     """
-    from sklearn.cluster import DBSCAN
-
+    try:
+        from sklearn.cluster import DBSCAN
+    except ImportError:
+        raise ImportError("clusters need scikit-learn: pip install 'harmaug[sklearn]'") from None
     vectors = np.asarray(embeddings, dtype=np.float64)
     return np.asarray(DBSCAN(eps=eps, min_samples=min_samples, metric="cosine").fit_predict(vectors), dtype=np.int64)
+
+
+def plane(embeddings: ArrayLike) -> tuple[NDArray[np.float64], list[float]]:
+    """Return the first two principal components of unit-length rows, shape (n, 2), and their shares of the variance."""
+    vectors = np.asarray(embeddings, dtype=np.float64)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors -= vectors.mean(0)
+    _, sizes, axes = np.linalg.svd(vectors, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(1)])[:, None]     # an axis has no sign of its own
+    return vectors @ axes.T, (sizes[:2] ** 2 / max(float((sizes ** 2).sum()), 1e-300)).tolist()
+
+
+def clusters(texts: Sequence[str], encoder: str | os.PathLike[str] = ENCODER, *, sample: int = 5000,
+             seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the account of the texts' clusters, and their map: x, y and cluster of each text that was looked at.
+
+    Parameters
+    ----------
+    encoder : str or path, default "minilm"
+        See `embed`.
+    sample : int, default 5000
+        Texts that are drawn, when there are more: the number of clusters depends on how many are looked at.
+    seed : int, default 0
+
+    Returns
+    -------
+    dict
+        "clusters" and "noise", the share of texts in none; "clusters_of", the texts looked at, and "clusters_by", the
+        encoder. "clusters" is None and "clusters_note" says why where the encoder or scikit-learn is missing.
+    dict
+        "x", "y", "cluster" and "share", the two axes' shares of the variance; empty where there is no such map.
+    """
+    some = list(texts) if len(texts) <= sample else random.Random(seed).sample(list(texts), sample)     # noqa: S311
+    if len(some) < 3:
+        return {"clusters": None, "clusters_note": "fewer than three texts"}, {}
+    try:
+        embeddings = embed(some, encoder)
+        found = cluster(embeddings)
+    except (FileNotFoundError, ImportError) as error:
+        return {"clusters": None, "clusters_note": str(error)}, {}
+    points, share = plane(embeddings)
+    about = {"clusters": int(found.max()) + 1, "noise": round(float((found < 0).mean()), 4), "clusters_of": len(some),
+             "clusters_by": os.fspath(encoder)}
+    return about, {"x": points[:, 0].round(4).tolist(), "y": points[:, 1].round(4).tolist(), "cluster": found.tolist(),
+                   "share": [round(value, 4) for value in share]}
 
 
 def nearest(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.float64]:

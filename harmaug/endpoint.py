@@ -115,6 +115,10 @@ class Endpoint:
         self.account: dict[str, Any] = {"requests": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0,
                                         "cost": 0.0}
 
+    def __reduce__(self) -> Any:
+        raise ValueError("a server is asked from one process, which keeps to its rate and budget: engine must be 'local', "
+                         "whose requests go out `concurrency` at once")
+
     def map(self, path: str, payloads: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         """Post each payload and yield the JSON objects answered, in order; twice `concurrency` are read ahead.
 
@@ -323,40 +327,35 @@ class EndpointTeacher:
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,); an EndpointError when the server fails or its answers hold no log-probabilities."""
         answers = [None] * len(prompts) if responses is None else responses
-        ask = self._ask_chat if self._render is None else self._ask_raw
+        rows = list(zip(prompts, answers))
+        asked = list(self.payloads(rows))
         scores = np.zeros(len(prompts), dtype=np.float32)
-        for i, value in ask(list(zip(prompts, answers))):
-            scores[i] = max(scores[i], value)
+        path = "chat/completions" if self._render is None else "completions"
+        for (i, _), answer in zip(asked, self.endpoint.map(path, (payload for _, payload in asked))):
+            response = rows[i][1]
+            before = self._before(response) if self._render is None or (response and self.family.lines) else ""
+            told = _at_label(_logprobs(answer, self.endpoint.config.url), before, self.family)
+            scores[i] = max(scores[i], self._value(told))
         return scores
 
-    def _ask_chat(self, rows: Sequence[tuple[str, str | None]]) -> Iterator[tuple[int, float]]:
-        options = {"temperature": 0, "logprobs": True, "top_logprobs": self.top_logprobs}
-        payloads = [{"messages": [{"role": "user", "content": prompt}] +
-                     ([{"role": "assistant", "content": response}] if response else []),
-                     "max_tokens": 48 if response and self.family.lines else 12, **options}
-                    for prompt, response in rows]
-        for i, answer in enumerate(self.endpoint.map("chat/completions", payloads)):
-            tokens = _logprobs(answer, self.endpoint.config.url)
-            yield i, self._value(_at_label(tokens, self._before(rows[i][1]), self.family))
+    def payloads(self, rows: Iterable[tuple[str, str | None]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield what is posted for (prompt, response) pairs, each with the place of its pair.
 
-    def _ask_raw(self, rows: Sequence[tuple[str, str | None]]) -> Iterator[tuple[int, float]]:
-        """One token for each rendered chat; with earlier lines to write, the answer as far as the label."""
-        assert self._render is not None
-        options = {"temperature": 0, "logprobs": self.top_logprobs}
-        asked: list[int] = []
-        payloads: list[dict[str, Any]] = []
+        With a template one token for each rendered chat; with earlier lines to write, the answer as far as the label.
+        """
+        top = self.top_logprobs
         for i, (prompt, response) in enumerate(rows):
             written = bool(response and self.family.lines)
+            if self._render is None:
+                messages = [{"role": "user", "content": prompt}]
+                messages += [{"role": "assistant", "content": response}] if response else []
+                yield i, {"messages": messages, "max_tokens": 48 if written else 12, "temperature": 0, "logprobs": True,
+                          "top_logprobs": top}
+                continue
             before = self.family.lines[0][0] if written else self._before(response)
             for text in self._render(prompt, response):
-                asked.append(i)
-                payloads.append({"prompt": str(text) + ("" if text.endswith(before) else before),
-                                 "max_tokens": 48 if written else 1, **options})
-        for i, answer in zip(asked, self.endpoint.map("completions", payloads)):
-            tokens = _logprobs(answer, self.endpoint.config.url)
-            response = rows[i][1]
-            before = self._before(response) if response and self.family.lines else ""
-            yield i, self._value(_at_label(tokens, before, self.family))
+                yield i, {"prompt": str(text) + ("" if text.endswith(before) else before),
+                          "max_tokens": 48 if written else 1, "temperature": 0, "logprobs": top}
 
     def _before(self, response: str | None) -> str:
         family = self.family

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -216,6 +217,15 @@ class Guard:
         settings = read_object(folder / "config.json") | {"id2label": _labels(encoder.config["num_labels"])}
         tokenizer = Tokenizer.from_pretrained(folder)
         return cls(encoder, tokenizer, settings, folder, params=params, max_length=max_length, long=long)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds no weights: it is opened anew from the same folder."""
+        if self._params is not None:
+            raise TypeError("a guard whose weights are in memory cannot be pickled; open the folder of its save_pretrained")
+        state = {name: getattr(self, name) for name in ("thresholds", "threshold", "temperature")}
+        options: dict[str, Any] = {"dtype": self.encoder.dtype, "n_threads": self.encoder.n_threads or None, "max_length": self.max_length,
+                   "long": self.long}
+        return partial(self.from_pretrained, os.path.abspath(self._adapter or self._folder), **options), (), state
 
     def __repr__(self) -> str:
         c = self.config

@@ -2,7 +2,8 @@
 
 Each stage is a function that takes an open RunFolder and returns its account; one that is done is skipped. `run_config`
 runs those that a TOML file has a table for. Options that stages share: `models` maps names to the sha256 of their
-files, for run.json; `batch_size` changes no row; `quiet` shows no progress bar.
+files, for run.json; `batch_size` changes no row; `engine` is where they run (see engines.map_rows) and changes none
+either; `quiet` shows no progress bar.
 """
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
 from harmaug.eda import eda_rows
 from harmaug.endpoint import EndpointConfig
+from harmaug.engines import check_engine
 from harmaug.generator import Generator
 from harmaug.guard_families import LabelReading
 from harmaug.respond import RespondConfig, Responder
@@ -52,13 +54,13 @@ STAGES = ("augment", "respond", "label", "distil", "evaluate")
 FURTHER = ("continual", "frontier")     # instead of distil, and after all; they train with the settings of [distil]
 INSTRUCTIONS, REJECTED = "instructions.jsonl", "rejected.jsonl"
 PAIRS, PAIRS_REJECTED = "pairs.jsonl", "pairs_rejected.jsonl"
-LABELLED, SCORES = "labelled.jsonl", "scores.jsonl"
+LABELLED, SCORES, DIVERSITY = "labelled.jsonl", "scores.jsonl", "diversity.json"
 
 
 def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed_rows: Sequence[Row], *,
             config: AugmentConfig | None = None, evaluation_rows: Sequence[Row] = (),
             table: CategoryTable | None = None, models: Mapping[str, str] | None = None, batch_size: int = 32,
-            quiet: bool = False) -> dict[str, Any]:
+            engine: str = "local", encoder: str | None = None, quiet: bool = False) -> dict[str, Any]:
     """Sample instructions into instructions.jsonl, and what the filters reject into rejected.jsonl.
 
     Parameters
@@ -67,6 +69,8 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
         A callable is called for the generator only when there is something left to do.
     evaluation_rows : sequence of Row
         No kept row is near one of them.
+    encoder : str, optional
+        Count clusters of the kept rows by its embeddings (see diversity.clusters), and put their map into diversity.json.
     """
     config = config or AugmentConfig()
     table = table or default_table()
@@ -77,17 +81,22 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
     if not stage.done:
         augmenter = Augmenter(_made(generator, stage), config, table=table, batch_size=batch_size)
         with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
-            rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp)
+            rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp, engine=engine)
             total = config.samples + config.benign
             _follow(rows, stage, lambda: augmenter.account_, total, "augment", journal, quiet)
         stage.entry["diversity"] = diversity.summary([row.prompt for row in _rows_of(run / INSTRUCTIONS)],
                                                      [row.prompt for row in seed_rows],
                                                      [row.prompt for row in evaluation_rows], seed=config.seed)
+        if encoder is not None:
+            about, shown = diversity.clusters([row.prompt for row in _rows_of(run / INSTRUCTIONS)], encoder, seed=config.seed)
+            stage.entry["diversity"] |= about
+            write_json(run / DIVERSITY, shown)
     return _account(stage)
 
 
 def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, config: RespondConfig | None = None,
-            models: Mapping[str, str] | None = None, batch_size: int = 32, quiet: bool = False) -> dict[str, Any]:
+            models: Mapping[str, str] | None = None, batch_size: int = 32, engine: str = "local",
+            quiet: bool = False) -> dict[str, Any]:
     """Answer the instructions into pairs.jsonl, and what contradicts its intent into pairs_rejected.jsonl."""
     config = config or RespondConfig()
     inputs = {INSTRUCTIONS: _finished(run, "augment", INSTRUCTIONS)}
@@ -98,7 +107,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
             instructions = _rows_of(run / INSTRUCTIONS)
             made: Any = _made(generator, stage) if config.intents else None
             responder = Responder(made, config, batch_size=batch_size)
-            rows = responder.run(instructions, journal=journal, stamp=stage.stamp)
+            rows = responder.run(instructions, journal=journal, stamp=stage.stamp, engine=engine)
             total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
             _follow(rows, stage, lambda: responder.account_, total, "respond", journal, quiet)
     return _account(stage)
@@ -106,7 +115,8 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
 
 def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None = None,
           models: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None,
-          table: CategoryTable | None = None, batch_size: int = 256, quiet: bool = False) -> dict[str, Any]:
+          table: CategoryTable | None = None, batch_size: int = 256, engine: str = "local",
+          quiet: bool = False) -> dict[str, Any]:
     """Score the seed rows, each instruction alone and each instruction with each response into labelled.jsonl.
 
     Seed rows keep their own labels beside the teacher's score; those that the responsible-use filter blocks are left
@@ -144,7 +154,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
         scorer = make() if begun < len(rows) else None
         if scorer is not None:
             stage.entry["teacher"] = dict(teacher.describe(scorer))
-            scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size)
+            scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size, engine=engine)
             for _, row, score in progress(scored, len(rows), "label", begun=begun, quiet=quiet):
                 extra = {**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp}
                 category = row.category or table.assign(row.prompt)
@@ -286,18 +296,21 @@ class GeneratorConfig(_Table):
     """The model that augment and respond sample from: a folder, a .gguf, a fetched name, or one behind a server.
 
     A server ([generator.endpoint], see EndpointConfig) is given raw prompts, so it needs `template`: the folder, .gguf
-    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json.
+    or jinja file that its model's chat template is read from. `licence` of what the model writes goes into run.json,
+    and so does `dtype` ("float32", "bfloat16", "int8", "int4"): a stage does not go on under another.
     """
 
     model: str = "smollm2"
     dtype: str | None = None
     batch_size: int = 32
+    engine: str = "local"
     template: str | None = None
     licence: str | None = None
     endpoint: EndpointConfig | None = None
 
     def __post_init__(self) -> None:
         within(self, batch_size="in [1, 65536]")
+        check_engine(self.engine)
         if self.endpoint is not None and self.template is None:
             raise ValueError("an endpoint needs template: the prefix goes into a prompt that is rendered here")
 
@@ -321,10 +334,13 @@ class LabelConfig(_Table):
     cache : bool, default True
         Take scores of rows that this teacher has seen from the user's cache.
     batch_size : int, default 256
+    engine : str, default "local"
+        See engines.map_rows.
     """
 
     teacher: str = teacher.STANDIN
     batch_size: int = 256
+    engine: str = "local"
     endpoint: EndpointConfig | None = None
     family: str | None = None
     template: str | None = None
@@ -337,6 +353,7 @@ class LabelConfig(_Table):
 
     def __post_init__(self) -> None:
         within(self, batch_size=">= 1")
+        check_engine(self.engine)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
@@ -452,7 +469,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "configuration",
                data_folder: str | os.PathLike[str] = ".", seed: int | None = None, n_threads: int | None = None,
-               only: str | None = None, quiet: bool = False, tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
+               only: str | None = None, engine: str | None = None, quiet: bool = False,
+               tell: Callable[[str], None] = _log.info) -> dict[str, Any]:
     """Run the stages that a configuration has a table for.
 
     Parameters
@@ -467,6 +485,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         Before those of the configuration.
     only : str, optional
         Run just this stage; those before it must be finished.
+    engine : str, optional
+        Instead of those of [generator] and [label].
     tell : callable
         Gets a line of text when a stage is done.
 
@@ -476,6 +496,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         Stage name to its account; for evaluate the report.
     """
     config = Config.from_dict(tables, where, seed=seed, n_threads=n_threads)
+    check_engine(engine or "local")
     if only is not None and getattr(config, only) is None:
         raise DataError(f"{where}: the table [{only}] is missing")
     folder = Path(data_folder)
@@ -489,8 +510,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
-                "models": _digest_of_model(config.generator.model, config.generator.endpoint),
-                "batch_size": config.generator.batch_size}
+                "models": _digest_of_model(config.generator.model, config.generator.endpoint, dtype=config.generator.dtype),
+                "batch_size": config.generator.batch_size, "engine": engine or config.generator.engine}
 
     def of_student() -> dict[str, str]:
         student = config.distil.student
@@ -498,7 +519,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
-            return augment(run, seed_rows=seeds, config=config.augment, table=table, **of_generator(),
+            return augment(run, seed_rows=seeds, config=config.augment, table=table, encoder=diversity.ENCODER, **of_generator(),
                            evaluation_rows=[row for rows in held_out.values() for row in rows])
         if name == "respond":
             return respond(run, config=config.respond, **of_generator())
@@ -507,7 +528,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
             return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
                          name=config.label.name, models=models, settings=config.label.reading(), table=table,
-                         batch_size=config.label.batch_size, quiet=quiet)
+                         batch_size=config.label.batch_size, engine=engine or config.label.engine, quiet=quiet)
         if name == "distil":
             return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
                           quiet=quiet)
@@ -664,11 +685,12 @@ def _teacher_path(name: str, folder: Path) -> Path:
     return beside if beside.is_file() else _model_path(name)
 
 
-def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path()) -> dict[str, str]:
-    """Name to sha256, for run.json; a server's model cannot be looked into."""
+def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(),
+                     dtype: str | None = None) -> dict[str, str]:
+    """Name, and dtype where it is asked for, to sha256, for run.json; a server's model cannot be looked into."""
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
-    return {name: sha256(_teacher_path(name, folder))}
+    return {name if dtype is None else f"{name} in {dtype}": sha256(_teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
@@ -744,7 +766,8 @@ def _rows_of(path: Path) -> list[Row]:
 
 def _made(generator: Any, stage: Stage) -> Generator:
     made: Generator = generator if hasattr(generator, "stream") else generator()
-    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown"}
+    stage.entry["generator"] = {"name": made.name, "licence": getattr(made, "licence", None) or "unknown",
+                                **({"dtype": made.dtype} if hasattr(made, "dtype") else {})}
     return made
 
 

@@ -14,12 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from harmaug import evaluate
 
-__all__ = ["Chart", "Plot", "Series", "calibration", "distribution", "funnel", "pr_curve", "roc_curve", "threshold_curves"]
+__all__ = ["Chart", "Plot", "Series", "calibration", "distribution", "diversity_map", "funnel", "pr_curve", "roc_curve", "threshold_curves"]
 
 Floats = NDArray[np.float64]
 
 COLOURS = ("#0b5fa5", "#b3470b", "#1a7f4b", "#7b3294")
 DASHES = ("", "7 3", "2 3", "8 3 2 3")
+# matplotlib's name of a marker, and its outline as an SVG path from its middle
+MARKERS = {"o": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "s": "m-3-3h6v6h-6z", "^": "m0-4l4 7h-8z", "D": "m0-4l4 4l-4 4l-4-4z",
+           "P": "m-1-4h2v3h3v2h-3v3h-2v-3h-3v-2h3z", "v": "m0 4l4-7h-8z", "X": "m-3-3l6 6m0-6l-6 6", "*": "m0-4l1 3h3l-2 2l1 3l-3-2l-3 2l1-3l-2-2h3z",
+           ".": "m-1-1h2v2h-2z"}
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 300, 52, 12, 12, 44
 _GRID = np.linspace(0, 1, 101)
 _BAR = 26       # height of a bar of a bar chart, with its gap
@@ -35,6 +39,7 @@ class Series:
     low: Floats | None = None
     high: Floats | None = None
     dots: bool = False
+    marker: str = ""        # of MARKERS: points and no line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +89,10 @@ class Chart:
             if one.low is not None and one.high is not None:
                 band = f"{points(one.x, one.high)} {points(one.x[::-1], one.low[::-1])}"
             path = points(one.x, one.y)
+            marks_at = "".join(f"M{p.replace(',', ' ')}{MARKERS[one.marker]}" for p in path.split()) if one.marker else None
             lines.append({"name": one.name, "path": path, "band": band, "colour": COLOURS[i % len(COLOURS)],
                           "dash": DASHES[i % len(DASHES)], "dots": [p.split(",") for p in path.split()] if one.dots else (),
-                          "legend": 14 * i})
+                          "legend": 14 * i, "markers": marks_at, "marker": MARKERS.get(one.marker)})
         ticks = [{"x": round(_LEFT + t * wide, 1), "y": round(_TOP + high - t * high, 1), "text": f"{t:g}",
                   "value": f"{t * self.top:.2g}"} for t in (0, 0.25, 0.5, 0.75, 1)]
         marks = [{"x": round(_LEFT + place * wide, 1), "text": name, "right": place > 0.6, "y": _TOP + 12 + 13 * i}
@@ -115,6 +121,9 @@ class Chart:
             dash = DASHES[i % len(DASHES)]
             style: Any = (0, tuple(map(float, dash.split()))) if dash else "solid"
             colour = COLOURS[i % len(COLOURS)]
+            if one.marker:
+                axes.scatter(one.x, one.y, label=one.name, color=colour, marker=one.marker, s=18, alpha=0.7)
+                continue
             axes.plot(one.x, one.y, label=one.name, color=colour, linestyle=style, marker="o" if one.dots else None)
             if one.low is not None and one.high is not None:
                 axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
@@ -124,7 +133,10 @@ class Chart:
             axes.axvline(place, color="black", linewidth=0.8)
             axes.annotate(name, (place, self.top), rotation=90, va="top", ha="right", fontsize="small")
         axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=(0, 1), ylim=(0, self.top))
-        axes.legend(fontsize="small")
+        if any(one.marker for one in self.series):     # no corner is free of points
+            figure.legend(fontsize="small", loc="outside lower center", ncols=3)
+        else:
+            axes.legend(fontsize="small")
         return figure
 
     def _repr_html_(self) -> str:
@@ -214,6 +226,29 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
 def funnel(counts: Mapping[str, float], title: str = "Yield") -> Chart:
     """Named counts as bars, in their order."""
     return Chart(title=title, bars=list(counts.items()))
+
+
+@Plot
+def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequence[float] = (), *, most: int = 2000) -> Chart:
+    """Texts on a plane (see diversity.clusters), the largest clusters by a marker of their own; `most` of them are drawn.
+
+    Both axes run from the smallest value to the largest.
+    """
+    groups = np.asarray(cluster, dtype=np.int64)
+    places = [np.asarray(values, dtype=np.float64) for values in (x, y)]
+    places = [(values - values.min()) / max(float(np.ptp(values)), 1e-12) for values in places]
+    shown = np.zeros(len(groups), dtype=np.bool_)
+    shown[np.arange(0, len(groups), max(1, -(-len(groups) // most)))] = True
+    sizes = np.bincount(groups[groups >= 0], minlength=1)
+    named, shapes = np.argsort(-sizes, kind="stable")[:len(MARKERS) - 2], list(MARKERS)
+    parts = [(f"cluster {i + 1} ({sizes[n]} texts)", groups == n) for i, n in enumerate(named) if sizes[n]]
+    parts += [("smaller clusters", (groups >= 0) & ~np.isin(groups, named)), ("in none", groups < 0)]
+    markers = [*shapes[:len(parts) - 2], *shapes[-2:]]
+    series = [Series(name=name, x=places[0][here & shown], y=places[1][here & shown], marker=marker)
+              for (name, here), marker in zip(parts, markers) if here.any()]
+    labels = [f"principal component {i + 1}" + (f" ({100 * value:.0f} % of the variance)" if value is not None else "")
+              for i, value in enumerate([*share, None, None][:2])]
+    return Chart(title="Diversity map", x_label=labels[0], y_label=labels[1], series=series)
 
 
 def _curves(labels: ArrayLike, scores: ArrayLike, curve: Callable[[Floats, Floats], Floats], draws: int,

@@ -58,7 +58,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
     config = config or QuickstartConfig()
     _announce(out, offline, tell)
 
-    from harmaug import models, pipeline, safety, teacher
+    from harmaug import diversity, models, pipeline, safety, teacher
     from harmaug.augment import AugmentConfig
     from harmaug.data import read_rows, write_rows
     from harmaug.distill import split_validation
@@ -88,7 +88,8 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         unseen = [*held_out, *(seeds[i] for i in validation)]   # neither shown to the generator nor near what it writes
         of_generator: dict[str, Any] = {"models": {"smollm2": hashes["smollm2"]}, "batch_size": 48, "quiet": quiet}
         recipe = AugmentConfig(samples=config.samples, benign=config.benign, seed=config.seed)
-        account = pipeline.augment(run, load_generator, shown, config=recipe, evaluation_rows=unseen, **of_generator)
+        account = pipeline.augment(run, load_generator, shown, config=recipe, evaluation_rows=unseen,
+                                   encoder=diversity.ENCODER, **of_generator)
         tell(f"augment: {pipeline.describe('augment', account)}")
         # the paper's pairs, said plainly: short compliant texts of a 135M model, none to CBRNE rows
         answers = RespondConfig(responses="pairs", max_new_tokens=40, limit=config.responses, seed=config.seed)

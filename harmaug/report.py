@@ -23,6 +23,12 @@ _NOTICE = ("The rows of this run were invented by a language model and many are 
            "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
            "only safeguard.")
 _BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
+_DIVERSITY = {
+    "distinct_1": "distinct words", "distinct_2": "distinct pairs of words", "self_bleu": "self-BLEU (lower is more diverse)",
+    "nearest_seed": "mean similarity to the nearest seed row (5-gram Jaccard)",
+    "nearest_held_out": "mean similarity to the nearest evaluation row", "clusters": "clusters (DBSCAN, cosine 0.5, 5 texts)",
+    "noise": "share of texts in no cluster", "clusters_of": "texts that were clustered", "clusters_by": "their encoder",
+    "clusters_note": "no clusters"}
 _LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
@@ -81,7 +87,7 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     info = read_info(run)
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
-        sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_label_noise(run)]
+        sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise RunError(f"{run}: run.json, metrics.json or scores.jsonl is damaged: not what a run writes") from None
     write_report(run / "report.html", f"harmaug run {run.name}", sections, notes=metrics.get("notes", ()),
@@ -199,6 +205,19 @@ def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:
         cost.append([name, seconds, kept, 1000 * seconds / kept if kept and seconds else None, account.get("tokens")])
     tables = [cost, *(lines for _, lines in accounts(stages))]
     yield Section(heading="Yield and cost", charts=charts, tables=tables)
+
+
+def _diversity(run: Path, stages: Mapping[str, Any]) -> Iterator[Section]:
+    """The account of how different the kept instructions are, and their map."""
+    from harmaug.plots import diversity_map
+
+    account = stages.get("augment", {}).get("diversity")
+    if not account:
+        return
+    shown = read_object(run / "diversity.json") if (run / "diversity.json").exists() else {}
+    lines = [["measure", "value"], *([_DIVERSITY.get(name, name), value] for name, value in account.items())]
+    yield Section(heading="Diversity of the kept instructions", tables=[lines],
+                  charts=[diversity_map.chart(**shown)] if shown else ())
 
 
 def _label_noise(run: Path, limit: int = 24) -> Iterator[Section]:

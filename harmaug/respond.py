@@ -5,7 +5,7 @@ against it is dropped.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -80,7 +80,9 @@ class RespondConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class Task:
+    """One response to make."""
+
     key: int
     intent: str
     instruction: Row
@@ -105,9 +107,7 @@ class Responder:
     def run(self, instructions: Sequence[Row], *, journal: Journal | None = None,
             stamp: Mapping[str, Any] | None = None, engine: str = "local") -> Iterator[Row]:
         """Yield the kept rows (prompt and response) in the order of their keys; see Augmenter.run for the options."""
-        chosen = spread(instructions, self.config.limit)
-        tasks = [_Task(key=key, intent=intent, instruction=row)
-                 for key, (row, intent) in enumerate(product(chosen, self.config.intents))]
+        tasks = self.tasks(instructions)
         counted = ("done", *REJECTIONS, "kept", "tokens", "refusal", "compliance")
         self.account_ = {"asked": len(tasks), **dict.fromkeys(counted, 0)}
         if journal is not None:
@@ -122,26 +122,34 @@ class Responder:
                 assert isinstance(row, Row)
                 yield row
 
+    def tasks(self, instructions: Sequence[Row]) -> list[Task]:
+        """Return what is to be made, in the order of its keys."""
+        chosen = spread(instructions, self.config.limit)
+        return [Task(key=key, intent=intent, instruction=row)
+                for key, (row, intent) in enumerate(product(chosen, self.config.intents))]
+
+    def requests(self, tasks: Iterable[Task]) -> list[Request]:
+        """Return what the generator is asked for: nothing for tasks that are withheld."""
+        return [Request(prompt=self._prompt(task), first_index=task.key) for task in tasks if not self._withheld(task)]
+
     def _prefix(self, intent: str) -> str:
         return self.config.refusing_prefix if intent == "refusal" else self.config.compliant_prefix
 
-    def _prompt(self, task: _Task) -> str:
+    def _prompt(self, task: Task) -> str:
         message = {"role": "user", "content": task.instruction.prompt}
         return self.generator.chat_prompt([message], self._prefix(task.intent))
 
-    def _withheld(self, task: _Task) -> bool:
+    def _withheld(self, task: Task) -> bool:
         row = task.instruction
         return self.config.withhold_cbrne and task.intent == "compliance" and safety.is_cbrne(row.prompt, row.category)
 
-    def _sample(self, tasks: Sequence[_Task]) -> Iterator[Generation | None]:
-        withheld = [self._withheld(task) for task in tasks]
-        requests = [Request(prompt=self._prompt(task), first_index=task.key)
-                    for task, off in zip(tasks, withheld) if not off]
-        answers = in_order(self.generator, requests, batch_size=self.batch_size, sampling=self.config.sampler())
-        for off in withheld:
-            yield None if off else next(answers)[0]
+    def _sample(self, tasks: Sequence[Task]) -> Iterator[Generation | None]:
+        answers = in_order(self.generator, self.requests(tasks), batch_size=self.batch_size,
+                           sampling=self.config.sampler())
+        for task in tasks:
+            yield None if self._withheld(task) else next(answers)[0]
 
-    def _judge(self, task: _Task, generation: Generation | None,
+    def _judge(self, task: Task, generation: Generation | None,
                stamp: Mapping[str, Any]) -> tuple[Row | dict[str, Any], bool]:
         prefix = self._prefix(task.intent)
         about = {"key": task.key, "intent": task.intent, "instruction": task.instruction.id, "prefix": prefix,
@@ -163,7 +171,7 @@ class Responder:
             about["response"] = text
         return about, False
 
-    def _reason(self, task: _Task, text: str, generation: Generation) -> str | None:
+    def _reason(self, task: Task, text: str, generation: Generation) -> str | None:
         if safety.blocked(task.instruction.prompt, text):
             return "blocked"
         if not generation.text.strip():

@@ -211,7 +211,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             self.path.chmod(0o700)
         self._lock = self._take_lock()
         try:
-            for name in ("NOTICE", "run.json", "metrics.json", "report.html"):      # what a kill left half written
+            # what a kill left half written
+            for name in ("NOTICE", "run.json", "metrics.json", "diversity.json", "report.html"):
                 for left in self.path.glob(f".{name}.*"):
                     left.unlink()
             if not (self.path / "NOTICE").exists():

@@ -1,17 +1,20 @@
 """Rows in, the same rows with a score out: what ``harmaug score`` does."""
 from __future__ import annotations
 
-from itertools import islice
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import IO, Any
 
 import msgspec
 import numpy as np
 
+from harmaug import engines
 from harmaug.data import DataError, columns_of_stream, decode_json
 
 
 def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None,
-                 batch_size: int = 32) -> int:
+                 batch_size: int = 32, engine: str = "local") -> int:
     """Score rows as they come and return how many there were.
 
     Parameters
@@ -27,6 +30,8 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
         A row is flagged when its score is at or over it. None: the guard's, else 0.5.
     batch_size : int, default 32
         Rows scored together. Changes no score.
+    engine : str, default "local"
+        See engines.map_rows.
 
     Raises
     ------
@@ -39,29 +44,35 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
     rows = columns_of_stream(source, name, verbatim=True)
     total = 0
     failure: DataError | None = None
-    while failure is None:
-        batch: list[tuple[str, dict[str, Any], str, str | None]] = []
+    read: deque[tuple[str, dict[str, Any]]] = deque()
+
+    def texts() -> Iterator[tuple[str, str | None]]:
+        nonlocal failure
         try:
-            for where, columns in islice(rows, batch_size):
-                batch.append((where, columns, *_texts(where, columns)))
+            for where, columns in rows:
+                pair = _texts(where, columns)
+                read.append((where, columns))
+                yield pair
         except DataError as exc:
             failure = exc
-        if not batch and failure is None:
-            break
-        given = guard.score([row[2] for row in batch], [row[3] for row in batch]) if batch else []
-        scores = np.asarray(given, dtype=np.float32)
-        for (where, columns, *_), score in zip(batch, scores):
-            if not 0 <= score <= 1:
-                raise DataError(f"{where}: the guard's score is {score}")
-            columns.update(score=float(str(score)), flagged=bool(score >= threshold))
-            out.write(msgspec.json.encode(columns) + b"\n")
+
+    scored = engines.map_rows(partial(_scores, guard), texts(), engine=engine, batch_size=batch_size)
+    for total, (_, score) in enumerate(scored, 1):
+        where, columns = read.popleft()
+        if not 0 <= score <= 1:
+            raise DataError(f"{where}: the guard's score is {score}")
+        columns.update(score=float(str(score)), flagged=bool(score >= threshold))
+        out.write(msgspec.json.encode(columns) + b"\n")
         out.flush()
-        total += len(batch)
     if failure is not None:
         raise failure
     if not total:
         raise DataError(f"{name}: the set is empty, no rows")
     return total
+
+
+def _scores(guard: Any, pairs: Sequence[tuple[str, str | None]]) -> list[np.float32]:
+    return list(np.asarray(guard.score(*map(list, zip(*pairs))), dtype=np.float32))
 
 
 def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:

@@ -135,6 +135,17 @@ class CachedTeacher:
             self._put([(keys[i], float(scores[i])) for i in new if not np.isnan(scores[i])])
         return scores
 
+    def find(self, rows: Iterable[Row]) -> dict[int, float]:
+        """Return the scores that are kept, by the place of their row."""
+        kept = ((i, self._get(self._key(row.prompt, row.response))) for i, row in enumerate(rows))
+        found = {i: _shortest(np.float32(score)) for i, score in kept if not np.isnan(score)}
+        self._cached += len(found)
+        return found
+
+    def keep(self, scored: Sequence[tuple[Row, float]]) -> None:
+        """Keep the scores of rows."""
+        self._put([(self._key(row.prompt, row.response), score) for row, score in scored])
+
     def _put(self, entries: Sequence[tuple[bytes, float]]) -> None:
         try:
             if self._database is not None:
@@ -204,6 +215,9 @@ def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size:
     The teacher gets `batch_size` rows at once; `engine` is that of engines.map_rows. A DataError names the row whose
     score is NaN or outside [0, 1], or the batch that did not get one for each row.
     """
+    if engine != "local" and isinstance(teacher, CachedTeacher):
+        yield from _label_elsewhere(teacher, rows, batch_size, engine)
+        return
 
     def score(batch: Sequence[tuple[str, Row]]) -> list[float]:
         given = teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch])
@@ -214,11 +228,34 @@ def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size:
         for (where, _), value in zip(batch, scores.tolist()):
             if not 0 <= value <= 1:
                 raise DataError(f"{where}: the score of teacher {teacher.name} must be in [0, 1], got {value}")
-        # the shortest decimal that is the same float32: 0.1 rather than 0.10000000149
-        return [float(str(value)) for value in scores]
+        return list(map(_shortest, scores))
 
     for (where, row), value in engines.map_rows(score, rows, engine=engine, batch_size=batch_size):
         yield where, row, value
+
+
+def _shortest(value: np.float32) -> float:
+    """The shortest decimal that is the same float32: 0.1 rather than 0.10000000149."""
+    return float(str(value))
+
+
+def _label_elsewhere(teacher: CachedTeacher, rows: Sequence[tuple[str, Row]], batch_size: int,
+                     engine: str) -> Iterator[tuple[str, Row, float]]:
+    """The cache is this machine's: what it lacks is scored by the workers."""
+    known = teacher.find(row for _, row in rows)
+    new = [row for i, row in enumerate(rows) if i not in known]
+    scored = label_rows(teacher.teacher, new, batch_size=batch_size, engine=engine)
+    fresh: list[tuple[Row, float]] = []
+    try:
+        for i, (where, row) in enumerate(rows):
+            if i not in known:
+                fresh.append((row, next(scored)[2]))
+            yield where, row, known[i] if i in known else fresh[-1][1]
+            if len(fresh) >= batch_size:
+                teacher.keep(fresh)
+                fresh = []
+    finally:
+        teacher.keep(fresh)
 
 
 def audit(rows: Iterable[Row], *, worst: int = 20) -> dict[str, Any]:

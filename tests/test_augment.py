@@ -59,7 +59,7 @@ def test_no_kept_row_is_near_a_seed_an_earlier_or_an_evaluation_row():
     assert augmenter.account_["contaminated"] >= 1
     texts = [row.prompt for row in seed_rows() + evaluation] + [row.prompt for row in rows]
     for i, row in enumerate(rows):
-        assert max(filters.jaccard(row.prompt, other) for j, other in enumerate(texts) if j != len(texts) - len(rows) + i) < 0.6
+        assert max(jaccard(row.prompt, other) for j, other in enumerate(texts) if j != len(texts) - len(rows) + i) < 0.6
 
 
 def test_lists_show_exemplars_of_one_category_and_the_prefix_opens_the_turn():
@@ -96,7 +96,7 @@ def test_responses_are_no_exemplars_and_too_few_rows_are_named():
 @pytest.mark.parametrize("field, value, message", [
     ("recipe", "other", "recipe must be one of list, paper, got 'other'"), ("samples", -1, "samples must be >= 0, got -1"), ("seed", -1, "seed must be >= 0, got -1"),
     ("rows_per_draw", 0, "rows_per_draw must be >= 1"), ("exemplars", 2, "exemplars must be >= 3 where lists are continued, got 2"),
-    ("temperature", -1.0, "temperature must be >= 0"), ("near_duplicate", 0.0, r"threshold must be in \(0, 1\], got 0.0"),
+    ("temperature", -1.0, "temperature must be >= 0"), ("near_duplicate", 0.0, r"threshold must be in \(0, 1\], got 0"),
     ("refusals", ("(",), r"refusals: '\(' is not a regular expression"), ("max_chars", 3, "max_chars must be >= 15, got 3"),
     ("instruction", "Describe naked kids", "instruction: not a text that harmaug generates from"),
 ])
@@ -139,11 +139,16 @@ def shingle_set(text):
     return {text[i:i + 5] for i in range(max(1, len(text) - 4))}
 
 
+def jaccard(a, b):
+    x, y = shingle_set(a), shingle_set(b)
+    return len(x & y) / len(x | y)
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
 def test_near_index_finds_what_every_pair_finds(threshold):
     rng = random.Random(1)
     words = ["alpha", "beta", "gamma", "delta", "lock", "door", "window", "paper", "money", "letter", "über", "😀", "a"]
-    texts = [" ".join(rng.choice(words) for _ in range(rng.randrange(1, 9))) for _ in range(250)] + ["", "ab", "AB ", "abcd", "abcde"]
+    texts = [" ".join(rng.choice(words) for _ in range(rng.randrange(1, 9))) for _ in range(560)] + ["", "ab", "AB ", "abcd", "abcde"]
     index = filters.NearIndex(threshold)
     sets = [shingle_set(text) for text in texts]
     for i, text in enumerate(texts):
@@ -161,4 +166,15 @@ def test_near_index_is_quick():
         text = " ".join(rng.choice(words) for _ in range(14))
         index.find(text)
         index.add(text, str(i))
-    assert time.process_time() - begun < 40     # about 7 s here, where all texts share their grams; every pair in turn would take minutes
+    assert time.process_time() - begun < 10     # about 1 s here, where all texts share their grams; 100,000 rows as they come take half a minute
+
+
+def test_near_index_of_wrong_arguments():
+    with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\], got nan"):
+        filters.NearIndex(float("nan"))
+    index = filters._C.NearIndex(1.0)
+    for wrong in (None, b"text"):
+        with pytest.raises(TypeError, match="text must be str"):
+            index.add(wrong)
+    index.add("\ud800\U0010ffff")
+    assert index.find("\ud800\U0010ffff") == (0, 1.0) and index.find("\ud801\U0010ffff") is None and len(index) == 1

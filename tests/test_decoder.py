@@ -209,7 +209,7 @@ def test_bad_ids(tmp_path, ids, message):
 
 def test_bad_arguments(tmp_path):
     folder = write_folder(tmp_path, Tiny(layers=1), weights(Tiny(layers=1)))
-    with pytest.raises(ValueError, match="dtype must be None, 'float32' or 'bfloat16', got 'int3'"):
+    with pytest.raises(ValueError, match="dtype must be None, 'float32', 'bfloat16', 'int8' or 'int4', got 'int3'"):
         _C.CausalLM(folder, dtype="int3")
     with pytest.raises(TypeError):
         _C.CausalLM(folder).logits([0.5])

@@ -44,7 +44,7 @@ def test_the_reference_tells_options_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mistral-window", "qwen2-window", "qwen3", "gemma2", "gpt2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_batch_threads_and_chunks_change_no_bit(tmp_path, name, dtype):
     folder = folder_of(tmp_path, name)
     one, two = (_C.CausalLM(folder, dtype=dtype, n_threads=n) for n in (1, 2))

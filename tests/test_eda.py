@@ -5,10 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
+from test_augment import jaccard
+from test_pipeline import write_bert
 
-from harmaug import diversity, eda
+from harmaug import _C, Tokenizer, diversity, eda
 from harmaug.data import DataError, Row
-from harmaug.filters import jaccard
 
 TABLE = {"quick": ["fast", "speedy"], "fox": ["vixen"], "jumps": ["leaps"], "lazy": ["idle"], "dog": ["hound"]}
 TEXT = "The Quick brown fox jumps over 3 lazy dogs at 10pm, while the dog sleeps."
@@ -125,6 +127,37 @@ def test_distinct_and_self_bleu_by_their_equations():
     assert diversity.self_bleu(["same words here now"] * 3) == 1.0 and diversity.self_bleu(["a b", "c d"]) == 0.0
     assert diversity.self_bleu(["alone"]) is None and diversity.distinct([], 1) is None and diversity.distinct(["one"], 2) is None
     assert diversity.self_bleu(texts, sample=10, seed=1) == diversity.self_bleu(texts, sample=10, seed=1)
+
+
+def test_embeddings_are_the_heads_input(tmp_path):
+    """Against logits of the same encoder under a head of one's own: the identity before the classes, any classes."""
+    folder = write_bert(tmp_path / "bert")
+    texts = ["a list of words", "other words", "a list of words"]
+    found = diversity.embed(texts, folder)
+    params = _C.EncoderParams.read(folder, new_head=3, seed=1)
+    size = params.config["hidden_size"]
+    params.set("bert.pooler.dense.weight", np.eye(size))
+    params.set("bert.pooler.dense.bias", np.zeros(size))
+    rows = Tokenizer.from_pretrained(folder).encode_batch(texts)
+    logits = _C.Encoder.from_params(params).logits(rows.ids, rows.offsets)
+    np.testing.assert_allclose(found @ params.get("classifier.weight").T + params.get("classifier.bias"), logits, atol=1e-5)
+    assert np.array_equal(found[0], found[2]) and found.shape == (3, size) and np.abs(found).max() <= 1
+
+
+def test_clusters_and_their_map(tmp_path, monkeypatch):
+    texts = [text for i in range(8) for text in (f"how do I bake a bread of kind {i}", f"zq {i} 77 99 1234")] + ["x"]
+    rng = np.random.default_rng(0)
+    made = np.array([[1.0, 0, 0] if text.startswith("how") else [0, 1.0, 0] if text != "x" else [0, 0, 1.0] for text in texts]) + 0.01 * rng.random((17, 3))
+    monkeypatch.setattr(diversity, "embed", lambda some, encoder: made[:len(some)])
+    about, shown = diversity.clusters(texts)
+    assert about == {"clusters": 2, "noise": round(1 / 17, 4), "clusters_of": 17, "clusters_by": "minilm"} and shown["cluster"][-1] == -1
+    centred = (made / np.linalg.norm(made, axis=1, keepdims=True)) - (made / np.linalg.norm(made, axis=1, keepdims=True)).mean(0)
+    pca = PCA(2).fit(centred)
+    np.testing.assert_allclose(np.abs(np.transpose([shown["x"], shown["y"]])), np.abs(pca.transform(centred)), atol=1e-4)
+    np.testing.assert_allclose(shown["share"], pca.explained_variance_ratio_, atol=1e-4)
+    assert diversity.clusters(texts) == (about, shown) and diversity.clusters(["a"])[0]["clusters_note"] == "fewer than three texts"
+    monkeypatch.undo()
+    assert "clusters_note" in diversity.clusters(texts, tmp_path / "none")[0]
 
 
 def test_neighbours_clusters_and_summary():

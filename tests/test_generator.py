@@ -50,7 +50,7 @@ def prompts_of_many_kinds():
     return [head + rng.integers(0, C.vocab, int(m)).tolist() for m in (1, 3, 30, 31, 24)] + [head[:20], head, rng.integers(0, C.vocab, 5).tolist(), [7], [7, 9]]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_nothing_but_prompt_and_index_matters(path, isa, dtype):
     """Batch sizes, thread counts, the order of prompts, shared prefixes and refills: not a bit of ids or log-probabilities changes."""
     prompts = prompts_of_many_kinds()

@@ -85,7 +85,7 @@ def test_a_weight_keeps_its_instruction_set():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: _C.Linear(np.ones(3)), "weight must have 2 axes, got 1"),
     (lambda: _C.Linear(np.ones((2, 3)), np.ones(3)), r"bias must have shape \(2,\)"),
-    (lambda: _C.Linear(np.ones((2, 3)), dtype="int4"), "dtype must be 'float32', 'bfloat16' or 'int8', got 'int4'"),
+    (lambda: _C.Linear(np.ones((2, 3)), dtype="int4"), "dtype must be 'float32', 'bfloat16', 'int8', 'q8' or 'q4', got 'int4'"),
     (lambda: _C.Linear(np.ones((2, 3)))(np.ones((2, 4))), r"x must have shape \(rows, 3\)"),
     (lambda: _C.matmul(np.ones((2, 3)), np.ones((2, 3))), "a has 3 columns and b 2 rows"),
     (lambda: _C.matmul(np.ones(3), np.ones((3, 3))), "a must have 2 axes, got 1"),

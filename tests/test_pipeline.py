@@ -248,6 +248,7 @@ def test_quickstart(folder, tiny, monkeypatch, capsys):
     assert metrics["systems"]["student with"]["mb"] < metrics["systems"]["teacher"]["mb"]
     assert metrics["systems"]["student with"]["gflops"] < metrics["systems"]["teacher"]["gflops"]
     page = Path("harmaug-quickstart/report.html").read_text()
+    assert "Diversity of the kept instructions" in page and json.loads(Path("harmaug-quickstart/run.json").read_text())["stages"]["augment"]["diversity"]["clusters_by"] == "minilm"
     assert "student with augmentation" in page and "<details" in page and "http" not in page.replace("http-equiv", "")
     assert cli.main([*argv, "--json", "--quiet"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -284,6 +285,21 @@ def test_examples_are_valid():
             assert len(sweep.plan_of(tables, path.name)[1]) > 1
         else:
             pipeline.Config.from_dict(tables, path.name)
+
+
+def test_the_generators_format_is_recorded_and_kept(folder, tiny, capsys):
+    text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8)
+    Path("config.toml").write_text(text.replace('dtype = "float32"', 'dtype = "int4"'))
+    assert cli.main(["augment", "config.toml", "--out", "r", "--quiet"]) == 0
+    info = json.loads(Path("r/run.json").read_text())["stages"]["augment"]
+    assert info["generator"]["dtype"] == "int4" and list(info["made_by"][0]["models"]) == [f"{tiny[0]} in int4"]
+    info["done"] = False
+    whole = json.loads(Path("r/run.json").read_text())
+    Path("r/run.json").write_text(json.dumps({**whole, "stages": {"augment": info}}))
+    Path("config.toml").write_text(text)
+    capsys.readouterr()
+    assert cli.main(["augment", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert "stage augment was begun with another models" in capsys.readouterr().err
 
 
 def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny, caplog):

@@ -46,7 +46,8 @@ def test_other_charts():
 
 
 @pytest.mark.parametrize("name, data", [("pr_curve", sample()), ("roc_curve", sample()), ("distribution", sample()), ("calibration", sample()),
-                                        ("threshold_curves", sample()), ("funnel", ({"asked": 5, "kept": 3},))])
+                                        ("threshold_curves", sample()),
+                                        ("diversity_map", (np.linspace(-1, 2, 60), np.linspace(3, 2, 60), np.repeat(np.arange(-1, 11), 5), (0.3, 0.2))), ("funnel", ({"asked": 5, "kept": 3},))])
 def test_every_plot_is_a_figure_and_svg(name, data, tmp_path):
     plot = getattr(plots, name)
     figure = plot(*data)

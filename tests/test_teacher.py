@@ -1,8 +1,8 @@
-"""harmaug.teacher and harmaug.engines: scores that are checked, in order, whatever the batch."""
+"""harmaug.teacher: scores that are checked, in order, whatever the batch."""
 import numpy as np
 import pytest
 
-from harmaug import engines, teacher
+from harmaug import teacher
 from harmaug.data import DataError, Row
 
 ROWS = [(f"set, row {i + 1}", Row(prompt="p" * (i % 9 + 1), response="r" if i % 2 else None)) for i in range(50)]
@@ -45,25 +45,6 @@ def test_as_teacher():
     assert named.score(["a"]) == np.float32(0.1)
     with pytest.raises(TypeError, match="a teacher must be a folder, a guard or a callable, got int"):
         teacher.as_teacher(3)
-
-
-def test_map_rows_keeps_order_and_streams():
-    seen = []
-
-    def rows():
-        for i in range(10):
-            seen.append(i)
-            yield i
-
-    mapped = engines.map_rows(lambda batch: (x * x for x in batch), rows(), batch_size=4)
-    assert next(mapped) == (0, 0) and seen == [0, 1, 2, 3]
-    assert list(mapped) == [(i, i * i) for i in range(1, 10)]
-    with pytest.raises(ValueError, match="engine must be 'local', got 'ray': this version has no other"):
-        list(engines.map_rows(list, [1], engine="ray"))
-    with pytest.raises(RuntimeError, match="gave 1 results for 2 rows"):
-        list(engines.map_rows(lambda batch: [1], [1, 2]))
-    with pytest.raises(RuntimeError, match="gave more than 2 results for 2 rows"):
-        list(engines.map_rows(lambda batch: [1, 2, 3], [1, 2]))
 
 
 # -- scores kept by content --

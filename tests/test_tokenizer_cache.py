@@ -81,6 +81,26 @@ def test_scores_above_zero(tmp_path):
         assert [part.tolist() for part in np.split(ids, offsets[1:-1])] == expected
 
 
+@pytest.mark.parametrize(("prefix", "suffix"), [("", ""), ("##", "</w>")])
+def test_bpe_of_characters(prefix, suffix, tmp_path):
+    """An added token of one character is none of the model's, read from the cache or not: inside a word it is unknown."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    theirs.train_from_iterator(extract(), tokenizers.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>"], show_progress=False, continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    theirs.add_tokens([tokenizers.AddedToken(t, single_word=True) for t in ("é", "##é", "é</w>")])
+    path = tmp_path / "tokenizer.json"
+    path.write_text(theirs.to_str() + " " * (1 << 20), encoding="utf-8")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    texts = ["thén é th", "né", "éa", *extract()[:200]]
+    expected = [e.ids for e in theirs.encode_batch(texts)]
+    for _ in range(2):
+        ids, offsets = _C.Tokenizer(path, cache=cache).encode_batch(texts, None)[:2]
+        assert [part.tolist() for part in np.split(ids, offsets[1:-1])] == expected
+    cached_file(cache)
+
+
 @pytest.mark.parametrize(("name", "model", "options"), [
     ("T5Tokenizer", "unigram", {"extra_ids": 7}), ("XLMRobertaTokenizer", "unigram", {}), ("LlamaTokenizer", "bpe", {"add_eos_token": True})])
 def test_sentencepiece_models(tmp_path, name, model, options):

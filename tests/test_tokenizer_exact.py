@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tokenizer_cases import (
 )
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from harmaug import Tokenizer
+from harmaug import FormatError, Tokenizer
 
 
 def save(tok: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
@@ -63,6 +64,26 @@ def bytes_8000() -> str:
     return str(tok.to_str())
 
 
+AFFIXES = {"prefix": ("##", ""), "suffix": ("", "</w>"), "both": ("##", "</w>"), "both over bytes": ("@@", "</w>")}
+
+
+@functools.cache
+def affixed(name: str) -> str:
+    prefix, suffix = AFFIXES[name]
+    tok = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=name == "both", continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel() if "bytes" in name else pre_tokenizers.BertPreTokenizer()
+    tok.train_from_iterator(corpus(), trainers.BpeTrainer(
+        vocab_size=3000, limit_alphabet=600, special_tokens=["<unk>", "<|endoftext|>"], show_progress=False,
+        continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    tok.decoder = decoders.BPEDecoder(suffix) if suffix else decoders.WordPiece(prefix)
+    return str(tok.to_str())
+
+
+def written(state: dict[str, Any], folder: Path) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    return folder / "tokenizer.json"
+
+
 def opened(text: str, folder: Path) -> tuple[Tokenizer, tokenizers.Tokenizer]:
     theirs = tokenizers.Tokenizer.from_str(text)
     return save(theirs, folder), theirs
@@ -79,6 +100,22 @@ def test_trained(trained: Any, tmp_path: Path) -> None:
     assert ours.vocab_size == theirs.get_vocab_size(with_added_tokens=True)
     for token, id in theirs.get_vocab(with_added_tokens=True).items():
         assert ours.token_to_id(token) == id and ours.id_to_token(id) == theirs.id_to_token(id)
+
+
+@pytest.mark.parametrize("name", AFFIXES)
+def test_affixes(name: str, tmp_path: Path) -> None:
+    """BPE with continuing_subword_prefix and end_of_word_suffix; the option may stand behind the merges too."""
+    ours, theirs = opened(affixed(name), tmp_path)
+    texts = TEXTS + extract() + random_unicode(500, 2) + code_point_lines(range(0x600))
+    assert difference(ours, theirs, texts) == []
+    state = json.loads(affixed(name))
+    model = state["model"]
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model[key] = model.pop(key)
+    assert Tokenizer.from_pretrained(written(state, tmp_path)).encode_batch(texts).ids.tolist() == ours.encode_batch(texts).ids.tolist()
+    model["byte_fallback"] = True       # of which the reference makes spans beside the text
+    with pytest.raises(FormatError, match='"byte_fallback" with "continuing_subword_prefix" or "end_of_word_suffix"'):
+        Tokenizer.from_pretrained(written(state, tmp_path))
 
 
 @pytest.mark.parametrize("trained", [bert_8000, bytes_8000], ids=["wordpiece", "bpe"])
@@ -114,6 +151,21 @@ def test_pre_tokenizers(pre: Any, tmp_path: Path) -> None:
     for first in range(0, len(points), 0x4000):
         text = "".join(f"a{chr(c)}{chr(c)} {chr(c)}" for c in points[first:first + 0x4000] if not 0xD800 <= c < 0xE000)
         assert [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()] == [span for _, span in pre.pre_tokenize_str(text)], hex(first)
+
+
+@pytest.mark.parametrize("pre", [pre_tokenizers.BertPreTokenizer(), *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PATTERNS.values())], ids=["bert", *PATTERNS])
+def test_borders_of_64_bytes(pre: Any, tmp_path: Path) -> None:
+    """Texts are looked at 64 bytes at a time: words, signs and what is not ASCII at each place around such a border, and texts that end there."""
+    tok = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tok.pre_tokenizer = pre
+    ours = save(tok, tmp_path)
+    r = random.Random(3)
+    for n in range(140):
+        for middle in ("", " ", "é", " é", "'s", "  b", "\n", ".", "(c", "12", "A", "\u00a0x", "\x7f", " '"):
+            for text in ("a" * n + middle, "ab " * (n // 3) + "c" * (n % 3) + middle + "d e" * 9,
+                         "".join(r.choice(["word", " and", " x", ".", " I'm", "\t", "7"]) for _ in range(n // 3)) + middle + "end"):
+                got = [tuple(s) for s in ours._tokenizer.pre_tokenize(text).tolist()]
+                assert got == [span for _, span in pre.pre_tokenize_str(text)], repr(text)
 
 
 @pytest.mark.parametrize("first", range(0, 400, 50))

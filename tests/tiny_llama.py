@@ -79,8 +79,8 @@ def frequencies(c):
     return freq
 
 
-def forward(c, w, ids):
-    """Logits (n, vocab) in float64."""
+def forward(c, w, ids, rounded=lambda x: x):
+    """Logits (n, vocab) in float64. rounded(x) goes over the input of every matrix."""
     w = {name: value.astype(np.float64) for name, value in w.items()}
     n, half = len(ids), c.head_dim // 2
     x = w["model.embed_tokens.weight"][np.asarray(ids)]
@@ -91,7 +91,7 @@ def forward(c, w, ids):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + c.eps) * w[name]
 
     def linear(x, name):
-        return x @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
+        return rounded(x) @ w[name + ".weight"].T + w.get(name + ".bias", 0.0)
 
     def rotate(x):
         a, b = x[..., :half], x[..., half:]
@@ -110,7 +110,7 @@ def forward(c, w, ids):
         h = norm(x, p + "post_attention_layernorm.weight")
         gate = linear(h, p + "mlp.gate_proj")
         x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, p + "mlp.up_proj"), p + "mlp.down_proj")
-    return norm(x, "model.norm.weight") @ w["model.embed_tokens.weight" if c.tied else "lm_head.weight"].T
+    return rounded(norm(x, "model.norm.weight")) @ w["model.embed_tokens.weight" if c.tied else "lm_head.weight"].T
 
 
 def _pairs(c, w):

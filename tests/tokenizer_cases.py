@@ -264,6 +264,47 @@ def random_bpe(r: random.Random) -> tokenizers.Tokenizer:
     return tok
 
 
+def random_affixed_bpe(r: random.Random) -> tokenizers.Tokenizer:
+    """BPE whose tokens say where in a word they stand, over bytes or characters, with letters that lack a token in some place."""
+    prefix, suffix = r.choice([("##", ""), ("", "</w>"), ("##", "</w>"), ("é", "aa"), ("a", ""), ("", "b"), ("_", "_")])
+    over_bytes = r.random() < 0.5
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if over_bytes else "abcABxyzé12.'中sStTrReEvVlL한국ᄒ "
+    keep = r.choice([1.0, 0.95, 0.7])
+    vocab: dict[str, int] = {}
+    parts = []
+    for first, last in itertools.product((True, False), repeat=2):
+        for c in letters:
+            if r.random() < keep:
+                token = ("" if first else prefix) + c + (suffix if last else "")
+                vocab.setdefault(token, len(vocab))
+                if c in "aabsSrRe12.éÃ©Ġ中":
+                    parts.append((token, first, last))
+    merges = []
+    for _ in range(r.randint(0, 120)):
+        (left, first, ends), (right, begins, last) = r.choice(parts), r.choice(parts)
+        both = left + right[len(prefix):]
+        if not ends and not begins and len(both) <= 12:
+            merges.append((left, right))
+            vocab.setdefault(both, len(vocab))
+            parts.append((both, first, last))
+    unk = r.random() < 0.6
+    if unk:
+        vocab["<unk>"] = len(vocab)
+    tok = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>" if unk else None, fuse_unk=unk and r.random() < 0.5, ignore_merges=r.random() < 0.3,
+                                          continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    if over_bytes:
+        tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=r.random() < 0.5, use_regex=r.random() < 0.7)
+    elif r.random() < 0.9:
+        tok.pre_tokenizer = pre_tokenizers.Sequence(random_splitters(r))
+    if r.random() < 0.4:
+        tok.normalizer = random_normalizer(r)
+    chain = [decoders.BPEDecoder(suffix or r.choice(["</w>", "a"])), decoders.WordPiece(prefix or "##", cleanup=r.random() < 0.5), decoders.ByteLevel(), decoders.Fuse()]
+    chosen = r.sample(chain, r.choice([0, 1, 1, 2]))
+    if chosen:
+        tok.decoder = chosen[0] if len(chosen) == 1 else decoders.Sequence(chosen)
+    return tok
+
+
 def random_wordpiece(r: random.Random) -> tokenizers.Tokenizer:
     vocab = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}
     letters = "abcABxyzé12.'中sStTrReEvVlL한국ᄒ"
@@ -317,7 +358,7 @@ def add_random_template(tok: tokenizers.Tokenizer, r: random.Random) -> None:
 
 def random_tokenizer(seed: int) -> tuple[tokenizers.Tokenizer, random.Random]:
     r = random.Random(seed)
-    tok = r.choices([random_wordpiece, random_bpe, random_unigram], [0.3, 0.35, 0.35])[0](r)
+    tok = r.choices([random_wordpiece, random_bpe, random_unigram, random_affixed_bpe], [0.25, 0.3, 0.3, 0.15])[0](r)
     add_random_tokens(tok, r)
     add_random_template(tok, r)
     return tok, r

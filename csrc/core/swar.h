@@ -20,19 +20,26 @@ ha_load_u64(const uint8_t *text)
     return word;
 }
 
-/* Which byte the lowest bit of mask, not 0, is in. */
+/* The lowest bit of mask, not 0. */
 static inline size_t
-ha_swar_lowest(uint64_t mask)
+ha_lowest_bit(uint64_t mask)
 {
 #if defined(__GNUC__)
-    return (size_t)__builtin_ctzll(mask) >> 3;
+    return (size_t)__builtin_ctzll(mask);
 #else
     size_t n = 0;
-    for (; (mask & 0xFF) == 0; mask >>= 8) {
+    for (; (mask & 1) == 0; mask >>= 1) {
         n++;
     }
     return n;
 #endif
+}
+
+/* Which byte the lowest bit of mask, not 0, is in. */
+static inline size_t
+ha_swar_lowest(uint64_t mask)
+{
+    return ha_lowest_bit(mask) >> 3;
 }
 
 /* Bit 7 of each byte, of bytes below 0x80, that is in [low, high]. */

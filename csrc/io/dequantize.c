@@ -1,10 +1,12 @@
 /* Rows of a stored tensor as float32. Block formats: ggml's block_q8_0, block_q4_0, block_q4_1, block_q4_K and block_q6_K (ggml-common.h); the arithmetic is that of
  * gguf-py's dequantize(), operation by operation, so that the bits agree. */
+#include <math.h>
 #include <string.h>
 
 #include "core/float16.h"
 #include "io/tensor_file.h"
 #include "kernels/kernels.h"
+#include "kernels/quantize.h"
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF    /* d * q + m rounds twice; gcc does not contract in ISO mode */
@@ -149,4 +151,31 @@ ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *o
     case HA_I8: case HA_U8: case HA_OTHER: break;
     }
     return HA_OK;
+}
+
+int
+ha_tensor_row_groups(const ha_tensor *tensor, size_t row, int bits, uint8_t *groups)
+{
+    const size_t blocks = tensor->shape[1] / BLOCK, size = ha_group_bytes(bits);
+    if (tensor->ndim != 2 || (bits == 8 ? tensor->dtype != HA_Q8_0 : tensor->dtype != HA_Q4_0 && tensor->dtype != HA_Q4_1)) {
+        return 0;
+    }
+    if (tensor->dtype != HA_Q4_0) {
+        memcpy(groups, tensor->data + row * blocks * size, blocks * size);
+        return 1;
+    }
+    const uint8_t *block = tensor->data + row * blocks * 18;
+    for (size_t b = 0; b < blocks; b++) {
+        if (!(fabsf(scale_at(block + 18 * b)) < 8188.0f)) {
+            return 0;
+        }
+    }
+    for (size_t b = 0; b < blocks; b++, block += 18, groups += size) {
+        const uint16_t least = ha_f32_to_f16(-8.0f * scale_at(block));      /* exact */
+        memcpy(groups, block, 2);
+        groups[2] = (uint8_t)least;
+        groups[3] = (uint8_t)(least >> 8);
+        memcpy(groups + 4, block + 2, BLOCK / 2);
+    }
+    return 1;
 }

@@ -50,6 +50,10 @@ int ha_tensor_file_stamp(const ha_tensor_file *file, uint8_t digest[32]);
  * Values equal gguf-py's dequantize() and an exact widening of F16/BF16, bit for bit. */
 ha_status ha_tensor_rows_f32(const ha_tensor *tensor, size_t first, size_t count, float *out, ha_error *err);
 
+/* The row of a matrix in groups of 8 or 4 bits (kernels/quantize.h) with the file's own values, not a bit of which changes: Q8_0 of 8, Q4_0 and Q4_1 of 4.
+ * 0, and nothing is written: another type, or (Q4_0) a least element beyond float16. */
+int ha_tensor_row_groups(const ha_tensor *tensor, size_t row, int bits, uint8_t *groups);
+
 /* Finds `name` and checks its shape (ndim extents): HA_ERR_FORMAT "tensor 'x' is missing" / "has shape (..), expected (..)". */
 ha_status ha_tensor_file_expect(const ha_tensor_file *file, const char *name, int ndim, const size_t *shape,
                                 const ha_tensor **out, ha_error *err);

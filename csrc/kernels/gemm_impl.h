@@ -60,7 +60,8 @@ tile_store(vf acc, float *c, const float *bias, size_t cols, const tile_out *out
 }
 
 /* What a step along k holds. */
-enum { STEP_F32, STEP_BF16, STEP_PAIR, STEP_I8 };   /* float32; float32 times bfloat16; a pair of bfloat16 times a pair of bfloat16; linear_i8_impl.h */
+/* float32; float32 times bfloat16; a pair of bfloat16 times a pair of bfloat16; linear_i8_impl.h; linear_groups_impl.h */
+enum { STEP_F32, STEP_BF16, STEP_PAIR, STEP_I8, STEP_GROUP };
 
 /* One step: a (rows,), b (GEMM_NR,) */
 HA_INLINE void

@@ -12,9 +12,10 @@
 
 #include "core/status.h"
 
-/* Storage of a packed weight. I8: see kernels/quantize.h and linear_i8_impl.h; x is rounded to 8 bits too, row by row. BF16: on a CPU with a bfloat16 dot product both operands are rounded to bfloat16 (nearest even) and
+/* Storage of a packed weight. I8: see kernels/quantize.h and linear_i8_impl.h; x is rounded to 8 bits too, row by row. Q8, Q4: groups of 8 and 4 bits (the
+ * same header, linear_groups_impl.h); x is rounded to 8 bits in groups. BF16: on a CPU with a bfloat16 dot product both operands are rounded to bfloat16 (nearest even) and
  * accumulated in float32; elsewhere the weight is widened and the activation stays float32. */
-typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16, HA_WEIGHT_I8 } ha_weight_format;
+typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16, HA_WEIGHT_I8, HA_WEIGHT_Q8, HA_WEIGHT_Q4 } ha_weight_format;
 
 /* Activations between two Linears. GELU: with the error function (Hendrycks & Gimpel 2016, arXiv 1606.08415), x Phi(x), absolute error <= 1e-6;
  * GELU_TANH: its approximation, x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). */
@@ -74,6 +75,8 @@ typedef struct ha_kernels {
     size_t (*linear_packed_bytes)(ha_weight_format format, size_t n, size_t k);
     void (*linear_pack)(void *packed, ha_weight_format format, size_t n, size_t k,
                         size_t first, size_t count, const float *w, size_t ldw);
+    /* The same for Q8 and Q4 from rows that are groups already, ha_group_row_bytes each, one behind the other: not a bit of them changes. */
+    void (*linear_pack_groups)(void *packed, ha_weight_format format, size_t k, size_t first, size_t count, const uint8_t *rows);
     /* y (m, n) = act(x (m, k) W^T + bias (n,)), no bias when NULL. y must not overlap x. m == 1 is a matrix-vector product. */
     size_t (*linear_scratch_bytes)(ha_weight_format format, size_t m, size_t n, size_t k, int n_threads);
     void (*linear_f32)(float *y, size_t ldy, const float *x, size_t ldx, const void *packed, ha_weight_format format,

@@ -11,22 +11,28 @@ typedef struct linear_layout {
     size_t row_words;           /* of 4 bytes that a packed row of x takes */
     size_t step_bytes;          /* of one panel of the weight */
     const tile_fn *tiles;
+    int bits;                   /* of STEP_GROUP */
 } linear_layout;
 
 static linear_layout
 linear_layout_of(ha_weight_format format, size_t k)
 {
     if (format == HA_WEIGHT_F32) {
-        return (linear_layout){STEP_F32, k, k, GEMM_NR * sizeof(float), tiles_f32};
+        return (linear_layout){STEP_F32, k, k, GEMM_NR * sizeof(float), tiles_f32, 0};
+    }
+    if (format == HA_WEIGHT_Q8 || format == HA_WEIGHT_Q4) {
+        const size_t groups = (k + HA_GROUP - 1) / HA_GROUP;
+        const int bits = format == HA_WEIGHT_Q4 ? 4 : 8;
+        return (linear_layout){STEP_GROUP, groups, groups * GROUP_WORDS, group_bytes(bits), NULL, bits};
     }
     if (format == HA_WEIGHT_I8) {
         const size_t steps = (k + I8_STEP - 1) / I8_STEP;
-        return (linear_layout){STEP_I8, steps, I8_ROW_WORDS(steps), GEMM_NR * I8_STEP, NULL};
+        return (linear_layout){STEP_I8, steps, I8_ROW_WORDS(steps), GEMM_NR * I8_STEP, NULL, 8};
     }
 #if defined(VF_HAS_DOT_BF16)
-    return (linear_layout){STEP_PAIR, (k + 1) / 2, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair};
+    return (linear_layout){STEP_PAIR, (k + 1) / 2, (k + 1) / 2, GEMM_NR * 2 * sizeof(uint16_t), tiles_pair, 16};
 #else
-    return (linear_layout){STEP_BF16, k, k, GEMM_NR * sizeof(uint16_t), tiles_bf16};
+    return (linear_layout){STEP_BF16, k, k, GEMM_NR * sizeof(uint16_t), tiles_bf16, 16};
 #endif
 }
 
@@ -79,6 +85,10 @@ linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t fi
         i8_pack(packed, n, k, first, count, w, ldw);
         return;
     }
+    if (layout.step == STEP_GROUP) {
+        group_pack(packed, layout.bits, k, first, count, NULL, w, ldw);
+        return;
+    }
     for (size_t j = 0; j < count; j += GEMM_NR) {
         const size_t cols = count - j < GEMM_NR ? count - j : GEMM_NR;
         char *panel = (char *)packed + (first + j) / GEMM_NR * layout.steps * layout.step_bytes;
@@ -89,6 +99,12 @@ linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t fi
             linear_pack_bf16((uint16_t *)panel, layout.step, k, w + j * ldw, ldw, cols);
         }
     }
+}
+
+static void
+linear_pack_groups(void *packed, ha_weight_format format, size_t k, size_t first, size_t count, const uint8_t *rows)
+{
+    group_pack(packed, linear_layout_of(format, k).bits, k, first, count, rows, NULL, 0);
 }
 
 static size_t
@@ -123,6 +139,10 @@ linear_pack_rows(const linear_run *run, float *tile, size_t first, size_t rows)
     const float *x = run->x + first * run->ldx;
     if (run->layout.step == STEP_I8) {
         i8_pack_rows((uint32_t *)tile, rows, x, run->ldx, run->k);
+        return;
+    }
+    if (run->layout.step == STEP_GROUP) {
+        group_pack_rows((uint32_t *)tile, rows, run->layout.bits, x, run->ldx, run->k);
         return;
     }
     if (run->layout.step != STEP_PAIR) {
@@ -225,6 +245,28 @@ linear_i8_part(const linear_run *run, const linear_part *part)
     }
 }
 
+static void
+linear_group_part(const linear_run *run, const linear_part *part)
+{
+    const linear_layout *layout = &run->layout;
+    const group_fn *tiles = tiles_groups[layout->bits == 4 ? GROUPS_4 : GROUPS_8];
+    const size_t tiles_here = part->end_tile - part->first_tile;
+    group_tile tile = {.ldy = run->ldy, .groups = layout->steps, .ahead_step = (layout->step_bytes + tiles_here - 1) / tiles_here};
+    for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
+        const size_t col = panel * GEMM_NR;
+        tile.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
+        tile.w = (const uint8_t *)run->packed + panel * layout->steps * layout->step_bytes;
+        tile.bias = run->bias != NULL ? run->bias + col : NULL;
+        for (size_t t = part->first_tile; t < part->end_tile; t++) {
+            const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
+            tile.y = run->y + (part->m0 + first) * run->ldy + col;
+            tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
+            tile.ahead = tile.w + (layout->step_bytes + (t - part->first_tile) * tile.ahead_step) * layout->steps;      /* a share of the next panel */
+            tiles[rows - 1](&tile);
+        }
+    }
+}
+
 /* Task `task` of the chunk of rows_here rows that starts at row m0. */
 static void
 linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut *cut, size_t task)
@@ -235,7 +277,7 @@ linear_task(const linear_run *run, size_t m0, size_t rows_here, const linear_cut
         .end_tile = cut->tiles - tile < cut->group_tiles ? cut->tiles : tile + cut->group_tiles,
         .end_panel = cut->panels - panel < cut->group_panels ? cut->panels : panel + cut->group_panels,
     };
-    (run->layout.step == STEP_I8 ? linear_i8_part : linear_float_part)(run, &part);
+    (run->layout.step == STEP_I8 ? linear_i8_part : run->layout.step == STEP_GROUP ? linear_group_part : linear_float_part)(run, &part);
     const size_t begin = m0 + tile_start(part.first_tile, cut->tiles, rows_here), end = m0 + tile_start(part.end_tile, cut->tiles, rows_here);
     const size_t col = panel * GEMM_NR, end_col = part.end_panel * GEMM_NR < run->n ? part.end_panel * GEMM_NR : run->n;
     for (size_t r = begin; r < end && run->act != HA_ACT_NONE; r++) {       /* while the rows are in the near caches */

@@ -123,3 +123,113 @@ ha_load_row_i4(float *w, const uint8_t *row, size_t k)
         w[i] = ha_f16_to_f32((uint16_t)(s[0] | s[1] << 8)) * (float)((row[i / 2] >> (4 * (i % 2)) & 15) - 8);
     }
 }
+
+static void
+store_half(uint8_t *out, float x)
+{
+    const uint16_t half = ha_f32_to_f16(x);
+    out[0] = (uint8_t)half;
+    out[1] = (uint8_t)(half >> 8);
+}
+
+/* q (HA_GROUP,) in 0 .. 15 for scale and least; the squared error that it leaves. */
+static float
+quantize_between(float *q, const float *w, float scale, float least)
+{
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    float errors[8] = {0};      /* lanes: additions need not wait for one another */
+    for (size_t i = 0; i < HA_GROUP; i++) {
+        const float whole = ((w[i] - least) * inverse + MAGIC) - MAGIC, off = whole > 15.0f ? 15.0f : whole < 0.0f ? 0.0f : whole;
+        const float error = scale * off + least - w[i];
+        q[i] = off;
+        errors[i % 8] += error * error;
+    }
+    return ((errors[0] + errors[4]) + (errors[1] + errors[5])) + ((errors[2] + errors[6]) + (errors[3] + errors[7]));
+}
+
+/* scale and least of the line through (q, w) with the least squared error; 0 when q is one number. */
+static int
+fit_line(const float *q, const float *w, float *scale, float *least)
+{
+    float n = 0, sq = 0, sqq = 0, sw = 0, sqw = 0;
+    for (size_t i = 0; i < HA_GROUP; i++) {
+        n += 1;
+        sq += q[i];
+        sqq += q[i] * q[i];
+        sw += w[i];
+        sqw += q[i] * w[i];
+    }
+    const float spread = n * sqq - sq * sq;     /* whole numbers */
+    if (!(spread > 0)) {
+        return 0;
+    }
+    *scale = (n * sqw - sq * sw) / spread;
+    *least = (sw - *scale * sq) / n;
+    return *scale > 0;
+}
+
+static float
+through_half(float x)
+{
+    return ha_f16_to_f32(ha_f32_to_f16(x));
+}
+
+static void
+store_group_4(uint8_t *group, const float *w)
+{
+    enum { TRIES = 4 };
+    float low = w[0], high = w[0], q[HA_GROUP], best[HA_GROUP] = {0}, least_error = INFINITY, scale, least;
+    for (size_t i = 1; i < HA_GROUP; i++) {
+        low = w[i] < low ? w[i] : low;
+        high = w[i] > high ? w[i] : high;
+    }
+    scale = (high - low) / 15.0f;
+    least = low;
+    for (int t = 0; t < TRIES; t++) {
+        scale = through_half(scale);
+        least = through_half(least);
+        const float error = quantize_between(q, w, scale, least);
+        if (!(error < least_error)) {
+            break;
+        }
+        least_error = error;
+        memcpy(best, q, sizeof(q));
+        store_half(group, scale);
+        store_half(group + 2, least);
+        if (!fit_line(q, w, &scale, &least)) {
+            break;
+        }
+    }
+    for (size_t i = 0; i < HA_GROUP / 2; i++) {
+        group[4 + i] = (uint8_t)((unsigned)best[i] | (unsigned)best[i + HA_GROUP / 2] << 4);
+    }
+}
+
+void
+ha_store_group(uint8_t *group, int bits, const float *w, size_t n)
+{
+    float padded[HA_GROUP], largest = 0.0f;
+    int finite = 1;
+    n = n < HA_GROUP ? n : HA_GROUP;
+    for (size_t i = 0; i < HA_GROUP; i++) {
+        padded[i] = w[i < n ? i : n - 1];       /* what stands past the end meets an x of 0 */
+        const float size = fabsf(padded[i]);
+        finite &= size <= 65504.0f;
+        largest = size > largest ? size : largest;
+    }
+    memset(group, 0, ha_group_bytes(bits));
+    if (!finite) {
+        store_half(group, NAN);
+    }
+    else if (bits == 4) {
+        store_group_4(group, padded);
+    }
+    else {
+        const float scale = through_half(largest / 127.0f), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        store_half(group, scale);
+        for (size_t i = 0; i < HA_GROUP; i++) {
+            const float whole = (padded[i] * inverse + MAGIC) - MAGIC;
+            group[2 + i] = (uint8_t)(int8_t)(whole > 127.0f ? 127.0f : whole < -127.0f ? -127.0f : whole);
+        }
+    }
+}

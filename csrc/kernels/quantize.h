@@ -37,4 +37,26 @@ void ha_load_row_i8(float *w, const uint8_t *row, size_t k);
 void ha_store_row_i4(uint8_t *row, const float *w, size_t k);       /* the scales that leave the least squared error of a few that are tried */
 void ha_load_row_i4(float *w, const uint8_t *row, size_t k);
 
+/* Rows in groups of HA_GROUP elements, for products: a weight is scale * q of 8 bits, or scale * q + least of 4. A row is its groups one behind the other, each as in
+ * ggml's block_q8_0 and block_q4_1 (ggml-common.h): float16 scale; of 4 bits float16 least; then q, int8, or two a byte, the first half of the group in the low
+ * nibbles and the second in the high ones. Little-endian. */
+#define HA_GROUP 32
+#define HA_GROUP_MOST_BYTES (2 + HA_GROUP)
+
+static inline size_t
+ha_group_bytes(int bits)
+{
+    return bits == 4 ? 4 + HA_GROUP / 2 : 2 + HA_GROUP;
+}
+
+static inline size_t
+ha_group_row_bytes(int bits, size_t k)
+{
+    return (k + HA_GROUP - 1) / HA_GROUP * ha_group_bytes(bits);
+}
+
+/* The group of w[0 .. n) (n > HA_GROUP: the first HA_GROUP of it), rounded. Of 4 bits: from the least and the largest element, then a least-squares scale and least
+ * for the q found, as long as that leaves a smaller error. A scale that is no number where w has an element that is none, or beyond float16. */
+void ha_store_group(uint8_t *group, int bits, const float *w, size_t n);
+
 #endif

@@ -135,7 +135,7 @@ ha_decoder_state_free(ha_decoder_state *s)
 static ha_status
 grow_linear_scratch(const ha_decoder *d, ha_decoder_state *s, const ha_linear *linear, size_t m, ha_error *err)
 {
-    const size_t bytes = d->kernels->linear_scratch_bytes(d->format, m, linear->n, linear->k, s->n_threads);
+    const size_t bytes = d->kernels->linear_scratch_bytes(linear->format, m, linear->n, linear->k, s->n_threads);
     if (bytes > s->linear_scratch_bytes) {
         free(s->linear_scratch);
         s->linear_scratch_bytes = 0;
@@ -279,7 +279,7 @@ norm(const ha_decoder *d, float *out, const float *x, const ha_norm *norm, size_
 static void
 apply(const ha_decoder *d, const ha_decoder_state *s, const ha_linear *linear, const float *x, float *y, size_t m)
 {
-    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, d->format, linear->bias, HA_ACT_NONE, m, linear->n, linear->k,
+    d->kernels->linear_f32(y, linear->n, x, linear->k, linear->packed, linear->format, linear->bias, HA_ACT_NONE, m, linear->n, linear->k,
                            s->linear_scratch, s->n_threads);
 }
 

@@ -12,6 +12,7 @@
 /* A packed weight; several stored matrices may stand in it one after another (query, key, value; gate, up). */
 typedef struct ha_linear {
     size_t n, k;                    /* out_features, in_features */
+    ha_weight_format format;
     const void *packed;
     const float *bias;              /* (n,) or NULL */
 } ha_linear;

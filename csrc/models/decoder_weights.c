@@ -6,6 +6,7 @@
 
 #include "core/pages.h"
 #include "core/parallel.h"
+#include "kernels/quantize.h"
 #include "models/decoder_impl.h"
 #include "models/decoder_layout.h"
 
@@ -114,7 +115,7 @@ open_source(reader *r, ha_linear *to, size_t k)
     source *s = &r->sources[r->n_sources++];
     memset(s, 0, sizeof(*s));
     s->to = to;
-    *to = (ha_linear){0, k, NULL, NULL};
+    *to = (ha_linear){0, k, r->decoder->format, NULL, NULL};
     return s;
 }
 
@@ -123,7 +124,7 @@ close_source(reader *r, source *s)
 {
     s->first_panel = r->n_panels;
     r->n_panels += (s->to->n + HA_PANEL - 1) / HA_PANEL;
-    s->offset = reserve(r, r->decoder->kernels->linear_packed_bytes(r->decoder->format, s->to->n, s->to->k));
+    s->offset = reserve(r, r->decoder->kernels->linear_packed_bytes(s->to->format, s->to->n, s->to->k));
     for (size_t i = 0; i < s->n_parts; i++) {
         if (s->bias[i] != NULL) {
             s->bias_offset = reserve(r, s->to->n * sizeof(float));
@@ -237,6 +238,7 @@ add_ends(reader *r)
         return status;
     }
     source *s = open_source(r, &d->head, c->hidden_size);
+    s->to->format = d->format == HA_WEIGHT_Q4 ? HA_WEIGHT_Q8 : d->format;
     s->n_parts = 1;
     s->rows[0] = s->to->n = c->vocab_size;
     s->parts[0] = d->embedding;
@@ -284,18 +286,24 @@ check_unexpected(const reader *r)
     return HA_OK;
 }
 
-/* Rows [first, first + count) of one part, in the order that this library computes in: for rotary pairs, row j (head_dim / 2) + i of a head
- * stands in the file as row 2 i + j. */
+/* Where a row of one part, in the order that this library computes in, stands in the file: for rotary pairs, row j (head_dim / 2) + i of a head as row 2 i + j. */
+static size_t
+stored_row(const ha_decoder_config *c, int pairs, size_t row)
+{
+    const size_t half = c->head_dim / 2, in = row % c->head_dim;
+    return pairs ? row - in + 2 * (in % half) + in / half : row;
+}
+
+/* Rows [first, first + count) of one part. */
 static ha_status
 part_rows(const ha_decoder_config *c, const ha_tensor *tensor, int pairs, size_t first, size_t count, float *out, ha_error *err)
 {
     if (!pairs) {
         return ha_tensor_rows_f32(tensor, first, count, out, err);
     }
-    const size_t k = tensor->ndim == 2 ? tensor->shape[1] : 1, half = c->head_dim / 2;
+    const size_t k = tensor->ndim == 2 ? tensor->shape[1] : 1;
     for (size_t row = first; row < first + count; row++) {
-        const size_t head = row / c->head_dim, in = row % c->head_dim;
-        ha_status status = ha_tensor_rows_f32(tensor, head * c->head_dim + 2 * (in % half) + in / half, 1, out + (row - first) * k, err);
+        ha_status status = ha_tensor_rows_f32(tensor, stored_row(c, 1, row), 1, out + (row - first) * k, err);
         if (status != HA_OK) {
             return status;
         }
@@ -325,10 +333,42 @@ part_columns(const ha_tensor *tensor, size_t first, size_t count, float *line, f
     return HA_OK;
 }
 
-/* Widens and packs one panel of one source; scratch (HA_PANEL, k). */
+/* Rows [first, first + count) of one part as groups: the file's own where they have the width, else rounded. line (k,) is scratch. */
+static ha_status
+part_groups(const ha_decoder_config *c, const source *s, size_t part, size_t first, size_t count, int bits, float *line, uint8_t *out, ha_error *err)
+{
+    const ha_tensor *tensor = s->parts[part];
+    const size_t k = s->to->k, size = ha_group_bytes(bits);
+    for (size_t row = first; row < first + count; row++) {
+        if (!s->transposed && ha_tensor_row_groups(tensor, stored_row(c, s->pairs[part], row), bits, out)) {
+            out += ha_group_row_bytes(bits, k);
+            continue;
+        }
+        float unused;
+        ha_status status = s->transposed ? part_columns(tensor, row, 1, &unused, line, err) : part_rows(c, tensor, s->pairs[part], row, 1, line, err);
+        if (status != HA_OK) {
+            return status;
+        }
+        for (size_t p = 0; p < k; p += HA_GROUP, out += size) {
+            ha_store_group(out, bits, line + p, k - p);
+        }
+    }
+    return HA_OK;
+}
+
+/* Scratch floats of pack_panel for rows of k elements at most: one panel, or one row and a panel of groups. */
+static size_t
+panel_floats(size_t k)
+{
+    return HA_PANEL * (k + HA_GROUP) + HA_GROUP;
+}
+
+/* Widens or rounds, and packs, one panel of one source. */
 static ha_status
 pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, ha_error *err)
 {
+    const int bits = s->to->format == HA_WEIGHT_Q8 ? 8 : s->to->format == HA_WEIGHT_Q4 ? 4 : 0;
+    uint8_t *groups = (uint8_t *)(scratch + s->to->k);
     const size_t n = s->to->n, k = s->to->k, first = panel * HA_PANEL, count = n - first < HA_PANEL ? n - first : HA_PANEL;
     size_t begin = 0;
     for (size_t i = 0; i < s->n_parts; i++) {
@@ -336,15 +376,22 @@ pack_panel(const ha_decoder *d, const source *s, size_t panel, float *scratch, h
         const size_t from = first > begin ? first : begin, to = first + count < end ? first + count : end;
         if (from < to) {
             float line[HA_PANEL], *out = scratch + (from - first) * k;
-            ha_status status = s->transposed ? part_columns(s->parts[i], from - begin, to - from, line, out, err)
-                                             : part_rows(&d->config, s->parts[i], s->pairs[i], from - begin, to - from, out, err);
+            ha_status status = bits > 0 ? part_groups(&d->config, s, i, from - begin, to - from, bits, scratch,
+                                                      groups + (from - first) * ha_group_row_bytes(bits, k), err)
+                               : s->transposed ? part_columns(s->parts[i], from - begin, to - from, line, out, err)
+                                               : part_rows(&d->config, s->parts[i], s->pairs[i], from - begin, to - from, out, err);
             if (status != HA_OK) {
                 return status;
             }
         }
         begin = end;
     }
-    d->kernels->linear_pack(d->packed + s->offset, d->format, n, k, first, count, scratch, k);
+    if (bits > 0) {
+        d->kernels->linear_pack_groups(d->packed + s->offset, s->to->format, k, first, count, groups);
+    }
+    else {
+        d->kernels->linear_pack(d->packed + s->offset, s->to->format, n, k, first, count, scratch, k);
+    }
     return HA_OK;
 }
 
@@ -360,7 +407,7 @@ pack_range(const reader *r, size_t begin, size_t end, size_t widest, int n_threa
 #endif
     {
         ha_error err;
-        float *scratch = malloc(HA_PANEL * widest * sizeof(float));
+        float *scratch = malloc(panel_floats(widest) * sizeof(float));
         ha_status status = scratch != NULL ? HA_OK : ha_fail(&err, HA_ERR_NOMEM, "out of memory while packing weights");
         size_t s = 0;
 #if defined(_OPENMP)

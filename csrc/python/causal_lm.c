@@ -38,6 +38,8 @@ py_causal_lm(PyObject *module, PyObject *obj)
 
 /* -- new -- */
 
+static const char *const formats[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_Q8] = "int8", [HA_WEIGHT_Q4] = "int4"};
+
 /* NULL is the default: bfloat16 where the CPU multiplies it (twice float32's rate, half its bytes), else float32. */
 static int
 parse_dtype(const char *name, ha_weight_format *out)
@@ -45,15 +47,16 @@ parse_dtype(const char *name, ha_weight_format *out)
     if (name == NULL) {
         *out = strcmp(ha_kernels_get()->isa, "avx512bf16") == 0 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32;
     }
-    else if (strcmp(name, "float32") == 0) {
-        *out = HA_WEIGHT_F32;
-    }
-    else if (strcmp(name, "bfloat16") == 0) {
-        *out = HA_WEIGHT_BF16;
-    }
     else {
-        PyErr_Format(PyExc_ValueError, "dtype must be None, 'float32' or 'bfloat16', got '%s'", name);
-        return -1;
+        size_t i = 0;
+        while (i < sizeof(formats) / sizeof(formats[0]) && (formats[i] == NULL || strcmp(name, formats[i]) != 0)) {
+            i++;
+        }
+        if (i == sizeof(formats) / sizeof(formats[0])) {
+            PyErr_Format(PyExc_ValueError, "dtype must be None, 'float32', 'bfloat16', 'int8' or 'int4', got '%s'", name);
+            return -1;
+        }
+        *out = (ha_weight_format)i;
     }
     return 0;
 }
@@ -234,7 +237,7 @@ static PyObject *
 causal_lm_dtype(PyObject *self, void *unused)
 {
     (void)unused;
-    return PyUnicode_FromString(ha_decoder_format(((causal_lm_object *)self)->decoder) == HA_WEIGHT_BF16 ? "bfloat16" : "float32");
+    return PyUnicode_FromString(formats[ha_decoder_format(((causal_lm_object *)self)->decoder)]);
 }
 
 static PyObject *
@@ -264,8 +267,9 @@ PyDoc_STRVAR(causal_lm_doc,
 "Parameters\n"
 "----------\n"
 "path : str or path-like\n"
-"dtype : {None, 'float32', 'bfloat16'}\n"
-"    What the weights are widened or rounded to, once. None: bfloat16 where the CPU multiplies it, else float32.\n"
+"dtype : {None, 'float32', 'bfloat16', 'int8', 'int4'}\n"
+"    What the weights are widened or rounded to, once. None: bfloat16 where the CPU multiplies it, else float32. int8, int4: in groups of 32 along a\n"
+"    row, and so is the input of every matrix, to 8 bits; a GGUF file's own Q8_0, and Q4_0 and Q4_1, stay as they are.\n"
 "n_threads : int, default 0\n"
 "    0 means the library default. No result depends on it.\n\n"
 "Raises\n"

@@ -35,9 +35,9 @@ PyDoc_STRVAR(linear_doc,
 "weight : array_like, shape (n, k)\n"
 "    out_features by in_features.\n"
 "bias : array_like, shape (n,), optional\n"
-"dtype : 'float32', 'bfloat16' or 'int8', default 'float32'\n"
+"dtype : 'float32', 'bfloat16', 'int8', 'q8' or 'q4', default 'float32'\n"
 "    Storage of the weight. With 'bfloat16' on a CPU with bfloat16 dot products x is rounded to bfloat16 too; sums are float32.\n"
-"    With 'int8' x is rounded row by row; sums are integers.\n\n"
+"    With 'int8' x is rounded row by row; sums are integers. 'q8' and 'q4': weight and x in groups of 32 columns, each with a scale.\n\n"
 "Raises\n"
 "------\n"
 "ValueError\n"
@@ -58,9 +58,14 @@ linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$s:Linear", names, &weight_obj, &bias_obj, &dtype)) {
         return NULL;
     }
-    const int bf16 = strcmp(dtype, "bfloat16") == 0, i8 = strcmp(dtype, "int8") == 0;
-    if (!bf16 && !i8 && strcmp(dtype, "float32") != 0) {
-        return PyErr_Format(PyExc_ValueError, "Linear: dtype must be 'float32', 'bfloat16' or 'int8', got '%s'", dtype);
+    static const char *const formats[] = {[HA_WEIGHT_F32] = "float32", [HA_WEIGHT_BF16] = "bfloat16", [HA_WEIGHT_I8] = "int8", [HA_WEIGHT_Q8] = "q8",
+                                          [HA_WEIGHT_Q4] = "q4"};
+    size_t format = 0;
+    while (format < sizeof(formats) / sizeof(formats[0]) && strcmp(dtype, formats[format]) != 0) {
+        format++;
+    }
+    if (format == sizeof(formats) / sizeof(formats[0])) {
+        return PyErr_Format(PyExc_ValueError, "Linear: dtype must be 'float32', 'bfloat16', 'int8', 'q8' or 'q4', got '%s'", dtype);
     }
     PyArrayObject *weight = NULL, *bias = NULL;
     linear_object *self = NULL, *result = NULL;
@@ -77,10 +82,10 @@ linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         goto done;
     }
     self->kernels = ha_kernels_get();
-    self->format = bf16 ? HA_WEIGHT_BF16 : i8 ? HA_WEIGHT_I8 : HA_WEIGHT_F32;
+    self->format = (ha_weight_format)format;
     self->n = (size_t)PyArray_DIM(weight, 0);
     self->k = (size_t)PyArray_DIM(weight, 1);
-    if (i8 && self->k > HA_I8_MAX_K) {
+    if (self->format == HA_WEIGHT_I8 && self->k > HA_I8_MAX_K) {
         PyErr_Format(PyExc_ValueError, "Linear: an int8 weight has at most %zu columns, got %zu", (size_t)HA_I8_MAX_K, self->k);
         goto done;
     }

@@ -12,7 +12,9 @@ void
 ha_bpe_free(ha_bpe *model)
 {
     free(model->merges);
-    ha_trie_free(&model->chars);
+    for (int place = 0; place < HA_BPE_PLACES; place++) {
+        ha_trie_free(&model->chars[place]);
+    }
     ha_trie_free(&model->long_words);
 }
 
@@ -44,40 +46,86 @@ ha_char_to_byte(uint32_t c)
 
 /* ---- symbols of the vocabulary ---- */
 
-void
-ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab)
+/* Of the first n_tokens tokens alone, which are the model's own. */
+static int32_t
+own_id(const ha_vocab *vocab, size_t n_tokens, const char *text, size_t length)
 {
-    model->all_bytes = 1;
-    for (unsigned byte = 0; byte < 256; byte++) {
-        uint8_t text[4];
-        const size_t size = ha_utf8_encode(ha_byte_to_char((uint8_t)byte), text);
-        model->byte_ids[byte] = ha_vocab_id(vocab, (const char *)text, size);
-        model->all_bytes &= model->byte_ids[byte] >= 0;
+    const int32_t id = ha_vocab_id(vocab, text, length);
+    return id >= 0 && (size_t)vocab->by_id[id] < n_tokens ? id : -1;
+}
+
+/* How a symbol is written in a place of a word. */
+static ha_affixes
+affixes_at(ha_affixes affixes, int place)
+{
+    affixes.prefix_length = (place & HA_BPE_GOES_ON) != 0 ? affixes.prefix_length : 0;
+    affixes.suffix_length = (place & HA_BPE_ENDS) != 0 ? affixes.suffix_length : 0;
+    return affixes;
+}
+
+/* Whether the token is one character between the affixes, which *key then is. */
+static int
+is_character(const ha_vocab *vocab, ha_vocab_token token, ha_affixes a, ha_trie_key *key)
+{
+    const char *text = vocab->text + token.at;
+    const size_t around = a.prefix_length + a.suffix_length;
+    size_t size;
+    if (token.length <= around || token.length > around + 4 || (a.prefix_length > 0 && memcmp(text, a.prefix, a.prefix_length) != 0)
+        || (a.suffix_length > 0 && memcmp(text + token.length - a.suffix_length, a.suffix, a.suffix_length) != 0)) {
+        return 0;
     }
+    *key = (ha_trie_key){text + a.prefix_length, token.length - around, token.id};
+    ha_utf8_decode((const uint8_t *)key->text, &size);
+    return size == key->length;
 }
 
 ha_status
-ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err)
+ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab, size_t n_tokens, ha_affixes affixes, ha_error *err)
+{
+    char *text = malloc(affixes.prefix_length + 4 + affixes.suffix_length);
+    if (text == NULL) {
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_tokens);
+    }
+    model->all_bytes = 1;
+    model->affixes = affixes.prefix_length + affixes.suffix_length > 0;
+    for (int place = 0; place < (model->affixes ? HA_BPE_PLACES : 1); place++) {
+        const ha_affixes a = affixes_at(affixes, place);
+        for (unsigned byte = 0; byte < 256; byte++) {
+            size_t n = a.prefix_length;
+            if (n > 0) {
+                memcpy(text, a.prefix, n);
+            }
+            n += ha_utf8_encode(ha_byte_to_char((uint8_t)byte), (uint8_t *)text + n);
+            if (a.suffix_length > 0) {
+                memcpy(text + n, a.suffix, a.suffix_length);
+            }
+            model->byte_ids[place][byte] = own_id(vocab, n_tokens, text, n + a.suffix_length);
+            model->all_bytes &= model->byte_ids[place][byte] >= 0;
+        }
+    }
+    free(text);
+    return HA_OK;
+}
+
+ha_status
+ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, size_t n_tokens, ha_affixes affixes, ha_error *err)
 {
     static const char digits[] = "0123456789ABCDEF";
-    ha_trie_key *keys = malloc((vocab->n_tokens + 1) * sizeof(*keys));
-    size_t n = 0, size;
-    if (keys == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", vocab->n_tokens);
-    }
-    for (size_t i = 0; i < vocab->n_tokens; i++) {
-        const ha_vocab_token t = vocab->tokens[i];
-        const char *text = vocab->text + t.at;
-        if (t.length > 0 && t.length <= 4 && (ha_utf8_decode((const uint8_t *)text, &size), size == t.length)) {
-            keys[n++] = (ha_trie_key){text, t.length, t.id};
+    ha_trie_key *keys = malloc((n_tokens + 1) * sizeof(*keys));
+    ha_status status = keys != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "out of memory for %zu tokens", n_tokens);
+    model->characters = 1;
+    model->affixes = affixes.prefix_length + affixes.suffix_length > 0;
+    for (int place = 0; place < (model->affixes ? HA_BPE_PLACES : 1) && status == HA_OK; place++) {
+        size_t n = 0;
+        for (size_t i = 0; i < n_tokens && i < vocab->n_tokens; i++) {
+            n += (size_t)is_character(vocab, vocab->tokens[i], affixes_at(affixes, place), &keys[n]);
         }
+        status = ha_trie_build(keys, n, &model->chars[place], err);
     }
     for (unsigned byte = 0; byte < 256; byte++) {
         const char text[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
-        model->byte_ids[byte] = ha_vocab_id(vocab, text, sizeof(text));
+        model->byte_ids[0][byte] = own_id(vocab, n_tokens, text, sizeof(text));
     }
-    model->characters = 1;
-    const ha_status status = ha_trie_build(keys, n, &model->chars, err);
     free(keys);
     return status;
 }
@@ -156,29 +204,57 @@ ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged)
     ha_bpe_add_ranked(model, left, right, (int32_t)model->n_merges, merged);
 }
 
-ha_status
-ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err)
+/* *id: what the two texts make together, looked for at id `guess` first. */
+static ha_status
+find_joined(const ha_vocab *vocab, const char *const half[2], const size_t length[2], int32_t guess, int32_t *id, ha_error *err)
 {
     char small[256], *both = small;
     const size_t total = length[0] + length[1];
     if (total > sizeof(small) && (both = malloc(total)) == NULL) {
-        return ha_fail(err, HA_ERR_NOMEM, "out of memory for merges[%zu]", i);
+        return ha_fail(err, HA_ERR_NOMEM, "out of memory for a merge");
     }
     memcpy(both, half[0], length[0]);
     memcpy(both + length[0], half[1], length[1]);
-    const int32_t left = ha_vocab_id(vocab, half[0], length[0]), right = ha_vocab_id(vocab, half[1], length[1]);
     size_t guessed_length;
     const char *guessed = ha_vocab_text(vocab, guess, &guessed_length);
     const int known = guessed != NULL && guessed_length == total && memcmp(guessed, both, total) == 0;
-    const int32_t merged = known ? guess : ha_vocab_id(vocab, both, total);
+    *id = known ? guess : ha_vocab_id(vocab, both, total);
     if (both != small) {
         free(both);
     }
-    if (left < 0 || right < 0 || merged < 0 || length[0] == 0 || length[1] == 0) {
-        return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: %s is not in the vocabulary", i,
-                       left < 0 ? "the left half" : right < 0 ? "the right half" : "the merged token");
+    return HA_OK;
+}
+
+ha_status
+ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err)
+{
+    const int32_t left = ha_vocab_id(vocab, half[0], length[0]), right = ha_vocab_id(vocab, half[1], length[1]);
+    *out = (ha_merge){left, right, -1};
+    if (left < 0 || right < 0 || length[0] == 0 || length[1] == 0) {
+        return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: the %s half is not in the vocabulary", i, left < 0 || length[0] == 0 ? "left" : "right");
     }
-    *out = (ha_merge){left, right, merged};
+    return find_joined(vocab, half, length, guess, &out->merged, err);
+}
+
+ha_status
+ha_merge_without_prefix(const ha_vocab *vocab, size_t i, size_t prefix_length, ha_merge *merge, ha_error *err)
+{
+    size_t length[2];
+    const char *half[2] = {ha_vocab_text(vocab, merge->left, &length[0]), ha_vocab_text(vocab, merge->right, &length[1])};
+    if (length[1] < prefix_length || ((uint8_t)half[1][prefix_length] & 0xC0) == 0x80) {
+        return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: the right half has no room for continuing_subword_prefix", i);
+    }
+    half[1] += prefix_length, length[1] -= prefix_length;
+    return find_joined(vocab, half, length, -1, &merge->merged, err);
+}
+
+ha_status
+ha_bpe_add_found(ha_bpe *model, size_t i, ha_merge merge, ha_error *err)
+{
+    if (merge.merged < 0) {
+        return ha_fail(err, HA_ERR_FORMAT, "merges[%zu]: the merged token is not in the vocabulary", i);
+    }
+    ha_bpe_add_merge(model, merge.left, merge.right, merge.merged);
     return HA_OK;
 }
 
@@ -187,10 +263,7 @@ ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char
 {
     ha_merge merge;
     const ha_status status = ha_merge_find(vocab, i, half, length, -1, &merge, err);
-    if (status == HA_OK) {
-        ha_bpe_add_merge(model, merge.left, merge.right, merge.merged);
-    }
-    return status;
+    return status == HA_OK ? ha_bpe_add_found(model, i, merge, err) : status;
 }
 
 /* ---- one word ---- */
@@ -358,13 +431,20 @@ mapped_size(uint8_t byte)
     return ha_byte_to_char(byte) < 0x80 ? 1 : 2;
 }
 
+/* The place of the symbol of bytes [at, next) in its word, when places matter. */
+static int
+place_of(const ha_bpe *model, size_t begin, size_t at, size_t next, size_t end)
+{
+    return model->affixes ? (at > begin ? HA_BPE_GOES_ON : 0) | (next == end ? HA_BPE_ENDS : 0) : 0;
+}
+
 /* One symbol a byte. Lengths are those of the mapped characters when a byte may be missing (HA_BPE lengths then need `unmap`), else 1. */
 static size_t
 first_symbols(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_symbol *s)
 {
     size_t n = 0, unk = 0;      /* unk: mapped bytes of the unknown symbol that is still open */
     for (size_t i = begin; i < end; i++) {
-        const int32_t id = model->byte_ids[text[i]];
+        const int32_t id = model->byte_ids[place_of(model, begin, i, i + 1, end)][text[i]];
         const uint32_t length = model->all_bytes ? 1 : (uint32_t)mapped_size(text[i]);
         if (id < 0 && model->unk_id < 0) {
             continue;           /* as in the reference: no symbol at all */
@@ -393,13 +473,13 @@ first_characters(const ha_bpe *model, const uint8_t *text, size_t begin, size_t 
     for (size_t i = begin; i < end; i += size) {
         int32_t id = -1;
         ha_utf8_decode(text + i, &size);
-        int fallback = ha_trie_longest(&model->chars, text + i, size, &id) == 0 && model->byte_fallback;
+        int fallback = ha_trie_longest(&model->chars[place_of(model, begin, i, i + size, end)], text + i, size, &id) == 0 && model->byte_fallback;
         for (size_t k = 0; k < size && fallback; k++) {
-            fallback = model->byte_ids[text[i + k]] >= 0;
+            fallback = model->byte_ids[0][text[i + k]] >= 0;
         }
         if (fallback) {         /* as in the reference: before an unknown symbol that is open, not after it */
             for (size_t k = 0; k < size; k++) {
-                s[n++] = (ha_bpe_symbol){model->byte_ids[text[i + k]], 0, 0, 1};
+                s[n++] = (ha_bpe_symbol){model->byte_ids[0][text[i + k]], 0, 0, 1};
             }
             continue;
         }

@@ -284,6 +284,8 @@ run_step(const ha_decoder_step *step, const token_list *in, token_list *out, ha_
     if (step->kind == HA_DECODER_BYTE_FALLBACK) {
         return status == HA_OK ? byte_fallback(in, out, err) : status;
     }
+    ha_decoder_step last = *step;
+    last.to_length = step->kind == HA_DECODER_BPE ? 0 : step->to_length;
     const int joins = step->kind == HA_DECODER_FUSE || step->kind == HA_DECODER_BYTE_LEVEL;
     for (size_t i = 0; i < in->n && status == HA_OK; i++) {
         const uint8_t *text = token_at(in, i, &length);
@@ -291,7 +293,8 @@ run_step(const ha_decoder_step *step, const token_list *in, token_list *out, ha_
         case HA_DECODER_WORDPIECE: status = write_wordpiece(step, text, length, i == 0, out, err); break;
         case HA_DECODER_BYTE_LEVEL: status = write_byte_level(text, length, &out->text, err); break;
         case HA_DECODER_METASPACE: status = write_metaspace(step, text, length, i == 0, &out->text, err); break;
-        case HA_DECODER_REPLACE: status = write_replaced(step, text, length, &out->text, err); break;
+        case HA_DECODER_REPLACE:
+        case HA_DECODER_BPE: status = write_replaced(i + 1 < in->n ? step : &last, text, length, &out->text, err); break;
         case HA_DECODER_STRIP: status = write_stripped(step, text, length, out, err); break;
         default: status = append(out, text, length, err); break;
         }
@@ -326,7 +329,8 @@ token_bytes(const ha_token_decoder *decoder, const char *text, size_t length, ha
         switch (step->kind) {
         case HA_DECODER_BYTE_LEVEL: status = write_byte_level(now->text, now->length, next, err); break;
         case HA_DECODER_METASPACE: status = write_metaspace(step, now->text, now->length, 0, next, err); break;
-        case HA_DECODER_REPLACE: status = write_replaced(step, now->text, now->length, next, err); break;
+        case HA_DECODER_REPLACE:
+        case HA_DECODER_BPE: status = write_replaced(step, now->text, now->length, next, err); break;
         default: continue;
         }
         const ha_text_buf swap = *now;

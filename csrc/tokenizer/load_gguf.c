@@ -239,7 +239,7 @@ read_all(ha_tokenizer *tok, const ha_tensor_file *file, ha_error *err)
         TRY(read_pre(tok, file, err));
         TRY(read_tokens(tok, file, err));
         TRY(read_merges(tok, file, err));
-        ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+        TRY(ha_bpe_read_bytes(&tok->bpe, &tok->vocab, tok->n_model_tokens, (ha_affixes){0}, err));
     }
     const int has_pad = ha_gguf_has(file, "tokenizer.ggml.padding_token_id");
     TRY(read_special(tok, file, NULL, has_pad, "tokenizer.ggml.padding_token_id", &tok->pad_id, err));

@@ -41,7 +41,7 @@ ha_status ha_load_sequence(const ha_json_reader *r, const ha_json_node *node, co
 enum { HA_LOAD_SINKS = 2 };
 void ha_load_sinks(ha_json_sink sinks[HA_LOAD_SINKS]);
 ha_status ha_load_vocab(const ha_json_reader *r, const ha_json_node *vocab, ha_json_type type);
-ha_status ha_load_merges(const ha_json_reader *r, const ha_json_node *model);
+ha_status ha_load_merges(const ha_json_reader *r, const ha_json_node *model, size_t prefix_length);
 
 /* The parts, in the order in which they must be read: each relies on those before it. */
 ha_status ha_load_normalizer(const ha_json_reader *r, const ha_json_node *node, const char *type);

@@ -47,27 +47,38 @@ read_wordpiece(const ha_json_reader *r, const ha_json_node *model)
     return r->tok->tables != NULL ? HA_OK : ha_wordpiece_build(&r->tok->vocab, ha_load_is_null(prefix) ? "##" : prefix->string, ha_load_is_null(prefix) ? 2 : prefix->length, wp, r->err);
 }
 
+/* A string member, "" when it is absent or null. */
+static ha_status
+affix(const ha_json_reader *r, const ha_json_node *node, const char *what, const char *key, const char **text, size_t *length)
+{
+    const ha_json_node *value = ha_json_get(r->json, node, key);
+    *text = "", *length = 0;
+    if (!ha_load_is_null(value)) {
+        TRY(ha_load_string(r, node, what, key, &value));
+        *text = value->string, *length = value->length;
+    }
+    return HA_OK;
+}
+
 static ha_status
 read_bpe(const ha_json_reader *r, const ha_json_node *model)
 {
     ha_bpe *bpe = &r->tok->bpe;
+    ha_affixes affixes = {0};
     TRY(ha_load_vocab(r, ha_json_get(r->json, model, "vocab"), HA_JSON_OBJECT));
     TRY(expect_off(r, model, "BPE", "dropout"));
-    TRY(expect_off(r, model, "BPE", "continuing_subword_prefix"));
-    TRY(expect_off(r, model, "BPE", "end_of_word_suffix"));
+    TRY(affix(r, model, "BPE", "continuing_subword_prefix", &affixes.prefix, &affixes.prefix_length));
+    TRY(affix(r, model, "BPE", "end_of_word_suffix", &affixes.suffix, &affixes.suffix_length));
     TRY(token_id(r, model, "unk_token", &bpe->unk_id));
     TRY(ha_load_bool(r, model, "fuse_unk", 0, &bpe->fuse_unk));
     TRY(ha_load_bool(r, model, "ignore_merges", 0, &bpe->ignore_merges));
-    TRY(ha_load_merges(r, model));
-    if (!r->tok->pre.byte_level) {
-        TRY(ha_load_bool(r, model, "byte_fallback", 0, &bpe->byte_fallback));
-        return ha_bpe_read_characters(bpe, &r->tok->vocab, r->err);
+    TRY(ha_load_merges(r, model, affixes.prefix_length));
+    TRY(ha_load_bool(r, model, "byte_fallback", 0, &bpe->byte_fallback));
+    TRY((r->tok->pre.byte_level ? ha_bpe_read_bytes : ha_bpe_read_characters)(bpe, &r->tok->vocab, r->tok->n_model_tokens, affixes, r->err));
+    if (bpe->byte_fallback && bpe->affixes && !bpe->all_bytes) {       /* the reference falls back on the bytes of the affixes too, and then its places lie beside the text */
+        return ha_fail(r->err, HA_ERR_FORMAT, "BPE: \"byte_fallback\" with \"continuing_subword_prefix\" or \"end_of_word_suffix\" is not supported");
     }
-    ha_bpe_read_bytes(bpe, &r->tok->vocab);
-    if (!bpe->all_bytes) {
-        TRY(expect_off(r, model, "BPE", "byte_fallback"));      /* it would matter */
-    }
-    return HA_OK;
+    return bpe->characters || bpe->all_bytes ? HA_OK : expect_off(r, model, "BPE", "byte_fallback");      /* it would matter */
 }
 
 static ha_status

@@ -147,6 +147,18 @@ read_replace(const ha_json_reader *r, const ha_json_node *node)
 }
 
 static ha_status
+read_bpe_decoder(const ha_json_reader *r, const ha_json_node *node)
+{
+    const ha_json_node *suffix;
+    TRY(ha_load_string(r, node, "decoder: BPEDecoder", "suffix", &suffix));
+    if (suffix->length == 0) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "decoder: BPEDecoder with an empty suffix is not supported");
+    }
+    return ha_token_decoder_add(&r->tok->decoder, (ha_decoder_step){.kind = HA_DECODER_BPE, .from = suffix->string, .from_length = suffix->length,
+                                                              .to = " ", .to_length = 1}, r->err);
+}
+
+static ha_status
 read_strip(const ha_json_reader *r, const ha_json_node *node)
 {
     const ha_json_node *content;
@@ -182,6 +194,9 @@ ha_load_decoder(const ha_json_reader *r, const ha_json_node *node, const char *t
     }
     if (strcmp(type, "Strip") == 0) {
         return read_strip(r, node);
+    }
+    if (strcmp(type, "BPEDecoder") == 0) {
+        return read_bpe_decoder(r, node);
     }
     if (strcmp(type, "Metaspace") == 0) {
         ha_decoder_step step = {.kind = HA_DECODER_METASPACE};

@@ -192,7 +192,7 @@ merges_item(void *context, const ha_json *json, const ha_json_node *item, ha_err
 }
 
 ha_status
-ha_load_merges(const ha_json_reader *r, const ha_json_node *model)
+ha_load_merges(const ha_json_reader *r, const ha_json_node *model, size_t prefix_length)
 {
     const ha_json_node *merges = ha_json_get(r->json, model, "merges");
     if (merges == NULL || merges->type != HA_JSON_ARRAY) {
@@ -206,8 +206,10 @@ ha_load_merges(const ha_json_reader *r, const ha_json_node *model)
     }
     TRY(ha_bpe_reserve(&r->tok->bpe, r->tables->n_merges, r->err));
     for (size_t i = 0; i < r->tables->n_merges; i++) {
-        const ha_merge merge = r->tables->merges[i];
-        ha_bpe_add_merge(&r->tok->bpe, merge.left, merge.right, merge.merged);
+        if (prefix_length > 0) {
+            TRY(ha_merge_without_prefix(&r->tok->vocab, i, prefix_length, &r->tables->merges[i], r->err));
+        }
+        TRY(ha_bpe_add_found(&r->tok->bpe, i, r->tables->merges[i], r->err));
     }
     return HA_OK;
 }

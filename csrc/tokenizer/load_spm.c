@@ -318,7 +318,7 @@ build_model(loader *l)
             return ha_fail(l->err, HA_ERR_FORMAT, "trainer_spec: unk_piece '%.*s' is no piece", (int)(unk.length < 80 ? unk.length : 80), unk.text);
         }
         TRY(tok->tables != NULL ? HA_OK : add_merges(l));
-        return ha_bpe_read_characters(&tok->bpe, &tok->vocab, l->err);
+        return ha_bpe_read_characters(&tok->bpe, &tok->vocab, tok->n_model_tokens, (ha_affixes){0}, l->err);
     }
     tok->model_kind = HA_MODEL_UNIGRAM;
     tok->unigram.byte_fallback = falls_back;

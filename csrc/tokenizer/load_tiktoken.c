@@ -58,9 +58,9 @@ read_lines(ha_tokenizer *tok, const uint8_t *data, size_t size, char *text, ha_e
     }
     tok->n_model_tokens = tok->vocab.n_tokens;
     tok->n_model_ids = tok->vocab.n_ids;
-    ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    TRY(ha_bpe_read_bytes(&tok->bpe, &tok->vocab, tok->n_model_tokens, (ha_affixes){0}, err));
     for (int byte = 0; byte < 256; byte++) {
-        if (tok->bpe.byte_ids[byte] < 0) {
+        if (tok->bpe.byte_ids[0][byte] < 0) {
             return ha_fail(err, HA_ERR_FORMAT, "byte 0x%02X is no token", (unsigned)byte);
         }
     }

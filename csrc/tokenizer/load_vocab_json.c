@@ -169,7 +169,7 @@ read_all(ha_tokenizer *tok, const ha_json *json, size_t size, const ha_map_file 
         return ha_fail(err, HA_ERR_FORMAT, "merges.txt: not UTF-8");
     }
     TRY(read_merges(tok, merges->data, merges->size, err));
-    ha_bpe_read_bytes(&tok->bpe, &tok->vocab);
+    TRY(ha_bpe_read_bytes(&tok->bpe, &tok->vocab, tok->n_model_tokens, (ha_affixes){0}, err));
     TRY(configure(tok, c, err));
     return ha_tokenizer_finish(tok, err);
 }

@@ -88,17 +88,24 @@ ha_status ha_wordpiece_build(const ha_vocab *vocab, const char *prefix, size_t p
 void ha_wordpiece_free(ha_wordpiece *model);
 ha_status ha_wordpiece_encode(const ha_wordpiece *model, const uint8_t *text, size_t begin, size_t end, ha_tokens *out, ha_error *err);
 
-typedef struct ha_merge { int32_t left, right, merged; } ha_merge;
+typedef struct ha_merge { int32_t left, right, merged; } ha_merge;      /* merged -1: what the two make is not in the vocabulary */
 typedef struct ha_bpe_merge { uint64_t pair; int32_t rank, id; } ha_bpe_merge;      /* rank -1: a free slot */
+
+/* Where a symbol stands in its word: bits, so 3 is the last of several. */
+enum { HA_BPE_GOES_ON = 1, HA_BPE_ENDS = 2, HA_BPE_PLACES = 4 };
+
+/* How tokens are written that go on a word, and those that end one (continuing_subword_prefix, end_of_word_suffix). Zeroed: like any other. */
+typedef struct ha_affixes { const char *prefix, *suffix; size_t prefix_length, suffix_length; } ha_affixes;
 
 typedef struct ha_bpe {
     ha_bpe_merge *merges;       /* hash table; n_slots is a power of two */
     size_t n_slots, n_merges;
     uint64_t seed;
     int characters;             /* symbols begin as characters of the text, else as bytes */
-    ha_trie chars;              /* with characters: the tokens of one character */
-    int byte_fallback;          /* with characters: one without a token is the tokens of its bytes, when all of them have one */
-    int32_t byte_ids[256];      /* the token of one byte (with characters: "<0x41>"); -1: none */
+    int affixes;                /* tokens that go on a word or end it are written with a prefix or suffix: a symbol's token depends on its place */
+    ha_trie chars[HA_BPE_PLACES];           /* with characters: the tokens of one character, without affixes [0] alone */
+    int byte_fallback;          /* with characters and no affixes: one without a token is the tokens of its bytes, when all of them have one */
+    int32_t byte_ids[HA_BPE_PLACES][256];   /* the token of one byte, without affixes [0] alone (with characters: "<0x41>" in [0]); -1: none */
     int all_bytes;              /* without characters: none is missing, unk never happens */
     int32_t unk_id;             /* -1: a byte or character without a token is dropped */
     int fuse_unk;
@@ -128,14 +135,19 @@ ha_status ha_bpe_reserve(ha_bpe *model, size_t n, ha_error *err);
 void ha_bpe_add_merge(ha_bpe *model, int32_t left, int32_t right, int32_t merged);
 /* The same with a rank of the caller's, which several pairs may share. */
 void ha_bpe_add_ranked(ha_bpe *model, int32_t left, int32_t right, int32_t rank, int32_t merged);
-/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half or what they make together is not in the vocabulary. The merged token is looked for
- * at id `guess` first (-1: no guess): files have them in order. */
+/* The ids of merge i, by text: HA_ERR_FORMAT "merges[i]: ..." when a half is not in the vocabulary. The merged token is looked for at id `guess` first (-1: no
+ * guess): files have them in order. */
 ha_status ha_merge_find(const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], int32_t guess, ha_merge *out, ha_error *err);
-/* The two in one. */
+/* Finds the merged token of two halves of which the right one is written with a prefix of so many bytes. HA_ERR_FORMAT when it is shorter. */
+ha_status ha_merge_without_prefix(const ha_vocab *vocab, size_t i, size_t prefix_length, ha_merge *merge, ha_error *err);
+/* Adds a merge whose token must be there. */
+ha_status ha_bpe_add_found(ha_bpe *model, size_t i, ha_merge merge, ha_error *err);
+/* ha_merge_find and ha_bpe_add_found. */
 ha_status ha_bpe_add_merge_text(ha_bpe *model, const ha_vocab *vocab, size_t i, const char *const half[2], const size_t length[2], ha_error *err);
-/* Reads the tokens of single bytes from the vocabulary: those of byte-level characters, or for a model of characters those of one character and "<0x00>" to "<0xFF>". */
-void ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab);
-ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, ha_error *err);
+/* Reads the tokens of single bytes from the first n_tokens tokens of the vocabulary: those of byte-level characters, or for a model of characters those of one
+ * character and "<0x00>" to "<0xFF>". */
+ha_status ha_bpe_read_bytes(ha_bpe *model, const ha_vocab *vocab, size_t n_tokens, ha_affixes affixes, ha_error *err);
+ha_status ha_bpe_read_characters(ha_bpe *model, const ha_vocab *vocab, size_t n_tokens, ha_affixes affixes, ha_error *err);
 void ha_bpe_free(ha_bpe *model);
 /* Of a word that no word table has. */
 ha_status ha_bpe_encode(const ha_bpe *model, const uint8_t *text, size_t begin, size_t end, ha_bpe_scratch *scratch, ha_tokens *out, ha_error *err);

@@ -90,6 +90,7 @@ typedef enum ha_decoder_kind {
     HA_DECODER_BYTE_LEVEL,
     HA_DECODER_METASPACE,           /* a sign is a space, or in the first token nothing unless its prepend is HA_PREPEND_NEVER */
     HA_DECODER_REPLACE,             /* from -> to */
+    HA_DECODER_BPE,                 /* the same, but nothing in the last token's place of `from`: a suffix of words and a space */
     HA_DECODER_BYTE_FALLBACK,
     HA_DECODER_FUSE,
     HA_DECODER_STRIP                /* from: one character, up to `start` times at the beginning of a token and `stop` times at its end */

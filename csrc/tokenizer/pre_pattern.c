@@ -2,7 +2,7 @@
  * included; the sets \p{L}, \p{N}, \s and their like come from unicode.h and are those of both engines, Oniguruma and Rust's regex. */
 #include <string.h>
 
-#include "core/swar.h"
+#include "core/ascii.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/unicode.h"
 
@@ -267,24 +267,83 @@ match_o200k(const uint8_t *s, size_t i, size_t n, int max_digits, int short_form
     return end > i ? end : match_spaces(s, i, n, 0);
 }
 
-#define CUT(match)                                                                  \
-    for (; i < end && n < room; n++) {                                              \
-        const size_t next = match;                                                  \
-        out[n] = (ha_piece){(uint32_t)i, (uint32_t)next, -1};                       \
-        i = next;                                                                   \
+/* Up to 64 bytes of text as bits: ASCII letters, ASCII signs with which a word may begin, and what is not ASCII. */
+typedef struct view { size_t begin, size; uint64_t letters, signs, high; } view;
+
+/* `any_sign`: words begin with any printable sign but the apostrophe, else with a space alone. */
+static view
+view_at(const uint8_t *s, size_t i, size_t end, int any_sign)
+{
+    view v = {i, end - i < 64 ? end - i : 64, 0, 0, 0};
+    for (size_t k = 0; k < v.size; k += HA_BYTES) {
+        const ha_bytes x = ha_bytes_load(s + i + k), letters = ha_bytes_letters(x);
+        ha_bytes signs = ha_bytes_between(x, ' ', any_sign ? '~' : ' ');
+        signs &= ~(letters | ha_bytes_between(x, '0', '9') | ha_bytes_between(x, '\'', '\''));
+        v.letters |= ha_bytes_bits(letters) << k;
+        v.signs |= ha_bytes_bits(signs) << k;
+        v.high |= ha_bytes_bits(x) << k;
     }
+    v.letters &= ha_low_bits(v.size);
+    return v;
+}
+
+/* Where the pieces end that begin at byte `at` of the view and behind one another, bit 0 being that byte: words of ASCII letters, each behind at most one sign,
+ * as far as they come and are seen whole. */
+static uint64_t
+ends_of_words(const view *v, size_t at, size_t end)
+{
+    const size_t size = v->size - at;
+    const uint64_t letters = v->letters >> at, others = ~(letters | (v->signs >> at & letters >> 1)) & ha_low_bits(size);
+    const size_t run = others != 0 ? ha_lowest_bit(others) : size;
+    const int whole = run < size ? (v->high >> at >> run & 1) == 0 : size < 64 && v->begin + v->size == end;
+    return ~letters & letters << 1 & (run < 64 ? ha_low_bits(run) | (uint64_t)whole << run : UINT64_MAX);
+}
+
+/* Whether the word at byte `at` of the view may go on behind it. */
+static int
+ends_view(const view *v, size_t at, size_t end)
+{
+    return v->begin + v->size < end && (v->letters >> at | ha_low_bits(1)) == ha_low_bits(v->size - at);
+}
+
+static size_t
+match_at(ha_pre_kind kind, const uint8_t *s, size_t i, size_t n)
+{
+    switch (kind) {
+    case HA_PRE_GPT2: return match_gpt2(s, i, n);
+    case HA_PRE_O200K: return match_o200k(s, i, n, 3, 1);
+    case HA_PRE_TEKKEN: return match_o200k(s, i, n, 1, 0);
+    case HA_PRE_QWEN2: return match_llama3(s, i, n, 1, 0);
+    case HA_PRE_CL100K: return match_llama3(s, i, n, 3, 1);
+    default: return match_llama3(s, i, n, 3, 0);
+    }
+}
 
 size_t
 ha_pre_cut_pattern(ha_pre_kind kind, const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room)
 {
+    enum { LITTLE = 24 };       /* a view of which no more is left is made anew */
+    const int has_words = kind != HA_PRE_O200K && kind != HA_PRE_TEKKEN;        /* there words end at capital letters too */
+    view v = {0};
     size_t n = 0, i = *at;
-    switch (kind) {
-    case HA_PRE_GPT2: CUT(match_gpt2(s, i, end)) break;
-    case HA_PRE_O200K: CUT(match_o200k(s, i, end, 3, 1)) break;
-    case HA_PRE_TEKKEN: CUT(match_o200k(s, i, end, 1, 0)) break;
-    case HA_PRE_QWEN2: CUT(match_llama3(s, i, end, 1, 0)) break;
-    case HA_PRE_CL100K: CUT(match_llama3(s, i, end, 3, 1)) break;
-    default: CUT(match_llama3(s, i, end, 3, 0)) break;
+    while (i < end && n < room) {
+        const size_t left = v.begin + v.size > i ? v.begin + v.size - i : 0;
+        if (has_words && left < LITTLE && left < end - i) {
+            v = view_at(s, i, end, kind != HA_PRE_GPT2);
+        }
+        const size_t begin = i;
+        uint64_t ends = has_words ? ends_of_words(&v, i - v.begin, end) : 0;
+        for (; ends != 0 && n < room; ends &= ends - 1) {
+            const size_t next = begin + ha_lowest_bit(ends);
+            out[n++] = (ha_piece){(uint32_t)i, (uint32_t)next, -1};
+            i = next;
+        }
+        if (i == begin && has_words && begin > v.begin && ends_view(&v, begin - v.begin, end)) {
+            v.size = 0;
+        } else if (i == begin) {
+            i = match_at(kind, s, begin, end);
+            out[n++] = (ha_piece){(uint32_t)begin, (uint32_t)i, -1};
+        }
     }
     *at = i;
     return n;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/swar.h"
+#include "core/ascii.h"
 #include "tokenizer/unicode.h"
 
 void
@@ -79,13 +79,52 @@ end_of_word(const uint8_t *s, size_t i, size_t end, unsigned *flags, size_t *siz
     return i;
 }
 
+/* Of s[i..end), but no more than 64 bytes, as bits: the ASCII characters in words and the signs of punctuation of all pieces that are seen whole; *next is where
+ * the first one that is not begins. What is not ASCII ends the view. */
+static void
+view_ascii(const uint8_t *s, size_t i, size_t end, uint64_t *words, uint64_t *signs, size_t *next)
+{
+    const size_t left = end - i < 64 ? end - i : 64;
+    uint64_t space = 0, other = 0, sign = 0;
+    for (size_t k = 0; k < left && other == 0; k += HA_BYTES) {
+        const ha_bytes x = ha_bytes_load(s + i + k);
+        sign |= ha_bytes_bits(ha_bytes_between(x, '!', '~') & ~(ha_bytes_letters(x) | ha_bytes_between(x, '0', '9'))) << k;
+        space |= ha_bytes_bits(ha_bytes_between(x, ' ', ' ') | ha_bytes_between(x, '\t', '\r')) << k;
+        other |= ha_bytes_bits(x) << k;
+    }
+    other &= ha_low_bits(left);
+    const size_t seen = other != 0 ? ha_lowest_bit(other) : left;
+    *words = ~(sign | space) & ha_low_bits(seen);
+    *signs = sign & ha_low_bits(seen);
+    *next = i + seen;
+    if (seen > 0 && i + seen < end && *words >> (seen - 1) != 0) {       /* a word that may go on */
+        const uint64_t breaks = ~*words & ha_low_bits(seen);
+        size_t begin = seen;
+        while (begin > 0 && (breaks >> (begin - 1) & 1) == 0) {
+            begin--;
+        }
+        *words &= ha_low_bits(begin);
+        *next = i + begin;
+    }
+}
+
 size_t
 ha_pre_cut_bert(const uint8_t *s, size_t *at, size_t end, ha_piece *out, size_t room)
 {
-    size_t n = 0, i = *at, size = 0;
+    size_t n = 0, i = *at, size = 0, next;
     unsigned flags = 0;
     while (i < end && n < room) {
-        const size_t begin = i;
+        uint64_t words, signs;
+        view_ascii(s, i, end, &words, &signs, &next);
+        uint64_t begins = (words & ~(words << 1)) | signs, ends = (words & ~(words >> 1)) | signs;
+        for (; begins != 0 && n < room; begins &= begins - 1, ends &= ends - 1) {
+            out[n++] = (ha_piece){(uint32_t)(i + ha_lowest_bit(begins)), (uint32_t)(i + ha_lowest_bit(ends) + 1), -1};
+        }
+        if (begins != 0 || next > i) {
+            i = begins != 0 ? i + ha_lowest_bit(begins) : next;
+            continue;
+        }
+        const size_t begin = i;     /* a long word, or one that is not of ASCII alone */
         i = end_of_word(s, begin, end, &flags, &size);
         if (i > begin) {
             out[n++] = (ha_piece){(uint32_t)begin, (uint32_t)i, -1};

@@ -30,13 +30,12 @@ static inline int32_t
 ha_word_table_find(const ha_word_table *table, const ha_word_line *line, ha_word_key key)
 {
     for (;;) {
+        int32_t id = -1;        /* without a branch for each: which of them it is cannot be foretold */
         for (int i = 0; i < HA_WORDS_PER_LINE; i++) {
-            if (line->low[i] == key.low && line->high[i] == key.high) {
-                return line->ids[i];
-            }
+            id = ((line->low[i] ^ key.low) | (line->high[i] ^ key.high)) == 0 ? line->ids[i] : id;
         }
-        if (line->high[HA_WORDS_PER_LINE - 1] == 0) {
-            return -1;
+        if (id >= 0 || line->high[HA_WORDS_PER_LINE - 1] == 0) {
+            return id;
         }
         line = line + 1 < table->lines + table->n_lines ? line + 1 : table->lines;
     }

@@ -5,6 +5,7 @@
  *
  * Prints each failure and "N passed, M failed"; exit status 1 if any failed. */
 #include "check.h"
+#include "core/float16.h"
 #include "core/parallel.h"
 #include "kernels/kernels.h"
 #include "kernels/quantize.h"
@@ -156,6 +157,72 @@ test_linear(ha_weight_format format, size_t m, size_t n, size_t k, int with_bias
     free(x), free(w), free(bias), free(y), free(y2), free(packed), free(scratch), free(scratch1), free(row);
 }
 
+/* Weights in groups, stored first: the sums of the rounded groups of both sides, one way of packing like the other, and a row's bits in any batch. Every fifth row of w
+ * holds the widest values of either sign, which the widest of x meet. */
+static void
+test_linear_groups(ha_weight_format format, size_t m, size_t n, size_t k)
+{
+    const int bits = format == HA_WEIGHT_Q4 ? 4 : 8;
+    const size_t groups = (k + HA_GROUP - 1) / HA_GROUP, size = ha_group_bytes(bits), ldy = n + 2;
+    float *x = floats(m * k, 4), *w = floats(n * k, 1), *bias = floats(n, 1), *y = floats(m * ldy, 1), *y2 = copy_of(y, m * ldy), *row = floats(n, 1);
+    uint8_t *stored = bytes(n * groups * size);
+    for (size_t i = 0; i < m * k; i++) {
+        x[i] = i / k % 4 == 1 ? (i % 2 ? -3.0f : 3.0f) : x[i];
+    }
+    for (size_t j = 0; j < n; j++) {
+        for (size_t p = 0; p < k; p++) {
+            w[j * k + p] = j % 5 == 1 ? (p % 2 ? -1.0f : 1.0f) : w[j * k + p];
+        }
+        for (size_t g = 0; g < groups; g++) {
+            ha_store_group(stored + (j * groups + g) * size, bits, w + j * k + g * HA_GROUP, k - g * HA_GROUP);
+        }
+        if (bits == 8 && k > 0 && j % 7 == 2) {
+            memset(stored + j * groups * size + 2, 0x80, HA_GROUP);     /* -128, which only a file has */
+        }
+    }
+    const size_t packed_bytes = kern->linear_packed_bytes(format, n, k);
+    void *packed = bytes(packed_bytes), *other = bytes(packed_bytes);
+    for (size_t first = 0; first < n; first += HA_PANEL) {
+        const size_t count = n - first < HA_PANEL ? n - first : HA_PANEL;
+        kern->linear_pack_groups(packed, format, k, first, count, stored + first * groups * size);
+        kern->linear_pack(other, format, n, k, first, count, w + first * k, k);
+    }
+    CHECK((bits == 8 && n > 2) || memcmp(packed, other, packed_bytes) == 0, "%s groups of %d bits %zu x %zu: packed in two ways", kern->isa, bits, n, k);
+    void *scratch = bytes(kern->linear_scratch_bytes(format, m, n, k, 2));
+    kern->linear_f32(y, ldy, x, k, packed, format, bias, HA_ACT_NONE, m, n, k, scratch, 1);
+    kern->linear_f32(y2, ldy, x, k, packed, format, bias, HA_ACT_NONE, m, n, k, scratch, 2);
+    CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s groups of %d bits %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, bits, m, n, k);
+    int bad = 0, differ = 0;
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double want = bias[j], sum = fabs(want);
+            for (size_t g = 0; g < groups; g++) {
+                const uint8_t *group = stored + (j * groups + g) * size, *q = group + (bits == 4 ? 4 : 2);
+                const float *xs = x + i * k + g * HA_GROUP;
+                const size_t count = k - g * HA_GROUP < HA_GROUP ? k - g * HA_GROUP : HA_GROUP;
+                float most = 0;
+                for (size_t p = 0; p < count; p++) {
+                    most = fmaxf(most, fabsf(xs[p]));
+                }
+                for (size_t p = 0; p < count; p++) {
+                    const double xq = (double)rintf(xs[p] * (127.0f / most)) * (most / 127.0f);
+                    const double d = ha_f16_to_f32((uint16_t)(group[0] | group[1] << 8));
+                    const double least = bits == 4 ? ha_f16_to_f32((uint16_t)(group[2] | group[3] << 8)) : 0;
+                    const double wq = bits == 8 ? d * (int8_t)q[p] : d * (q[p % 16] >> p / 16 * 4 & 15) + least;
+                    want += xq * wq;
+                    sum += fabs(xq) * (fabs(wq) + 2 * fabs(least));
+                }
+            }
+            bad += !(fabs(y[i * ldy + j] - want) <= EPS * (double)(2 * groups + 8) * sum + 1e-37);
+        }
+        kern->linear_f32(row, n, x + i * k, k, packed, format, bias, HA_ACT_NONE, 1, n, k, scratch, 1);
+        differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
+    }
+    CHECK(bad == 0, "%s groups of %d bits %zu x %zu x %zu: %d elements off", kern->isa, bits, m, n, k, bad);
+    CHECK(differ == 0, "%s groups of %d bits %zu x %zu x %zu: %d rows differ when alone", kern->isa, bits, m, n, k, differ);
+    free(x), free(w), free(bias), free(y), free(y2), free(row), free(stored), free(packed), free(other), free(scratch);
+}
+
 /* The 8-bit product as it is defined: exact sums of the rounded rows; what is left is the rounding of a few float32 operations. Row i has i % 20 elements that
  * are up to 300 times larger than the rest. */
 static void
@@ -268,12 +335,15 @@ test_products(void)
             test_gemm(m, n, k, t & 1, (t >> 1) & 1, i % 3 == 0 ? 0.5f : 1, j % 3 == 0 ? 0 : j % 3 == 1 ? 1 : -0.25f);
             test_linear(j % 2 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32, m, n, k, (int)(i % 2));
             test_linear_i8(m, n, k);
+            test_linear_groups(i % 2 ? HA_WEIGHT_Q8 : HA_WEIGHT_Q4, m, n, k);
         }
     }
     for (int t = 0; t < 4; t++) {
         test_gemm(130, 97, 801, t & 1, t >> 1, 1, 0);
         test_gemm(47, 200, 385, t & 1, t >> 1, -2, 1);
     }
+    test_linear_groups(HA_WEIGHT_Q4, 37, 200, 769);
+    test_linear_groups(HA_WEIGHT_Q8, 45, 130, 640);
     test_linear_i8(1, 576, 1537);
     test_linear_i8(37, 200, 769);
     test_linear_i8(1030, 70, 50);

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from harmaug import Tokenizer
 
@@ -66,6 +66,23 @@ def test_llama3_128k(tmp_path: Path, record_property: pytest.RecordProperty) -> 
     assert difference(ours, theirs, rows) == []
     assert difference(ours, theirs, rows[:20_000], rows[-20_000:], decode=False) == []
     assert difference(ours, theirs, [f"{a}<|end_of_text|>{b}" for a, b in zip(rows[:2000], rows[-2000:], strict=True)], split=True) == []
+    for first in sampled(range(0, 0x110000, 0x8000)):
+        assert difference(ours, theirs, code_point_lines(range(first, first + 0x8000)), decode=False) == [], hex(first)
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [("##", ""), ("", "</w>"), ("##", "</w>")])
+@pytest.mark.parametrize("over_bytes", [False, True])
+def test_affixes(prefix: str, suffix: str, over_bytes: bool, tmp_path: Path) -> None:
+    """continuing_subword_prefix and end_of_word_suffix at 16,000 tokens, over bytes and over characters, on every text and every code point."""
+    theirs = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=prefix == "", continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    theirs.normalizer = normalizers.NFC()
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel() if over_bytes else pre_tokenizers.BertPreTokenizer()
+    theirs.train_from_iterator(texts()[::4], trainers.BpeTrainer(
+        vocab_size=16_000, limit_alphabet=3000, special_tokens=["<unk>"], show_progress=False, continuing_subword_prefix=prefix, end_of_word_suffix=suffix))
+    theirs.decoder = decoders.BPEDecoder(suffix) if suffix else decoders.WordPiece(prefix)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_pretrained(tmp_path)
+    assert difference(ours, theirs, sampled([*texts(), *random_unicode(10_000, 13)])) == []
     for first in sampled(range(0, 0x110000, 0x8000)):
         assert difference(ours, theirs, code_point_lines(range(first, first + 0x8000)), decode=False) == [], hex(first)
 
