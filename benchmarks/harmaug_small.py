@@ -380,15 +380,15 @@ class Bench:
         """Train one student and return what is recorded of it."""
         training, validation = self.rows(name, size, data_seed)
         config = dataclasses.replace(self.plan.training[name], seed=1000 * data_seed + init_seed, n_threads=self.n_threads or 0)
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.process_time()
         fitted = Distiller(config).fit(training, [], progress=False)
-        seconds = time.monotonic() - begun
+        seconds, cpu_seconds = time.monotonic() - begun, time.process_time() - worked
         guard = cut(fitted.guard_, self.plan.sets.max_length)
         labels = [row.hard_label for row in validation]
         scores = guard.score([row.prompt for row in validation], [row.response for row in validation])
         threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
         return {"rows": len(training), "unsafe": sum(row.hard_label == 1 for row in training), "steps": fitted.n_steps_, "threshold": threshold,
-                "seconds": round(seconds, 1), **self.measure(guard, threshold)}
+                "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), **self.measure(guard, threshold)}
 
     def measure(self, guard: Guard, threshold: float | None) -> dict[str, Any]:
         """AUPRC, F1 and false-positive rate at 0.5 and at the threshold, of each set and of the held-out rows."""
@@ -470,7 +470,7 @@ def run_phase(bench: Bench, phase: str, arguments: argparse.Namespace) -> None:
         line = {**job, **found, **({"commit": commit} if commit else {}), **versions()}
         bench.record(line)
         print(f"{i + 1}/{len(left)} data seed {job['data_seed']}, init {job['init_seed']}, {job['size']} rows, {job['arm']}: {found['rows']} rows, "
-              f"mean AUPRC {mean_of(line, 'auprc'):.3f}, F1 {mean_of(line, 'f1'):.3f}, {found['seconds']:.0f} s", flush=True)
+              f"mean AUPRC {mean_of(line, 'auprc'):.3f}, F1 {mean_of(line, 'f1'):.3f}, {found['cpu_seconds']:.0f} CPU s", flush=True)
 
 
 def committed(plan: Plan) -> str:
@@ -596,6 +596,8 @@ def spread_text(values: Iterable[float], digits: int = 3) -> str:
 
 
 def interval_text(mean: float, low: float, high: float, form: str = "+.3f") -> str:
+    if math.isnan(low):
+        return "-" if math.isnan(mean) else f"{mean:{form}}"
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
@@ -606,7 +608,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def arm_table(plan: Plan, results: Results, size: int) -> list[str]:
     names = list(plan.sets.mean)
     head = ["arm", "", "data seeds × init", "rows", "unsafe", *(f"{name} AUPRC / F1" for name in names), "mean AUPRC", "F1 at 0.5", "F1 at fitted",
-            "AUPRC minus B [95 %]", "flagged safe rows at 0.5 / fitted", "held-out AUPRC / F1", "s"]
+            "AUPRC minus B [95 %]", "flagged safe rows at 0.5 / fitted", "held-out AUPRC / F1", "CPU s of training"]
     rows = []
     for name, found in results.arms.items():
         lines = [line for of_seed in found.values() for line in of_seed]
@@ -622,7 +624,7 @@ def arm_table(plan: Plan, results: Results, size: int) -> list[str]:
                      " / ".join(over(lambda line, metric=metric: mean_of(line, metric, plan.sets.over_refusal)) if plan.sets.over_refusal else "-"
                                 for metric in ("fpr", "fpr_fitted")),
                      f"{over(lambda line: value(line['held_out']['auprc']))} / {over(lambda line: value(line['held_out']['f1']))}",
-                     f"{np.median([line['seconds'] for line in lines]):.0f}"])
+                     f"{np.median([line['cpu_seconds'] for line in lines]):.0f}"])
     return [f"### Seed set of {size:,}", "", *table(head, rows)]
 
 
@@ -649,9 +651,10 @@ def test_table(plan: Plan, by_size: dict[int, Results]) -> list[str]:
                 rows_equal = equal_rows(results, arm, metric)
                 lines.append(f"- {size:,} seed rows: {arm} recovers {interval_text(*share, form='.2f')} of {plan.test.bound}'s gain (Fieller), as much as "
                              f"{interval_text(*rows_equal, form='.0f')} real rows on the learning curve (bootstrap over data seeds; inf: more than were tried).")
-    if plan.test.goal and plan.test.differences:
-        a, b = plan.test.differences[0]
-        reached = [entry[3][0] >= plan.test.goal and entry[3][1] > 0 for entry in family if entry[1:3] == (a, b)]
+    a, b = plan.test.differences[0] if plan.test.differences else ("", "")
+    first = [entry[3] for entry in family if entry[1:3] == (a, b)]
+    if plan.test.goal and first and not any(math.isnan(found[1]) for found in first):
+        reached = [found[0] >= plan.test.goal and found[1] > 0 for found in first]
         lines.append(f"- Goal: {a} - {b} of at least {plan.test.goal:+.3f} at each size, the interval above 0: {'reached' if all(reached) else 'not reached'}.")
     return [*lines, ""]
 

@@ -218,7 +218,7 @@ def format_frontier(result: Mapping[str, Any]) -> str:
     head = ["", "parameters", f"GFLOPs ({result['tokens']} tokens)", "MB", "F1 at 0.5", "AUPRC", "CPU ms", "peak MB", "of the teacher's GFLOPs, ms, MB", ""]
     lines = [head]
     for row in result["rows"]:
-        shares = ", ".join("-" if row[f"{name}_share"] is None else f"{100 * row[f'{name}_share']:.3g} %" for name in _SHARES)
+        shares = ", ".join("-" if row[f"{name}_share"] is None else f"{100 * row[f'{name}_share']:,.1f} %" for name in _SHARES)
         lines.append([f"teacher {row['name']}" if row["kind"] == "teacher" else row["name"],
                       "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:,.1f} M", _number(row["gflops"], ",.2f"), _number(row["mb"], ",.1f"),
                       _number(row["f1"], ".3f"), _number(row["auprc"], ".3f"), _number(row["ms"], ".2f"), _number(row["peak_mb"], ",.0f"), shares, row["note"]])
