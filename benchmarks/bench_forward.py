@@ -4,8 +4,8 @@
                                        [--shapes 1x32 1x128 1x512 8x128 32xR] [--seconds 4] [--starts 5] [--clock cpu] [--json out.json]
 
 FOLDER holds the models; what is missing there is made: random weights through transformers, ONNX files through torch.onnx, 8-bit ones through onnxruntime's
-dynamic quantization. Engines: torch (also "torch bfloat16", "torch int8": dynamic quantization), ort (also "ort int8"), ov (also "ov bfloat16"), harmaug
-(also "harmaug bfloat16").
+dynamic quantization or NNCF's quantization after training. Engines: torch (also "torch bfloat16", "torch int8": dynamic quantization), ort (also "ort int8"),
+ov (also "ov bfloat16", "ov int8"), harmaug (also "harmaug bfloat16", "harmaug int8").
 
 Each engine has a process of its own for each thread count; the parent gives them turns, so that all see the same machine: a rest, a call that does not count,
 calls for some time. Shape BxL: B rows of L random ids. 32xR: 32 rows whose lengths follow real prompts (lognormal, median 25 tokens, sigma 0.8, cut to
@@ -125,7 +125,8 @@ def ov_engine(folder, storage, threads):
     hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1",
              "INFERENCE_PRECISION_HINT": "bf16" if storage == "bfloat16" else "f32"}
     core = openvino.Core()
-    request = core.compile_model(core.read_model(onnx_file(folder, "float32")), "CPU", hints).create_infer_request()
+    model = core.read_model(openvino_file(folder) if storage == "int8" else onnx_file(folder, "float32"))
+    request = core.compile_model(model, "CPU", hints).create_infer_request()
     return lambda ids, mask: np.array(next(iter(request.infer({"input_ids": ids, "attention_mask": mask}).values())))
 
 
@@ -232,6 +233,10 @@ def onnx_file(folder, storage):
     return os.path.join(folder, f"{storage}.onnx")
 
 
+def openvino_file(folder):
+    return os.path.join(folder, "openvino_int8.xml")
+
+
 def make_model(folder):
     import torch
     from transformers import (
@@ -290,6 +295,19 @@ def make_onnx(folder, storage):
                           dynamic_shapes={"input_ids": axes, "attention_mask": axes})
 
 
+def make_openvino(folder):
+    import nncf
+    import numpy as np
+    import openvino
+
+    rng = np.random.default_rng(0)
+    vocab = 30000 if os.path.basename(folder) == "bert-base" else 128000
+    rows = [rng.integers(5, vocab, (1, n)) for n in rng.integers(16, 96, 24)]
+    calibration = nncf.Dataset([{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in rows])
+    model = nncf.quantize(openvino.Core().read_model(onnx_file(folder, "float32")), calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+    openvino.save_model(model, openvino_file(folder), compress_to_fp16=False)
+
+
 def make_missing(folder, engines):
     if not os.path.exists(os.path.join(folder, "config.json")):
         make_model(folder)
@@ -298,6 +316,8 @@ def make_missing(folder, engines):
     for storage in sorted(wanted):
         if not os.path.exists(onnx_file(folder, storage)):
             make_onnx(folder, storage)
+    if "ov int8" in engines and not os.path.exists(openvino_file(folder)):
+        make_openvino(folder)
 
 
 # -- measuring --
@@ -399,7 +419,7 @@ def main():
     from harmaug.versions import versions
 
     machine = {**versions(), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv)}
-    for package in ("torch", "transformers", "onnxruntime", "openvino"):
+    for package in ("torch", "transformers", "onnxruntime", "openvino", "nncf"):
         try:
             machine[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -415,7 +415,7 @@ class Guard:
     def to(self, dtype: str) -> Guard:
         """The same guard with its weights stored as "float32", "bfloat16" or "int8".
 
-        "int8" rounds each row of a weight, and each word embedding, to 8 bits; activations are rounded row by row while
+        "int8" rounds weights and word embeddings to 8 bits, with a scale for each 64 of a row; activations are rounded row by row while
         they are multiplied. Embeddings of positions, norms, softmax and the classification head stay float32. From
         weights that are stored in fewer bits "float32" gives those weights, not the ones that they were made of.
 
@@ -466,7 +466,7 @@ class Guard:
                 shutil.copyfile(self._folder / "model.safetensors", target / "model.safetensors")
         else:
             self._weights().write(target / "model.safetensors", dtype=dtype, embeddings=embeddings)
-            stored = {"quant_method": "harmaug", "version": 1, "weights": dtype, "embeddings": embeddings or dtype}
+            stored = {"quant_method": "harmaug", "version": 2, "weights": dtype, "embeddings": embeddings or dtype}
         names = self._label_names()
         drop = ("_name_or_path", "transformers_version", "torch_dtype", "num_labels", "_num_labels", "quantization_config")
         config = {k: v for k, v in self._settings.items() if k not in drop}

@@ -11,7 +11,7 @@ from harmaug import _C, FormatError
 from harmaug.guard import Guard
 
 LENGTHS = [7, 1, 33, 12]
-METHOD = {"quant_method": "harmaug", "version": 1}
+METHOD = {"quant_method": "harmaug", "version": 2}
 
 
 def stored(folder, c, params, dtype, **options):
@@ -28,33 +28,52 @@ def model(name, folder, **changes):
 
 # -- rows --
 
+GROUP = 64
+
+
 def rounded(rows):
-    """Rows of 8 bits as they are defined: (q, scale)."""
-    most = np.abs(rows).max(axis=1, initial=0).astype(np.float32)
+    """Rows of 8 bits as they are defined: (q, scales of the groups)."""
+    groups = -(-rows.shape[1] // GROUP)
+    padded = np.zeros((len(rows), groups * GROUP), dtype=np.float32)
+    padded[:, :rows.shape[1]] = rows
+    padded = padded.reshape(len(rows), groups, GROUP)
+    most = np.abs(padded).max(axis=2, initial=0)
     bits = (most / np.float32(127)).view(np.uint32)
-    scale = np.where(most < 2.0 ** -100, 0, ((bits + 0x7F) & ~np.uint32(0x7F)).view(np.float32)).astype(np.float32)
+    scale = np.where(most < 2.0 ** -100, 0, ((bits + 0x7FFF) & ~np.uint32(0x7FFF)).view(np.float32)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.rint(rows * inverse[:, None]).astype(np.int8), scale
+    q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
+    return q.reshape(len(rows), -1)[:, :rows.shape[1]], scale
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 64, 5), (15, 33, 385), (64, 65, 17), (1, 200, 769), (600, 40, 31)])
+def whole_steps(x):
+    """A row of activations as it is held: (integers, step, what an integer of 0 stands for)."""
+    most = np.abs(x).max()
+    for _ in range(6):
+        if (np.abs(x) > most / 2).sum() > 16:
+            break
+        most /= 2
+    low, high = max(x.min(), -most), min(x.max(), most)
+    step = max(high - low, most) / np.float32(252)
+    zero = np.rint(np.float32(0.5) * (low + high) / step)
+    return np.rint(x * (np.float32(1) / step)).astype(np.int64) - np.int64(zero), step, zero * step
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 64, 5), (15, 33, 385), (64, 65, 17), (1, 200, 769), (600, 40, 31), (7, 20, 128)])
 def test_products_are_exact_integers(isa, shape):
     m, n, k = shape
     rng = np.random.default_rng(m * n + k)
     x, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((m, k), (n, k), n))
     x[::2, :min(k, 9):3] *= 200                             # few are far larger than the rest: integers of more than 8 bits
+    x[1::3] = np.abs(x[1::3]) - np.float32(0.1)             # to one side, as after a GELU
     linear = _C.Linear(w, bias, dtype="int8")
     y = linear(x, n_threads=1)
-    fits = np.abs(x).max(axis=1)
-    for i in range(m):
-        for _ in range(6):
-            if (np.abs(x[i]) > fits[i] / 2).sum() > 16:
-                break
-            fits[i] /= 2
     q, scale = rounded(w)
-    whole = np.rint(x * (np.float32(127) / fits)[:, None]).astype(np.int64) @ q.astype(np.int64).T
-    want = whole * ((fits / np.float32(127)).astype(np.float64)[:, None] * scale) + bias
-    np.testing.assert_allclose(y, want, rtol=3e-7, atol=1e-6)
+    wide = q * np.repeat(scale.astype(np.float64), GROUP, axis=1)[:, :k]
+    want = np.empty((m, n))
+    for i in range(m):
+        whole, step, middle = whole_steps(x[i])
+        want[i] = wide @ whole * np.float64(step) + np.float64(middle) * wide.sum(axis=1) + bias
+    np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
     np.testing.assert_array_equal(y, linear(x, n_threads=2))
     for row in range(0, m, 1 + m // 7):
         np.testing.assert_array_equal(y[row], linear(x[row:row + 1])[0])
@@ -74,8 +93,10 @@ def test_rows_on_disk(tmp_path, embeddings):
             np.testing.assert_array_equal(tensor, w[name])
         elif tensor.dtype == np.int8:
             q, scale = rounded(w[name])
-            np.testing.assert_array_equal(tensor[:, :-4], q)
-            np.testing.assert_array_equal(np.ascontiguousarray(tensor[:, -4:]).view("<f4")[:, 0], scale)
+            k = q.shape[1]
+            np.testing.assert_array_equal(tensor[:, :k], q)
+            stored_scales = np.ascontiguousarray(tensor[:, k:]).view("<u2").astype(np.uint32) << 15
+            np.testing.assert_array_equal(stored_scales.view(np.float32), scale)
         else:
             assert tensor.shape == (70, 75 + 3 * 2)
             scales = np.repeat(np.ascontiguousarray(tensor[:, 75:]).view("<f2").astype(np.float32), 64, axis=1)[:, :150]
@@ -95,7 +116,7 @@ def test_a_stored_model_gives_the_same_bits(isa, name, dtype, tmp_path):
     exact = _C.Encoder(folder).logits(ids, offsets, types)
     encoder = _C.Encoder(folder, dtype=dtype)
     logits = encoder.logits(ids, offsets, types, n_threads=1)
-    assert encoder.dtype == dtype and 0 < np.abs(logits - exact).max() < 0.03 * np.abs(exact).max()
+    assert encoder.dtype == dtype and 0 < np.abs(logits - exact).max() < 0.04 * np.abs(exact).max()
     params = _C.EncoderParams.read(folder)
     again = _C.Encoder(stored(tmp_path / "b", c, params, dtype), dtype=dtype)
     for other in (_C.Encoder.from_params(params, dtype=dtype), again):
@@ -176,8 +197,8 @@ def test_words_of_4_bits(tmp_path):
 @pytest.mark.parametrize("config, match", [
     ({"quantization_config": {"quant_method": "bitsandbytes"}}, "only quant_method 'harmaug' is supported, got 'bitsandbytes'"),
     ({"quantization_config": []}, "only quant_method 'harmaug' is supported, got 'none'"),
-    ({"quantization_config": {**METHOD, "version": 2}}, "version must be 1"),
-    ({}, r"word_embeddings.weight' has shape \(60, 40\), expected \(60, 36\)"),
+    ({"quantization_config": {**METHOD, "version": 1}}, "version must be 2; save the guard as int8 again"),
+    ({}, r"word_embeddings.weight' has shape \(60, 38\), expected \(60, 36\)"),
 ])
 def test_rejects_configurations(tmp_path, config, match):
     folder, c = model("deberta-v3", tmp_path / "a")
@@ -195,11 +216,11 @@ def test_rejects_files(tmp_path):
     whole, good = bad.read_bytes(), load_file(bad)
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     for tensor, match in (
-        (good[name][:, :-1].copy(), r"dense.weight' has shape \(50, 39\), expected \(50, 40\)"),
-        (good[name].view(np.uint8), r"dense.weight' has shape \(50, 40\), expected \(50, 20\)"),
-        (good[name][:-1].copy(), r"has shape \(49, 40\)"),
-        (good[name].reshape(-1), r"has shape \(2000\)"),
-        (good[name].astype(np.int16), r"has shape \(50, 40\), expected \(50, 36\)"),
+        (good[name][:, :-1].copy(), r"dense.weight' has shape \(50, 37\), expected \(50, 38\)"),
+        (good[name].view(np.uint8), r"dense.weight' has shape \(50, 38\), expected \(50, 20\)"),
+        (good[name][:-1].copy(), r"has shape \(49, 38\)"),
+        (good[name].reshape(-1), r"has shape \(1900\)"),
+        (good[name].astype(np.int16), r"has shape \(50, 38\), expected \(50, 36\)"),
     ):
         save_file({**good, name: tensor}, bad)
         with pytest.raises(FormatError, match=match):

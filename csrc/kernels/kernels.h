@@ -22,7 +22,6 @@ typedef enum ha_weight_format { HA_WEIGHT_F32, HA_WEIGHT_BF16, HA_WEIGHT_I8, HA_
 typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_SILU, HA_ACT_TANH, HA_N_ACTIVATIONS,
                              HA_ACT_NONE = HA_N_ACTIVATIONS } ha_activation;
 
-#define HA_I8_MAX_K ((size_t)1 << 17)   /* of an int8 weight: 127 * 127 * k and 127 * HA_I8_OUTLIERS * 127 * 2^6 together stay below 2^31 */
 #define HA_I8_OUTLIERS 16               /* elements of a row of x that may be longer than 8 bits */
 
 #define HA_PANEL 64     /* rows of a packed weight are laid out in panels of this many, on every instruction set */
@@ -71,7 +70,7 @@ typedef struct ha_kernels {
 
     /* A Linear's weight W (n, k) = (out_features, in_features), packed once: linear_pack is called for rows [first, first + count) with
      * first a multiple of HA_PANEL and count HA_PANEL (less only for the last rows), w (count, k) float32 with leading
-     * dimension ldw, so that a quantised matrix is packed without ever being held whole in float32. I8: k <= HA_I8_MAX_K. */
+     * dimension ldw, so that a quantised matrix is packed without ever being held whole in float32. */
     size_t (*linear_packed_bytes)(ha_weight_format format, size_t n, size_t k);
     void (*linear_pack)(void *packed, ha_weight_format format, size_t n, size_t k,
                         size_t first, size_t count, const float *w, size_t ldw);

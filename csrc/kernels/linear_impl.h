@@ -48,7 +48,7 @@ linear_packed_bytes(ha_weight_format format, size_t n, size_t k)
 {
     const linear_layout layout = linear_layout_of(format, k);
     if (format == HA_WEIGHT_I8) {
-        return i8_layout_of(n, k).bytes;
+        return round_up(n, GEMM_NR) / GEMM_NR * i8_panel_bytes(k);
     }
     return round_up(n, GEMM_NR) / GEMM_NR * layout.steps * layout.step_bytes;
 }
@@ -81,8 +81,9 @@ static void
 linear_pack(void *packed, ha_weight_format format, size_t n, size_t k, size_t first, size_t count, const float *w, size_t ldw)
 {
     const linear_layout layout = linear_layout_of(format, k);
+    (void)n;
     if (format == HA_WEIGHT_I8) {
-        i8_pack(packed, n, k, first, count, w, ldw);
+        i8_pack(packed, k, first, count, w, ldw);
         return;
     }
     if (layout.step == STEP_GROUP) {
@@ -224,22 +225,19 @@ linear_float_part(const linear_run *run, const linear_part *part)
 static void
 linear_i8_part(const linear_run *run, const linear_part *part)
 {
-    const i8_layout p = i8_layout_of(run->n, run->k);
-    const char *packed = run->packed;
-    const size_t tiles_here = part->end_tile - part->first_tile;
-    i8_tile tile = {.ldy = run->ldy, .steps = p.steps, .ahead_step = (GEMM_NR * I8_STEP + tiles_here - 1) / tiles_here};
+    const size_t tiles_here = part->end_tile - part->first_tile, panel_bytes = i8_panel_bytes(run->k), steps = run->layout.steps;
+    i8_tile tile = {.ldy = run->ldy, .steps = steps};
+    tile.ahead_step = steps > 0 ? (panel_bytes + tiles_here * steps - 1) / (tiles_here * steps) : 0;
     for (size_t panel = part->first_panel; panel < part->end_panel; panel++) {
         const size_t col = panel * GEMM_NR;
         tile.cols = run->n - col < GEMM_NR ? run->n - col : GEMM_NR;
-        tile.w = (const int8_t *)packed + p.panels + col * p.steps * I8_STEP;
-        tile.scale = (const float *)packed + col;
-        tile.excess = (const int32_t *)(packed + p.excess) + col;
+        tile.w = (const int8_t *)run->packed + panel * panel_bytes;
         tile.bias = run->bias != NULL ? run->bias + col : NULL;
         for (size_t t = part->first_tile; t < part->end_tile; t++) {
             const size_t first = tile_start(t, part->tiles, part->rows_here), rows = tile_start(t + 1, part->tiles, part->rows_here) - first;
             tile.y = run->y + (part->m0 + first) * run->ldy + col;
             tile.x = (const uint32_t *)run->scratch + first * run->layout.row_words;
-            tile.ahead = tile.w + (GEMM_NR * I8_STEP + (t - part->first_tile) * tile.ahead_step) * p.steps;     /* a share of the next panel */
+            tile.ahead = tile.w + panel_bytes + (t - part->first_tile) * tile.ahead_step * steps;   /* a share of the next panel */
             i8_tile_run(rows, &tile);
         }
     }

@@ -8,35 +8,37 @@
 
 #define MAGIC 12582912.0f       /* 1.5 * 2^23: a sum with it has no bits left below the unit */
 
-float
-ha_row_scale_i8(const float *w, size_t k)
+/* The scale of a group, see ha_quantize_group_i8. */
+static float
+group_scale(const float *w, size_t n)
 {
     uint32_t most = 0;          /* as bits: those of a positive float grow with it, and NaN is above infinity */
-    for (size_t i = 0; i < k; i++) {
+    for (size_t i = 0; i < n; i++) {
         const uint32_t bits = ha_bits_of_float(w[i]) & 0x7fffffff;
         most = bits > most ? bits : most;
     }
     if (most >= ha_bits_of_float(INFINITY)) {
         return NAN;
     }
-    return most < ha_bits_of_float(0x1p-100f) ? 0.0f : ha_float_of_bits((ha_bits_of_float(ha_float_of_bits(most) / 127.0f) + 0x7f) & ~0x7fu);
+    return most < ha_bits_of_float(0x1p-100f) ? 0.0f : ha_float_of_bits((ha_bits_of_float(ha_float_of_bits(most) / 127.0f) + 0x7fff) & ~0x7fffu);
 }
 
-void
-ha_quantize_row_i8(int8_t *q, const float *w, float scale, size_t n)
+float
+ha_quantize_group_i8(int8_t *q, const float *w, size_t n)
 {
-    const float inverse = 1.0f / scale;
+    const float scale = group_scale(w, n), inverse = 1.0f / scale;
     if (!(scale > 0.0f)) {
         memset(q, 0, n);
-        return;
+        return scale;
     }
     for (size_t i = 0; i < n; i++) {
         q[i] = (int8_t)(int32_t)((w[i] * inverse + MAGIC) - MAGIC);
     }
+    return scale;
 }
 
 void
-ha_dequantize_row_i8(float *w, const int8_t *q, float scale, size_t n)
+ha_dequantize_group_i8(float *w, const int8_t *q, float scale, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         w[i] = scale * (float)q[i];
@@ -46,21 +48,22 @@ ha_dequantize_row_i8(float *w, const int8_t *q, float scale, size_t n)
 void
 ha_store_row_i8(uint8_t *row, const float *w, size_t k)
 {
-    const uint32_t bits = ha_bits_of_float(ha_row_scale_i8(w, k));
-    ha_quantize_row_i8((int8_t *)row, w, ha_float_of_bits(bits), k);
-    for (int i = 0; i < 4; i++) {
-        row[k + (size_t)i] = (uint8_t)(bits >> (8 * i));
+    uint8_t *scales = row + k;
+    for (size_t first = 0; first < k; first += HA_I8_GROUP, scales += 2) {
+        const float scale = ha_quantize_group_i8((int8_t *)row + first, w + first, k - first < HA_I8_GROUP ? k - first : HA_I8_GROUP);
+        scales[0] = (uint8_t)(ha_bits_of_float(scale) >> 15);
+        scales[1] = (uint8_t)(ha_bits_of_float(scale) >> 23);
     }
 }
 
 void
 ha_load_row_i8(float *w, const uint8_t *row, size_t k)
 {
-    uint32_t bits = 0;
-    for (int i = 0; i < 4; i++) {
-        bits |= (uint32_t)row[k + (size_t)i] << (8 * i);
+    const uint8_t *scales = row + k;
+    for (size_t first = 0; first < k; first += HA_I8_GROUP, scales += 2) {
+        const float scale = ha_float_of_bits((uint32_t)scales[0] << 15 | (uint32_t)scales[1] << 23);
+        ha_dequantize_group_i8(w + first, (const int8_t *)row + first, scale, k - first < HA_I8_GROUP ? k - first : HA_I8_GROUP);
     }
-    ha_dequantize_row_i8(w, (const int8_t *)row, ha_float_of_bits(bits), k);
 }
 
 /* q (n,) of a group with this scale; the squared error that it leaves. */

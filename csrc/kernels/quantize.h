@@ -1,29 +1,28 @@
 /* Symmetric 8-bit rows: what a weight or an embedding row in int8 means. The same arithmetic on every instruction set, and stable: a row made of
- * scale * q gives the same scale and the same q again, so that what was quantised once may be read as float32 and quantised again. */
+ * scale * q gives the same scales and the same q again, so that what was quantised once may be read as float32 and quantised again. */
 #ifndef HARMAUG_KERNELS_QUANTIZE_H
 #define HARMAUG_KERNELS_QUANTIZE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* The scale of a row w (k,): at most 17 significant bits, so that 127 * scale is exact, and the least such that |q| <= 127. 0 where |w| < 2^-100, NaN where w
- * has an element that is no finite number. */
-float ha_row_scale_i8(const float *w, size_t k);
+#define HA_I8_GROUP 64      /* elements of a row that have a scale of their own; the last group of a row may have fewer */
 
-/* q (n,) = round(w / scale) of n elements of such a row; all 0 when the scale is 0 or NaN. */
-void ha_quantize_row_i8(int8_t *q, const float *w, float scale, size_t n);
+/* q (n,) = round(w / scale), n <= HA_I8_GROUP, and the scale is returned: of 9 significant bits, so that it is stored in 16, and the least such that
+ * |q| <= 127. 0, as all q, where |w| < 2^-100; NaN, and q 0, where w has an element that is no finite number. */
+float ha_quantize_group_i8(int8_t *q, const float *w, size_t n);
 
 /* w (n,) = scale * q, exact. */
-void ha_dequantize_row_i8(float *w, const int8_t *q, float scale, size_t n);
+void ha_dequantize_group_i8(float *w, const int8_t *q, float scale, size_t n);
 
 /* Rows of 4 bits, for word embeddings: groups of HA_I4_GROUP elements, each with a scale of float16; q is 0 to 15 and stands for scale * (q - 8). */
 #define HA_I4_GROUP 64
 
-/* A row as it is stored. int8: k bytes, then its scale, float32. int4: two elements a byte, the first in the low half, then the groups' scales. Little-endian. */
+/* A row as it is stored. int8: k bytes, then the groups' scales, 16 bits each: those of the float32 below its sign (the other 15 are 0). int4: two elements a byte, the first in the low half, then the groups' scales. Little-endian. */
 static inline size_t
 ha_i8_row_bytes(size_t k)
 {
-    return k + sizeof(float);
+    return k + (k + HA_I8_GROUP - 1) / HA_I8_GROUP * 2;
 }
 
 static inline size_t

@@ -314,17 +314,6 @@ fill(ha_encoder *e, const ha_source *from, ha_error *err)
     return status;
 }
 
-/* Sums of an 8-bit product stay below 2^31. */
-static ha_status
-check_widths(const ha_encoder_config *c, ha_weight_format format, ha_error *err)
-{
-    const size_t conv = c->conv_groups > 0 ? c->hidden_size / c->conv_groups * c->conv_kernel_size : 0;
-    if (format == HA_WEIGHT_I8 && (c->hidden_size > HA_I8_MAX_K || c->intermediate_size > HA_I8_MAX_K || conv > HA_I8_MAX_K)) {
-        return ha_fail(err, HA_ERR_VALUE, "encoder: int8 takes layers of at most %zu inputs", HA_I8_MAX_K);
-    }
-    return HA_OK;
-}
-
 /* An encoder whose weights are counted, and stand nowhere yet. */
 static ha_status
 begin(const ha_encoder_config *config, ha_weight_format format, ha_encoder **out, ha_error *err)
@@ -341,7 +330,7 @@ begin(const ha_encoder_config *config, ha_weight_format format, ha_encoder **out
     e->kernels = ha_kernels_get();
     ha_arena_begin(&e->arena);
     lay_out(e, format);
-    return check_widths(config, format, err);
+    return HA_OK;
 }
 
 /* Packs the weights of an encoder that was begun. */

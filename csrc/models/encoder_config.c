@@ -524,8 +524,8 @@ read_quantization(const reader *r, ha_encoder_config *out)
                        method != NULL && method->type == HA_JSON_STRING ? method->string : "none");
     }
     uint64_t number = 0;
-    if (version == NULL || !ha_json_u64(version, &number) || number != 1) {
-        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: quantization_config: version must be 1; a newer harmaug may read it", r->path);
+    if (version == NULL || !ha_json_u64(version, &number) || number != 2) {
+        return ha_fail(r->err, HA_ERR_FORMAT, "%.300s: quantization_config: version must be 2; save the guard as int8 again, or read it with another harmaug", r->path);
     }
     out->quantized = 1;
     return HA_OK;

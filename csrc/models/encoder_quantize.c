@@ -29,19 +29,17 @@ ha_param_format(const ha_encoder_config *config, size_t i, ha_weight_format form
 void
 ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k)
 {
-    enum { SPAN = 256 };
     for (size_t r = 0; r < rows && format != HA_WEIGHT_F32; r++, w += k) {
-        const float scale = format == HA_WEIGHT_I8 ? ha_row_scale_i8(w, k) : 0.0f;
-        for (size_t p = 0; p < k; p += SPAN) {
-            const size_t n = k - p < SPAN ? k - p : SPAN;
-            uint16_t narrow[SPAN];
-            int8_t q[SPAN];
+        for (size_t p = 0; p < k; p += HA_I8_GROUP) {
+            const size_t n = k - p < HA_I8_GROUP ? k - p : HA_I8_GROUP;
+            uint16_t narrow[HA_I8_GROUP];
+            int8_t q[HA_I8_GROUP];
             if (format == HA_WEIGHT_BF16) {
                 kernels->f32_to_bf16(narrow, w + p, n);
                 kernels->bf16_to_f32(w + p, narrow, n);
             } else {
-                ha_quantize_row_i8(q, w + p, scale, n);
-                ha_dequantize_row_i8(w + p, q, scale, n);
+                const float scale = ha_quantize_group_i8(q, w + p, n);
+                ha_dequantize_group_i8(w + p, q, scale, n);
             }
         }
     }

@@ -85,10 +85,6 @@ linear_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->format = (ha_weight_format)format;
     self->n = (size_t)PyArray_DIM(weight, 0);
     self->k = (size_t)PyArray_DIM(weight, 1);
-    if (self->format == HA_WEIGHT_I8 && self->k > HA_I8_MAX_K) {
-        PyErr_Format(PyExc_ValueError, "Linear: an int8 weight has at most %zu columns, got %zu", (size_t)HA_I8_MAX_K, self->k);
-        goto done;
-    }
     if (bias_obj != Py_None) {
         bias = (PyArrayObject *)PyArray_FROM_OTF(bias_obj, NPY_FLOAT32, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
         if (bias == NULL) {

@@ -223,18 +223,21 @@ test_linear_groups(ha_weight_format format, size_t m, size_t n, size_t k)
     free(x), free(w), free(bias), free(y), free(y2), free(row), free(stored), free(packed), free(other), free(scratch);
 }
 
-/* The 8-bit product as it is defined: exact sums of the rounded rows; what is left is the rounding of a few float32 operations. Row i has i % 20 elements that
- * are up to 300 times larger than the rest. */
+/* The 8-bit product as it is defined, from the definition of its roundings: exact sums of the groups; what is left is the rounding of a few float32
+ * operations. Row i has i % 20 elements that are up to 300 times larger than the rest; every third row lies to one side of 0. */
 static void
 test_linear_i8(size_t m, size_t n, size_t k)
 {
-    const size_t ldx = k + 1, ldy = n + 2, ldw = k + 3;
+    const size_t ldx = k + 1, ldy = n + 2, ldw = k + 3, groups = (k + HA_I8_GROUP - 1) / HA_I8_GROUP;
     float *x = floats(m * ldx, 4), *w = floats(n * ldw, 1), *bias = floats(n, 1), *y = floats(m * ldy, 1), *y2 = copy_of(y, m * ldy), *row = floats(n, 1);
     void *packed = bytes(kern->linear_packed_bytes(HA_WEIGHT_I8, n, k));
     int8_t *qw = bytes(n * k);
     int16_t *qx = bytes(k * sizeof(*qx));
-    float *scale = floats(n, 1);
+    float *scale = floats(n * groups, 1);
     for (size_t i = 0; i < m; i++) {
+        for (size_t p = 0; p < k && i % 3 == 1; p++) {
+            x[i * ldx + p] = fabsf(x[i * ldx + p]) - 0.1f;
+        }
         for (size_t o = 0; k > 0 && o < i % 20; o++) {
             x[i * ldx + (o * 37 + i) % k] = 4 * uniform() * (1 + 299 * fabsf(uniform()));
         }
@@ -243,8 +246,10 @@ test_linear_i8(size_t m, size_t n, size_t k)
         kern->linear_pack(packed, HA_WEIGHT_I8, n, k, first, n - first < HA_PANEL ? n - first : HA_PANEL, w + first * ldw, ldw);
     }
     for (size_t j = 0; j < n; j++) {
-        scale[j] = ha_row_scale_i8(w + j * ldw, k);
-        ha_quantize_row_i8(qw + j * k, w + j * ldw, scale[j], k);
+        for (size_t g = 0; g < groups; g++) {
+            const size_t p = g * HA_I8_GROUP;
+            scale[j * groups + g] = ha_quantize_group_i8(qw + j * k + p, w + j * ldw + p, k - p < HA_I8_GROUP ? k - p : HA_I8_GROUP);
+        }
     }
     void *scratch = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, m, n, k, 2)), *scratch1 = bytes(kern->linear_scratch_bytes(HA_WEIGHT_I8, 1, n, k, 1));
     kern->linear_f32(y, ldy, x, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, m, n, k, scratch, 1);
@@ -252,9 +257,11 @@ test_linear_i8(size_t m, size_t n, size_t k)
     CHECK(memcmp(y, y2, m * ldy * sizeof(float)) == 0, "%s int8 linear %zu x %zu x %zu: 1 and 2 threads differ", kern->isa, m, n, k);
     int bad = 0, differ = 0;
     for (size_t i = 0; i < m; i++) {
-        float most = 0;
+        float most = 0, low = k > 0 ? x[i * ldx] : 0, high = low;
         for (size_t p = 0; p < k; p++) {
             most = fmaxf(most, fabsf(x[i * ldx + p]));
+            low = fminf(low, x[i * ldx + p]);
+            high = fmaxf(high, x[i * ldx + p]);
         }
         for (int j = 0; j < 6 && most > 0; j++) {
             size_t larger = 0;
@@ -266,17 +273,22 @@ test_linear_i8(size_t m, size_t n, size_t k)
             }
             most /= 2;
         }
-        const float to = most > 0 ? 127.0f / most : 0;
+        low = fmaxf(low, -most), high = fminf(high, most);
+        const float step = fmaxf(high - low, most) / 252.0f, to = most > 0 ? 1.0f / step : 0, zero = most > 0 ? rintf(0.5f * (low + high) / step) : 0;
+        const float middle = zero * step;
         for (size_t p = 0; p < k; p++) {
-            qx[p] = (int16_t)lrintf(x[i * ldx + p] * to);
+            qx[p] = (int16_t)(rintf(x[i * ldx + p] * to) - zero);
         }
         for (size_t j = 0; j < n; j++) {
-            int64_t sum = 0;
+            double product = 0, sum = 0, size = fabs(bias[j]);
             for (size_t p = 0; p < k; p++) {
-                sum += qx[p] * qw[j * k + p];
+                const double weight = (double)scale[j * groups + p / HA_I8_GROUP] * qw[j * k + p];
+                product += weight * qx[p];
+                sum += weight;
+                size += fabs(weight * qx[p]) * step;
             }
-            const double want = (double)sum * (most / 127.0f) * scale[j] + bias[j];
-            bad += !(fabs(y[i * ldy + j] - want) <= EPS * 4 * (fabs(want) + fabs(bias[j])) + 1e-37);
+            const double want = product * step + sum * middle + bias[j];
+            bad += !(fabs(y[i * ldy + j] - want) <= EPS * (4 + (double)groups) * (size + fabs(sum * middle)) + 1e-37);
         }
         kern->linear_f32(row, n, x + i * ldx, ldx, packed, HA_WEIGHT_I8, bias, HA_ACT_NONE, 1, n, k, scratch1, 1);
         differ += memcmp(row, y + i * ldy, n * sizeof(float)) != 0;
@@ -297,30 +309,46 @@ test_linear_i8(size_t m, size_t n, size_t k)
     free(x), free(w), free(bias), free(y), free(y2), free(row), free(packed), free(qw), free(qx), free(scale), free(scratch), free(scratch1);
 }
 
-/* Rows as they are stored: no q beyond 127, an error of at most half a step, and the same again from what they stand for. */
+/* Rows as they are stored: no q beyond 127, an error of at most half a step of the group, and the same again from what they stand for. */
 static void
 test_quantize(size_t k)
 {
     static const float sizes_of_w[] = {1, 1e-20f, 3e30f, 0, 1e-31f};
     for (size_t s = 0; s < sizeof(sizes_of_w) / sizeof(sizes_of_w[0]); s++) {
         float *w = floats(k, sizes_of_w[s]), *back = copy_of(w, k);
-        int8_t *q = bytes(k), *q2 = bytes(k);
-        const float scale = ha_row_scale_i8(w, k);
-        ha_quantize_row_i8(q, w, scale, k);
-        ha_dequantize_row_i8(back, q, scale, k);
+        const size_t row_bytes = ha_i8_row_bytes(k);
+        uint8_t *row = bytes(row_bytes), *again = bytes(row_bytes);
+        ha_store_row_i8(row, w, k);
+        ha_load_row_i8(back, row, k);
+        ha_store_row_i8(again, back, k);
         int bad = 0;
         for (size_t p = 0; p < k; p++) {
-            bad += !(fabsf(back[p] - w[p]) <= 0.5001f * scale + 0x1p-100f) || q[p] == -128;
+            const size_t first = p / HA_I8_GROUP * HA_I8_GROUP;
+            float most = 0;
+            for (size_t i = first; i < k && i < first + HA_I8_GROUP; i++) {
+                most = fmaxf(most, fabsf(w[i]));
+            }
+            bad += !(fabsf(back[p] - w[p]) <= 0.5025f / 127 * most + 0x1p-100f) || (int8_t)row[p] == -128;
         }
-        const float again = ha_row_scale_i8(back, k);
-        ha_quantize_row_i8(q2, back, again, k);
-        CHECK(bad == 0 && again == scale && memcmp(q, q2, k) == 0, "row of %zu up to %g: %d off, scales %g %g", k, (double)sizes_of_w[s], bad, (double)scale, (double)again);
+        CHECK(bad == 0 && memcmp(row, again, row_bytes) == 0, "row of %zu up to %g: %d off", k, (double)sizes_of_w[s], bad);
         if (k > 0) {
             w[k - 1] = -INFINITY;
-            CHECK(isnan(ha_row_scale_i8(w, k)), "row of %zu with infinity: scale", k);
+            ha_store_row_i8(row, w, k);
+            ha_load_row_i8(back, row, k);
+            CHECK(isnan(back[k - 1]), "row of %zu with infinity: %g", k, (double)back[k - 1]);
         }
-        free(w), free(back), free(q), free(q2);
+        free(w), free(back), free(row), free(again);
     }
+    int short_of = 0;       /* of 127: then the same scale would not come again */
+    for (int i = 0; i < 1 << 16; i++) {
+        const float w = 1 + (float)i * 0x1p-16f;
+        int8_t q, q2;
+        float back;
+        const float scale = ha_quantize_group_i8(&q, &w, 1);
+        ha_dequantize_group_i8(&back, &q, scale, 1);
+        short_of += q != 127 || ha_quantize_group_i8(&q2, &back, 1) != scale || q2 != 127;
+    }
+    CHECK(short_of == 0, "%d groups of one element are not held by 127", short_of);
 }
 
 static void
