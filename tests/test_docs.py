@@ -109,7 +109,9 @@ def run_block(language: str, text: str, names: dict[str, object]) -> None:
                     assert cli.main(words[1:]) in ((0, 1) if "--gate" in words else (0,)), words
                 else:
                     assert words[:2] == ["python", "-m"], words
-                    stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "argv", words[2:])
+                    patch = stack.enter_context(pytest.MonkeyPatch.context())
+                    patch.setattr(sys, "argv", words[2:])
+                    patch.delitem(sys.modules, words[2], raising=False)     # another test's; runpy warns of it
                     with pytest.raises(SystemExit, match="^0$"):
                         runpy.run_module(words[2], run_name="__main__")
 
@@ -117,7 +119,7 @@ def run_block(language: str, text: str, names: dict[str, object]) -> None:
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python", "bash")], ids=lambda path: path.name)
 def test_blocks_run(world: Path, path: Path) -> None:
     names: dict[str, object] = {"guard": harmaug.Guard.from_pretrained("RUN/guard"), "prompts": ["a", "b"], "responses": [None, "c"], "np": np,
-                                "tensor": np.ones((2, 8), np.int8)}
+                                "tensor": np.ones((2, 8 + 2), np.int8), "k": 8}
     for language, text in blocks(path, "python", "bash", "toml"):
         run_block(language, text, names)
 

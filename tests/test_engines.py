@@ -7,7 +7,7 @@ import pytest
 from test_pipeline import write_bert, write_llama
 
 import harmaug
-from harmaug import cli, engines, teacher
+from harmaug import cli, engines, pipeline, runs, teacher
 from harmaug.chat import ChatTemplate
 from harmaug.endpoint import EndpointConfig, EndpointLM
 
@@ -40,6 +40,23 @@ def test_without_ray_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     assert cli.main(["score", "--model", "standin", "--engine", "ray:2", str(tmp_path / "rows.jsonl")]) == 2
     assert capsys.readouterr().err == "harmaug: engine 'ray' needs ray: pip install 'harmaug[ray]'\n"
+
+
+@pytest.mark.parametrize(("engine", "trains", "rows_on"), [(None, "native", "local"), ("torch", "torch", "local"), ("ray:2", "native", "ray:2"),
+                                                           ("local", "native", "local")])
+def test_one_option_for_rows_and_for_training(engine, trains, rows_on, monkeypatch, tmp_path):
+    """--engine of `run`: a name that trains goes to [distil], the others to [generator] and [label]."""
+    (tmp_path / "seed.jsonl").write_text('{"prompt": "a b c", "label": 0}\n{"prompt": "d e f", "label": 1}\n')
+    seen = {}
+    monkeypatch.setattr(pipeline, "label", lambda *_, **options: seen.update(rows_on=options["engine"]) or {})
+    monkeypatch.setattr(pipeline, "distil", lambda *_, **options: seen.update(trains=options["config"].engine) or {})
+    monkeypatch.setattr(pipeline, "describe", lambda *_: "")
+    tables = {"data": {"seed": ["seed.jsonl"]}, "label": {}, "distil": {"student": str(write_bert(tmp_path / "bert"))}}
+    with runs.RunFolder(tmp_path / "run") as run:
+        pipeline.run_config(run, tables, data_folder=tmp_path, engine=engine, quiet=True)
+        assert seen == {"trains": trains, "rows_on": rows_on}
+        with pytest.raises(ValueError, match="engine must be one of local, ray, got 'spark'"):
+            pipeline.run_config(run, tables, data_folder=tmp_path, engine="spark", quiet=True)
 
 
 def test_pickles_hold_no_weights_and_open_the_same(tmp_path):
