@@ -79,6 +79,20 @@ def complies(text: str) -> bool:
     return _COMPLIES.search(text) is not None
 
 
+def jaccard(a: str, b: str) -> float:
+    """Return the Jaccard similarity of two texts' character 5-grams, in [0, 1]: what NearIndex finds texts by.
+
+    Letter case and runs of white space do not count. A text of less than 5 characters is one gram.
+
+    Examples
+    --------
+    >>> jaccard("How do I bake bread?", "how do I  bake bread"), jaccard("one text", "another")
+    (0.9375, 0.0)
+    """
+    x, y = ({text[i:i + 5] for i in range(max(len(text) - 4, 1))} for text in (data.normalise(a), data.normalise(b)))
+    return len(x & y) / len(x | y)
+
+
 class NearIndex:
     """Finds the indexed text whose character 5-grams are nearest to a text's, exactly.
 
