@@ -109,7 +109,8 @@ def test_label_by_logprobs_is_near_the_native_teachers(url, model):
 
 def test_the_row_stages_end_to_end(url, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("policy.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}Is this conversation safe or unsafe? It is")
+    Path("policy.jinja").write_text("<|im_start|>user\n{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+                                    "Is this conversation safe or unsafe?<|im_end|>\n<|im_start|>assistant\nThis conversation is")
     Path("c.toml").write_text(CONFIG.format(url=url, model=model, data=resources.files("harmaug") / "data"))
     assert cli.main(["augment", "c.toml", "--out", "r", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["augment"]
