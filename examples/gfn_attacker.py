@@ -36,7 +36,7 @@ from harmaug.data import Row, atomic_file, iter_rows
 from harmaug.filters import NearIndex, jaccard
 from harmaug.generator import CausalLM
 
-CONTEXT = 64      # rows scored, sampled or embedded at once need no more than a batch
+AT_ONCE = 64      # rows sampled together when training is over
 
 
 @dataclasses.dataclass
@@ -226,7 +226,7 @@ class Run:
             index.add(row.prompt, str(i))
         rows: list[Row] = []
         while len(rows) < arguments.rows and account["sampled"] < 20 * arguments.rows:
-            texts = self.attacker.texts(self.attacker.sample(CONTEXT, 1.0))
+            texts = self.attacker.texts(self.attacker.sample(AT_ONCE, 1.0))
             scores = self.guard.score([text or " " for text in texts])
             for text, score in zip(texts, scores, strict=True):
                 account["sampled"] += 1

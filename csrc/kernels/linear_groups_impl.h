@@ -199,13 +199,12 @@ group_tile_body(const size_t rows, const int bits, const group_tile *t)
 }
 
 typedef void (*group_fn)(const group_tile *t);
+enum { GROUPS_8, GROUPS_4 };
 #ifdef HA_GUARD_ONLY      /* a build without decoders, which alone have weights of these formats */
 static const group_fn tiles_groups[2][GEMM_MR];
-enum { GROUPS_8, GROUPS_4 };
 #else
 #undef TILE
 #define TILE(bits, rows) static void tile_##bits##_##rows(const group_tile *t) { group_tile_body(rows, bits == GROUPS_4 ? 4 : 8, t); }
-enum { GROUPS_8, GROUPS_4 };
 TILES(GEMM_MR, GROUPS_8)
 TILES(GEMM_MR, GROUPS_4)
 static const group_fn tiles_groups[2][GEMM_MR] = {{NAMES(GEMM_MR, GROUPS_8)}, {NAMES(GEMM_MR, GROUPS_4)}};

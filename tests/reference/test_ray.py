@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import ray
 
 from harmaug import engines, pipeline, runs
 from harmaug.augment import AugmentConfig
@@ -17,7 +18,6 @@ from harmaug.runs import RunFolder
 from harmaug.score import score_stream
 from harmaug.teacher import CachedTeacher, CallableTeacher, GuardTeacher, label_rows
 
-ray = pytest.importorskip("ray", reason="the reference extra brings it", exc_type=ModuleNotFoundError)
 pytestmark = pytest.mark.filterwarnings("ignore")      # Ray's own
 
 FILES = ("instructions.jsonl", "rejected.jsonl", "pairs.jsonl", "pairs_rejected.jsonl", "labelled.jsonl")
