@@ -12,13 +12,6 @@
 #include "generation/loop.h"
 #include "io/tensor_file.h"
 
-/* -- aligned allocations fail with the others -- */
-
-void *__real_aligned_alloc(size_t alignment, size_t n);
-void *__wrap_aligned_alloc(size_t alignment, size_t n);
-
-void *__wrap_aligned_alloc(size_t alignment, size_t n) { return refused() ? NULL : __real_aligned_alloc(alignment, n); }
-
 /* -- a model: 37 tokens, hidden 18, 2 layers, 3 query heads on 1 key-value head of 6, intermediate 23, biases -- */
 
 static const char config_json[] =
