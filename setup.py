@@ -2,7 +2,7 @@
 
 Environment switches (all optional):
     HARMAUG_OPENMP=0     build without OpenMP (the default is: use it where a test program links)
-    HARMAUG_SANITIZE=1   AddressSanitizer + UndefinedBehaviorSanitizer, -O1 -g
+    HARMAUG_SANITIZE=1   AddressSanitizer + UndefinedBehaviorSanitizer, -O1
     HARMAUG_WERROR=1     warnings are errors (CI)
     HARMAUG_ABI3=1       limited API, one cp311-abi3 wheel
     CC, CFLAGS, LDFLAGS  as everywhere; LIBOMP_PREFIX on macOS where libomp is not Homebrew's
