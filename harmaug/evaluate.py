@@ -71,6 +71,8 @@ class Protocol:
 
     def flagged(self, scores: Floats, threshold: float) -> NDArray[np.bool_]:
         """Return which rows are flagged."""
+        if math.isnan(threshold):
+            raise ValueError("the threshold is NaN")
         return scores >= threshold if self.tie_unsafe else scores > threshold
 
 
@@ -142,7 +144,7 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     ------
     ValueError
         For an empty set, unequal lengths, a label other than 0 and 1, a score that is not finite, a weight that is
-        negative or not finite; the row is named, from 0.
+        negative or not finite (the row is named, from 0), a threshold that is NaN.
 
     Examples
     --------

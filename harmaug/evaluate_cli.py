@@ -51,6 +51,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     one_of("--protocol", args.protocol, evaluate.PROTOCOLS)
     if args.draws < 0:
         raise ValueError(f"--draws must be >= 0, got {args.draws}")
+    if args.model and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold must be in [0, 1], as a guard's scores are, got {args.threshold}")
     if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
     fits, rules = args.fit_threshold or args.calibrate, evaluate.PROTOCOLS[args.protocol]

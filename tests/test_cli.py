@@ -261,6 +261,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert "--fit-threshold needs --model or --scores" in fails(capsys, "evaluate", "config.toml", "--fit-threshold", "f1")
     assert "with --long truncate" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "f1", "--protocol", "harmaug-2024")
     assert "--protocol must be one of default, harmaug-2024" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--protocol", "x")
+    assert "--threshold must be in [0, 1]" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--threshold", "2")
     assert "target must be f1, fpr=X or recall=X" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "x")
 
 

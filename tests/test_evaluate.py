@@ -94,6 +94,11 @@ def test_rejects(labels, scores, weights, message):
         evaluate.metrics(labels, scores, sample_weight=weights)
 
 
+def test_rejects_a_threshold_that_is_no_number():
+    with pytest.raises(ValueError, match="the threshold is NaN"):
+        evaluate.metrics([0, 1], [0.1, 0.2], float("nan"))
+
+
 @pytest.mark.parametrize("weighted", [None, "zeros"])
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_bootstrap_is_the_resampled_metric(decimals, weighted):
