@@ -48,7 +48,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     url : str
         Its base, up to and with ``/v1``.
     model : str
-        As the server calls it.
+        As the server calls it; "" sends none.
     api_key_env : str, default "OPENAI_API_KEY"
         Environment variable that holds the key, if the server wants one.
     concurrency : int, default 8
@@ -101,9 +101,10 @@ class Endpoint:
         try:
             import httpx
         except ImportError:
-            raise ImportError("a server as generator or teacher needs httpx: pip install 'harmaug[http]'") from None
+            raise ImportError("a server needs httpx: pip install 'harmaug[http]'") from None
         self._httpx = httpx
         self.config = config
+        self._model = {"model": config.model} if config.model else {}
         key = os.environ.get(config.api_key_env, "")
         self._client = httpx.AsyncClient(base_url=config.url.rstrip("/") + "/", timeout=config.timeout,
                                          headers={"Authorization": f"Bearer {key}"} if key else {})
@@ -149,7 +150,7 @@ class Endpoint:
             try:
                 async with self._places:
                     await self._wait_for_turn()
-                    answer = await self._client.post(path, json={"model": config.model, **payload})
+                    answer = await self._client.post(path, json={**self._model, **payload})
                 problem = f"status {answer.status_code}"
                 if answer.is_success:
                     body = answer.json()

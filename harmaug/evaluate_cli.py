@@ -152,9 +152,10 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any
 
 def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
     if name.startswith(("http://", "https://")):
+        from harmaug.endpoint import EndpointConfig
         from harmaug.integrations.scorers import ModerationEndpoint
 
-        return ModerationEndpoint(name)
+        return ModerationEndpoint(EndpointConfig(url=name, model=""))
     guard = open_guard(name, long=args.long, max_length=args.max_length)
     if args.max_length is None:
         evaluate.set_length(guard, args.protocol)

@@ -1,14 +1,16 @@
 """Other models as scorers, our metrics in other shapes, and the TF-IDF baseline."""
+import asyncio
 import json
 
-import httpx
 import numpy as np
 import pytest
+from fake_server import serving
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from harmaug import evaluate
 from harmaug.data import Row
+from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError
 from harmaug.integrations import scorers
 from harmaug.integrations.metrics import Metrics, compute_metrics
 from harmaug.integrations.scorers import ModerationEndpoint, PipelineScorer
@@ -30,50 +32,50 @@ def test_pipelines():
         PipelineScorer(fake_pipeline, "bad").score(["a"])
 
 
-def endpoint(answers, seen, monkeypatch):
-    monkeypatch.setattr(scorers.time, "sleep", lambda seconds: None)
-
-    def handle(request):
-        seen.append((str(request.url), json.loads(request.content), request.headers.get("authorization")))
-        return answers(seen)
-
-    return ModerationEndpoint("http://host/v1/", "m", api_key="k", batch_size=2, transport=httpx.MockTransport(handle))
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(Endpoint, "_pause", lambda self, seconds: asyncio.sleep(0))
 
 
-def results(seen):
-    return httpx.Response(200, json={"results": [{"category_scores": {"a": len(text) / 10, "b": 0, "c": None}} for text in seen[-1][1]["input"]]})
+def moderation(server, **options):
+    return ModerationEndpoint(EndpointConfig(**{"url": server.url, "model": "m", "concurrency": 1, "retries": 2, **options}), batch_size=2)
 
 
-def test_moderation_endpoint(monkeypatch):
-    seen = []
-    scorer = endpoint(results, seen, monkeypatch)
-    np.testing.assert_allclose(scorer.score(["a", "bb", "c"], ["dd", None, None]), [0.5, 0.2, 0.1], rtol=1e-6)
-    assert [entry[1]["input"] for entry in seen] == [["a\n\ndd", "bb"], ["c"]] and seen[0][0] == "http://host/v1/moderations" and seen[0][2] == "Bearer k"
-    report = evaluate.evaluate_guard(scorer, {"mine": ROWS}, draws=0)
-    assert report["datasets"]["mine"]["n"] == 40
-    seen.clear()
-    busy = endpoint(lambda seen: httpx.Response(429) if len(seen) < 3 else results(seen), seen, monkeypatch)
-    assert busy.score(["abc"]).tolist() == [np.float32(0.3)] and len(seen) == 3
+def results(path, payload):
+    return 200, {"results": [{"category_scores": {"a": len(text) / 10, "b": 0, "c": None}} for text in payload["input"]]}, {}
 
 
-@pytest.mark.parametrize("answer, message, tries", [
-    (httpx.Response(401), "http://host/v1/: status 401", 1), (httpx.Response(503), "status 503", 4), (httpx.Response(200, text="x"), "no JSON object", 1),
-    (httpx.Response(200, json={"results": []}), "not one result for each of 1", 1), (httpx.Response(200, json={"results": [{"flagged": True}]}), "without category_scores", 1),
-    (httpx.Response(200, json={"results": [{"category_scores": {}}]}), "without category_scores", 1),
+def test_moderation_endpoint(monkeypatch, quick):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving(results) as server:
+        np.testing.assert_allclose(moderation(server).score(["a", "bb", "c"], ["dd", None, None]), [0.5, 0.2, 0.1], rtol=1e-6)
+        (path, first, headers), (_, second, _) = server.seen
+        assert (path, headers["Authorization"]) == ("/v1/moderations", "Bearer k")
+        assert [first, second] == [{"model": "m", "input": ["a\n\ndd", "bb"]}, {"model": "m", "input": ["c"]}]
+        assert evaluate.evaluate_guard(moderation(server, model=""), {"mine": ROWS}, draws=0)["datasets"]["mine"]["n"] == 40
+        assert "model" not in server.seen[-1][1]
+        server.seen.clear()
+        server.answer = lambda *a: (429, {}, {}) if len(server.seen) < 3 else results(*a)
+        assert moderation(server).score(["abc"]).tolist() == [np.float32(0.3)] and len(server.seen) == 3
+
+
+@pytest.mark.parametrize("status, body, message, tries", [
+    (401, {}, "status 401", 1), (503, {}, "status 503", 3), (200, b"x", "no JSON object", 3),
+    (200, {"results": []}, "not one result for each of 1", 1), (200, {"results": [{"flagged": True}]}, "without category_scores", 1),
+    (200, {"results": [{"category_scores": {}}]}, "without category_scores", 1),
 ])
-def test_endpoints_that_fail_are_named(answer, message, tries, monkeypatch):
-    seen = []
-    with pytest.raises(ConnectionError, match=message):
-        endpoint(lambda _: answer, seen, monkeypatch).score(["secret"])
-    assert len(seen) == tries
+def test_endpoints_that_fail_are_named(status, body, message, tries, quick):
+    with serving(lambda *_: (status, body, {})) as server:
+        with pytest.raises(EndpointError, match=message) as error:
+            moderation(server).score(["secret"])
+        assert len(server.seen) == tries and server.url in str(error.value) and "secret" not in str(error.value)
 
 
-def test_an_endpoint_that_is_not_there(monkeypatch):
-    def refuse(_):
-        raise httpx.ConnectError("no")
-
-    with pytest.raises(ConnectionError, match="http://host/v1/: ConnectError"):
-        endpoint(refuse, [], monkeypatch).score(["a"])
+def test_an_endpoint_that_is_not_there(quick):
+    with serving(results) as server:
+        pass
+    with pytest.raises(EndpointError, match="ConnectError"):
+        moderation(server).score(["a"])
 
 
 def test_guardbench_conversations():

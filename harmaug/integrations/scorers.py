@@ -1,20 +1,16 @@
 """Other people's models where a guard is expected: transformers pipelines and moderation endpoints, as `evaluate.Scorer`."""
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError
 from harmaug.guard import UNSAFE_NAMES
 
 __all__ = ["ModerationEndpoint", "PipelineScorer", "as_moderate"]
-
-_TRIES = 4
-_AGAIN = (429, 500, 502, 503, 504)
 
 
 class PipelineScorer:
@@ -53,70 +49,32 @@ class ModerationEndpoint:
 
     Parameters
     ----------
-    base_url : str
-        Up to and with "/v1".
-    model : str, optional
-    api_key : str, optional
-        None: that of the environment, OPENAI_API_KEY.
+    endpoint : Endpoint or EndpointConfig
+        Its `model` may be "": the server's own choice.
     batch_size : int, default 32
         Texts in one request.
-    timeout : float, default 60
-        Seconds.
-    transport : httpx.BaseTransport, optional
-        For tests and proxies.
     """
 
-    def __init__(self, base_url: str, model: str | None = None, *, api_key: str | None = None, batch_size: int = 32,
-                 timeout: float = 60.0, transport: Any = None) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise ImportError("a moderation endpoint needs httpx: pip install 'harmaug[http]'") from None
-        self.name, self._model, self._batch_size, self._errors = base_url, model, batch_size, httpx.HTTPError
-        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout, transport=transport)
+    def __init__(self, endpoint: Endpoint | EndpointConfig, *, batch_size: int = 32) -> None:
+        self._endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint(endpoint)
+        self.name, self._batch_size = self._endpoint.config.url, batch_size
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
-        """Return the scores, shape (n,); a ConnectionError names the endpoint when it does not answer as it should."""
+        """Return the scores, shape (n,); an EndpointError names the endpoint when it does not answer as it should."""
         answers = [None] * len(prompts) if responses is None else responses
         texts = [f"{prompt}\n\n{answer}" if answer else prompt for prompt, answer in zip(prompts, answers)]
+        batches = [texts[first:first + self._batch_size] for first in range(0, len(texts), self._batch_size)]
         scores: list[float] = []
-        for first in range(0, len(texts), self._batch_size):
-            batch = texts[first:first + self._batch_size]
-            results = self._ask(batch).get("results")
+        for batch, answer in zip(batches, self._endpoint.map("moderations", ({"input": batch} for batch in batches))):
+            results = answer.get("results")
             if not isinstance(results, list) or len(results) != len(batch):
-                raise ConnectionError(f"{self.name}: not one result for each of {len(batch)} texts")
+                raise EndpointError(f"{self.name}: not one result for each of {len(batch)} texts")
             try:
                 scores += [max(float(value) for value in result["category_scores"].values() if value is not None)
                            for result in results]
             except (KeyError, TypeError, ValueError, AttributeError):
-                raise ConnectionError(f"{self.name}: a result without category_scores") from None
+                raise EndpointError(f"{self.name}: a result without category_scores") from None
         return np.array(scores, dtype=np.float32)
-
-    def _ask(self, texts: list[str]) -> dict[str, Any]:
-        body: dict[str, Any] = {"input": texts} | ({"model": self._model} if self._model else {})
-        problem = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(0.5 * 2 ** attempt)
-            try:
-                answer = self._client.post("/moderations", json=body)
-            except self._errors as error:
-                problem = type(error).__name__
-                continue
-            problem = f"status {answer.status_code}"
-            if answer.status_code == 200:
-                try:
-                    found = answer.json()
-                except ValueError:
-                    found = None
-                if isinstance(found, dict):
-                    return found
-                problem = "an answer that is no JSON object"
-            if answer.status_code not in _AGAIN:
-                break
-        raise ConnectionError(f"{self.name}: {problem}")
 
 
 def as_moderate(guard: Any) -> Any:
