@@ -63,6 +63,7 @@ class EncoderParams:
     def gradients(
         self, ids: ArrayLike, offsets: ArrayLike, dlogits: ArrayLike, type_ids: ArrayLike | None = None, *,
         dropout: float = 0, attention_dropout: float = ..., classifier_dropout: float = ..., seed: int = 0, step: int = 0, n_threads: int = 0,
+        precision: str = "float32",
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]: ...
 
 # encoder.c
@@ -107,7 +108,7 @@ class Trainer:
         cls, params: EncoderParams, *, ce_weight: float = 0.5, kl_weight: float = 0.5, temperature: float = 1.0, unsafe_index: int = -1,
         beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.1, layer_decay: float = 1.0, clip_norm: float = 1.0, dropout: float = 0.1,
         attention_dropout: float = ..., classifier_dropout: float = ..., seed: int = 0, micro_tokens: int = 0, n_threads: int = 0, frozen: Sequence[str] = (), lora_rank: int = 0, lora_alpha: float = 16.0,
-        lora_targets: Sequence[str] = (),
+        lora_targets: Sequence[str] = (), precision: str = "float32",
     ) -> Trainer: ...
     def step(
         self, ids: ArrayLike, offsets: ArrayLike, hard: ArrayLike | None = None, soft: ArrayLike | None = None, weights: ArrayLike | None = None,

@@ -120,7 +120,7 @@ def test_order_is_balanced_and_takes_every_row_before_it_repeats_one():
     "changes, message",
     [({"lr": -1}, "lr must be in"), ({"temperature": 0}, "temperature must be in"),
      ({"batch_size": 0}, "batch_size must be in"), ({"ce_weight": 0, "kl_weight": 0}, "must not both be 0"),
-     ({"schedule": "steps"}, "schedule must be"), ({"validation_fraction": 1.0}, "validation_fraction")],
+     ({"schedule": "steps"}, "schedule must be"), ({"precision": "bf16"}, "precision must be one of float32, bfloat16, got 'bf16'"), ({"validation_fraction": 1.0}, "validation_fraction")],
 )
 def test_config_checks_itself(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -340,11 +340,28 @@ def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
         Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
 
 
+def test_bfloat16_run_goes_on_as_bfloat16(student, tmp_path, monkeypatch):
+    rows, mixed = rows_of(120), {"epochs": 2, "checkpoint_every": 4, "precision": "bfloat16"}
+    whole, single = (Distiller(config(student, **{**mixed, "precision": p})).fit(rows, out=tmp_path / p, progress=False) for p in ("bfloat16", "float32"))
+    losses, others = ([row["loss"] for row in fitted.history_] for fitted in (whole, single))
+    np.testing.assert_allclose(losses, others, rtol=0.05)
+    assert losses != others
+    step = distill._Run._step
+    with monkeypatch.context() as patch:
+        patch.setattr(distill._Run, "_step", lambda run: step(run) if run.state.step < 10 else (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Distiller(config(student, **mixed)).fit(rows, out=tmp_path / "again", progress=False)
+    with pytest.raises(ValueError, match=r"checkpoint of another run \(other config.precision\)"):
+        Distiller(config(student, **{**mixed, "precision": "float32"})).fit(rows, out=tmp_path / "again", progress=False)
+    Distiller(config(student, **{**mixed, "n_threads": 2})).fit(rows, out=tmp_path / "again", progress=False)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "bfloat16" / "model.safetensors").read_bytes()
+
+
 # -- the torch engine; what it computes is tested in tests/reference --
 
 def test_what_needs_the_torch_engine_says_so(student, monkeypatch):
-    with pytest.raises(ValueError, match='precision "bfloat16" and gradient_checkpointing need engine "torch"'):
-        DistillConfig(precision="bfloat16")
+    with pytest.raises(ValueError, match='gradient_checkpointing needs engine "torch"'):
+        DistillConfig(gradient_checkpointing=True)
     with pytest.raises(ValueError, match="engine must be one of native, torch, got 'jax'"):
         DistillConfig(engine="jax")
     monkeypatch.setitem(sys.modules, "accelerate", None)

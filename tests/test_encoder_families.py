@@ -417,3 +417,83 @@ def test_a_padding_id_inside_a_row_is_not_trained(name, tmp_path):
     whole, _, same = word_and_position(tmp_path / "plain", pad_token_id=None)
     assert whole[5].any() and np.array_equal(np.delete(whole, 5, axis=0), np.delete(word, 5, axis=0))
     assert all(np.array_equal(others[key], same[key]) for key in others)
+
+
+# -- training with products of bfloat16 --
+
+MIXED = ["bert", "electra", "distilbert", "deberta-v3", "deberta-v2", "deberta-grouped", "modernbert"]
+
+
+def narrow(x):
+    """Rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def mixed_logits(monkeypatch, c, w, rows):
+    """The equations in float64 with the operands of every Linear and of the convolution rounded."""
+    convolution, kernel = encoder_models._convolution, "deberta.encoder.conv.conv.weight"
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_models, "_linear", lambda w, name, x: narrow(x) @ narrow(w[name + ".weight"]).T + w.get(name + ".bias", 0))
+        patch.setattr(encoder_models, "_convolution", lambda c, w, x, place: convolution(c, {**w, kernel: narrow(w[kernel])}, narrow(x), place))
+        return encoder_models.logits(c, w, *rows)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_bfloat16_forward(isa, made, name, monkeypatch):
+    """Rows agree to the error of float32, but for one in which a number falls to the other side of a rounding."""
+    folder, c, w = made(name)
+    rows = encoder_models.batch(c, [1, 2, 3, 5, 9], seed=1)
+    got, _, _ = gradients(_C.EncoderParams.read(folder), w, rows, np.zeros((5, c["num_labels"])), precision="bfloat16")
+    off = np.abs(got - mixed_logits(monkeypatch, c, w, rows)).max(axis=1)
+    assert np.median(off) < 2e-6 and off.max() < 2e-2
+    assert np.median(np.abs(got - encoder_models.logits(c, w, *rows)).max(axis=1)) > 1e-4
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_bfloat16_gradients_of_weights(isa, made, name):
+    """A row of one token: the gradient of a Linear's weight is an outer product, of numbers of 8 bits each, so that it has 16."""
+    folder, c, w = made(name)
+    params, rows, dlogits = _C.EncoderParams.read(folder), encoder_models.batch(c, [1], seed=1), np.random.default_rng(0).normal(size=(1, c["num_labels"]))
+    for precision in ("bfloat16", "float32"):
+        _, got, _ = gradients(params, w, rows, dlogits, precision=precision)
+        found = {key: not (g.view(np.uint32) & 0xFF).any() for key, g in got.items() if g.ndim > 1 and g.any() and "embeddings." not in key}
+        assert len(found) > 5 and set(found.values()) == {precision == "bfloat16"}, found
+
+
+def test_bfloat16_gradients_of_inputs(isa, made):
+    """DistilBERT's head, a relu between two Linears: the first one's bias has the gradient of the second one's input, or 0."""
+    folder, c, w = made("distilbert")
+    dlogits = np.random.default_rng(0).normal(size=(1, c["num_labels"])).astype(np.float32)
+    _, got, _ = gradients(_C.EncoderParams.read(folder), w, encoder_models.batch(c, [7]), dlogits, precision="bfloat16")
+    g = got["pre_classifier.bias"]
+    want = (narrow(dlogits) @ narrow(w["classifier.weight"]))[0]
+    assert (g != 0).sum() > 5 and np.allclose(g[g != 0], want[g != 0], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(g[g != 0], (dlogits @ w["classifier.weight"])[0][g != 0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_bfloat16_gradients_are_near(isa, made, name):
+    """Each tensor's within 6 % of its norm of float32's and not the same, on any number of threads to the bit; what bfloat16 has no part in, not off at all."""
+    folder, c, w = made(name)
+    params, rows = _C.EncoderParams.read(folder), encoder_models.batch(c, [2, 9, 33, 64], seed=1)
+    dlogits = np.random.default_rng(0).normal(size=(4, c["num_labels"]))
+    _, want, _ = gradients(params, w, rows, dlogits)
+    _, got, _ = gradients(params, w, rows, dlogits, precision="bfloat16", n_threads=1)
+    _, again, _ = gradients(params, w, rows, dlogits, precision="bfloat16", n_threads=2)
+    most = max(float(np.linalg.norm(g)) for g in want.values())
+    for key, g in want.items():
+        off, size = float(np.linalg.norm(got[key] - g)), float(np.linalg.norm(g))
+        np.testing.assert_array_equal(got[key], again[key], err_msg=key)
+        if key in ("classifier.bias", "classifier.out_proj.bias"):
+            assert off == 0
+        elif size > 1e-4 * most:        # else its true gradient is 0, as that of a key's bias
+            assert 1e-4 * size < off < 0.06 * size, (key, off / size)
+
+
+def test_precision_is_one_of_two(made):
+    folder, _, _ = made("bert")
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'bf16'"):
+        _C.EncoderParams.read(folder).gradients([1], [0, 1], np.zeros((1, 2)), precision="bf16")
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
+        _C.Trainer(_C.EncoderParams.read(folder), precision="float16")

@@ -173,16 +173,33 @@ def test_ten_steps_track_torch(isa, folder, case):
 
 
 @pytest.mark.parametrize("case", ["full", "lora"])
-def test_threads_change_no_bit(isa, folder, case):
+def test_products_of_bfloat16_stay_near(isa, folder, case):
+    """Losses of float32 within 0.5 %, weights within 10 % of each update's norm, and neither is the same."""
+    runs = []
+    for precision in ("float32", "bfloat16"):
+        params, trainer = start(folder, precision=precision, **OPTIONS[case])
+        runs.append(([r["loss"] for r in steps(trainer)], weights_of(params, trainer)))
+    (losses, weights), (others, rounded) = runs
+    np.testing.assert_allclose(others, losses, rtol=5e-3)
+    assert all(a != b for a, b in zip(losses, others, strict=True))
+    for name, before in tiny_bert.tensors(0).items():
+        moved, off = np.linalg.norm(weights[name] - before), np.linalg.norm(rounded[name] - weights[name])
+        if "key.bias" not in name:
+            assert 0 < off < 0.1 * moved, (name, off / moved)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", ["full", "lora"])
+def test_threads_change_no_bit(isa, folder, case, precision):
     runs = []
     for n_threads in (1, 2):
-        params, trainer = start(folder, n_threads=n_threads, dropout=0.2, seed=7, **OPTIONS[case])
+        params, trainer = start(folder, n_threads=n_threads, dropout=0.2, seed=7, precision=precision, **OPTIONS[case])
         runs.append((steps(trainer), weights_of(params, trainer)))
     assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
 
 
 @pytest.mark.parametrize("case", ["full", "lora"])
-@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.0}, {"frozen": ("bert.embeddings.*",)}])
+@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.0}, {"frozen": ("bert.embeddings.*",)}, {"precision": "bfloat16"}])
 def test_resumed_run_is_the_unbroken_run(folder, tmp_path, case, more):
     options = {"dropout": 0.1, **OPTIONS[case], **more}
     params, trainer = start(folder, **options)

@@ -4,7 +4,7 @@
  * alone; within a block an element is one chain of fused multiply-adds over k in order, then C = alpha * chain + C. A tile of fewer rows
  * runs the same chain, so an element has the same bits whichever tile it falls into.
  * Both operands are packed: A in tiles [k][rows], B in panels [k][GEMM_NR], padded with zeros to GEMM_NR. Where the CPU has a dot product
- * of bfloat16, a bfloat16 weight and its x are packed in pairs along k, and a step of the chain takes two products. */
+ * of bfloat16, operands of bfloat16 are packed in pairs along k, and a step of the chain takes two products. */
 
 #define GEMM_NR (GEMM_NV * VF_LANES)
 #define GEMM_KC 512             /* k of a block at most: a block of one panel of B and of one tile of A stay in the near caches */
@@ -229,6 +229,28 @@ pack_panel(float *panel, const float *b, ptrdiff_t b_row, ptrdiff_t b_col, size_
     pack(panel, GEMM_NR, b, b_col, b_row, cols, kc);
 }
 
+/* x [kc][ld], packed, rounded to bfloat16 in place; where the CPU has their dot product they become pairs [(kc + 1) / 2][ld], the second of the last pair
+ * of an odd kc a zero. */
+static void
+pack_bf16(float *x, size_t ld, size_t kc)
+{
+#if defined(VF_HAS_DOT_BF16)
+    for (size_t p = 0; p < kc; p += 2) {        /* what is written lies before what is still to be read */
+        for (size_t r = 0; r < ld; r += VF_LANES) {
+            const float *at = x + p * ld + r;
+            const vf second = p + 1 < kc ? read_n(at + ld, ld - r) : vf_set1(0.0f);
+            write_n(x + p / 2 * ld + r, vf_pair_bf16(read_n(at, ld - r), second), ld - r);
+        }
+    }
+#else
+    for (size_t i = 0; i < kc * ld; i += VF_LANES) {
+        uint16_t narrow[VF_LANES];
+        vf_store_bf16(narrow, read_n(x + i, kc * ld - i));
+        write_n(x + i, vf_load_bf16(narrow), kc * ld - i);
+    }
+#endif
+}
+
 /* Tasks handed out one by one to the threads of a region, phase after phase with a barrier between. Every thread draws one number past the
  * end of each phase, so the next phase starts at the known number `base`. */
 typedef struct task_counter {
@@ -243,6 +265,8 @@ task_take(task_counter *counter)
 
 typedef struct gemm_run {
     const ha_gemm *g;
+    const tile_fn *tiles;
+    size_t step;                /* of k that a step of the tiles takes */
     float *packed_b;            /* all panels of a block of k */
     float *packed_a;            /* for each thread, the rows of one group for a block of k */
     task_counter counter;
@@ -261,8 +285,11 @@ gemm_pack_panel(const gemm_run *run, size_t panel, size_t k0, size_t kc)
 {
     const ha_gemm *g = run->g;
     const size_t col = panel * GEMM_NR;
-    pack_panel(run->packed_b + col * kc, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)col * g->b_col, g->b_row, g->b_col, kc,
-               g->n - col < GEMM_NR ? g->n - col : GEMM_NR);
+    float *packed = run->packed_b + col * kc;
+    pack_panel(packed, g->b + (ptrdiff_t)k0 * g->b_row + (ptrdiff_t)col * g->b_col, g->b_row, g->b_col, kc, g->n - col < GEMM_NR ? g->n - col : GEMM_NR);
+    if (g->bf16) {
+        pack_bf16(packed, GEMM_NR, kc);
+    }
 }
 
 /* Row tiles [first_tile, end_tile), packed by this thread into `a`, times the panels [first_panel, end_panel). */
@@ -276,6 +303,9 @@ gemm_group_task(const gemm_run *run, float *a, size_t first_tile, size_t end_til
     for (size_t t = first_tile; t < end_tile; t++) {
         const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
         pack(a + (row - first_row) * kc, rows, g->a + (ptrdiff_t)row * g->a_row + (ptrdiff_t)k0 * g->a_col, g->a_row, g->a_col, rows, kc);
+        if (g->bf16) {
+            pack_bf16(a + (row - first_row) * kc, rows, kc);
+        }
     }
     for (size_t panel = first_panel; panel < end_panel; panel++) {
         const size_t col = panel * GEMM_NR;
@@ -284,7 +314,7 @@ gemm_group_task(const gemm_run *run, float *a, size_t first_tile, size_t end_til
         for (size_t t = first_tile; t < end_tile; t++) {
             const size_t row = tile_start(t, tiles, g->m), rows = tile_start(t + 1, tiles, g->m) - row;
             out.c = g->c + row * g->ldc + col;
-            tiles_f32[rows - 1](kc, a + (row - first_row) * kc, run->packed_b + col * kc, &out);
+            run->tiles[rows - 1]((kc + run->step - 1) / run->step, a + (row - first_row) * kc, run->packed_b + col * kc, &out);
         }
     }
 }
@@ -340,7 +370,12 @@ gemm_f32(const ha_gemm *gemm, void *scratch, int n_threads)
     if (gemm->m == 0 || gemm->n == 0) {
         return;
     }
-    gemm_run run = {.g = gemm};
+    gemm_run run = {.g = gemm, .tiles = tiles_f32, .step = 1};
+#if defined(VF_HAS_DOT_BF16)
+    if (gemm->bf16) {
+        run.tiles = tiles_pair, run.step = 2;
+    }
+#endif
     run.packed_b = align_64(scratch);
     run.packed_a = run.packed_b + round_up(gemm->n, GEMM_NR) * gemm_block(gemm->k);
     atomic_init(&run.counter.next, 0);

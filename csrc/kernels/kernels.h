@@ -28,7 +28,9 @@ typedef enum ha_activation { HA_ACT_GELU, HA_ACT_GELU_TANH, HA_ACT_RELU, HA_ACT_
 
 /* C (m, n) = alpha * A (m, k) * B (k, n) + beta * C. Element (i, p) of A is a[i * a_row + p * a_col], of B (p, j) b[p * b_row + j * b_col],
  * so that transposes are strides. beta == 0 does not read C.
- * bias (n,), or NULL: added to each row, in place of beta * C. */
+ * bias (n,), or NULL: added to each row, in place of beta * C.
+ * bf16: A and B are rounded to bfloat16 (nearest even) while they are packed; their products are summed in float32 as ever, twice as many a cycle on a
+ * CPU with a bfloat16 dot product (which takes subnormals for 0), as many elsewhere. */
 typedef struct ha_gemm {
     size_t m, n, k;
     float alpha, beta;
@@ -39,6 +41,7 @@ typedef struct ha_gemm {
     float *c;
     size_t ldc;
     const float *bias;
+    int bf16;
 } ha_gemm;
 
 #define HA_ATTEND_PAD 64

@@ -127,7 +127,10 @@ typedef struct ha_dropouts {
     float hidden, attention, classifier;
 } ha_dropouts;
 
-ha_tape *ha_tape_new(void);         /* NULL: out of memory */
+/* bf16: the operands of every Linear and of the convolution are rounded to bfloat16, in the forward pass and for both gradients, and their products summed
+ * in float32 (see ha_gemm), after Kalamkar et al. 2019 (arXiv 1905.12322); everything else, what is passed on between them, the products within
+ * attention, LayerNorm, softmax and the sums of bias gradients, stays float32. NULL: out of memory. */
+ha_tape *ha_tape_new(int bf16);
 void ha_tape_free(ha_tape *tape);
 /* logits (n_rows, num_labels). */
 ha_status ha_encoder_train_forward(const ha_encoder_params *params, const ha_batch *batch, const ha_dropouts *dropout, uint64_t seed, uint64_t step,

@@ -66,7 +66,7 @@ static void
 affine_backward_weight(const pass *p, const ha_affine *l, const float *dy, size_t ld, const float *x, size_t m)
 {
     const ha_gemm gemm = {.m = l->n, .n = l->k, .k = m, .alpha = 1.0f, .beta = 1.0f, .a = dy, .a_row = 1, .a_col = (ptrdiff_t)ld,
-                          .b = x, .b_row = (ptrdiff_t)l->k, .b_col = 1, .c = p->grads + l->weight, .ldc = l->k};
+                          .b = x, .b_row = (ptrdiff_t)l->k, .b_col = 1, .c = p->grads + l->weight, .ldc = l->k, .bf16 = p->tape->bf16};
     if (is_wanted(p, l->weight_param, l->weight, l->weight + l->n * l->k)) {
         p->tape->kernels->gemm_f32(&gemm, p->tape->scratch.base, p->n_threads);
     }
@@ -80,7 +80,8 @@ static void
 affine_backward_input(const pass *p, const ha_affine *l, float *dx, float beta, const float *dy, size_t ld, size_t m)
 {
     const ha_gemm gemm = {.m = m, .n = l->k, .k = l->n, .alpha = 1.0f, .beta = beta, .a = dy, .a_row = (ptrdiff_t)ld, .a_col = 1,
-                          .b = p->tape->params->data + l->weight, .b_row = (ptrdiff_t)l->k, .b_col = 1, .c = dx, .ldc = l->k};
+                          .b = p->tape->params->data + l->weight, .b_row = (ptrdiff_t)l->k, .b_col = 1, .c = dx, .ldc = l->k,
+                          .bf16 = p->tape->bf16};
     p->tape->kernels->gemm_f32(&gemm, p->tape->scratch.base, p->n_threads);
 }
 

@@ -28,6 +28,7 @@ struct ha_tape {
     ha_arena scratch;                   /* of the products and of attention: depends on the number of threads, which may differ between the passes */
     ha_arena distances;
     const ha_kernels *kernels;
+    int bf16;                           /* see ha_tape_new() */
     const ha_encoder_params *params;    /* those of the last forward pass; NULL: there was none */
     size_t n_rows, n_tokens, longest;
     ha_dropouts dropout;

@@ -8,9 +8,13 @@
 #include "models/encoder_tape.h"
 
 ha_tape *
-ha_tape_new(void)
+ha_tape_new(int bf16)
 {
-    return calloc(1, sizeof(ha_tape));
+    ha_tape *tape = calloc(1, sizeof(*tape));
+    if (tape != NULL) {
+        tape->bf16 = bf16;
+    }
+    return tape;
 }
 
 void
@@ -266,7 +270,7 @@ ha_affine_forward(const ha_tape *tape, const ha_affine *l, float *y, size_t ldy,
 {
     const float *data = tape->params->data;
     const ha_gemm gemm = {.m = m, .n = l->n, .k = l->k, .alpha = 1.0f, .a = x, .a_row = (ptrdiff_t)l->k, .a_col = 1, .b = data + l->weight, .b_row = 1,
-                          .b_col = (ptrdiff_t)l->k, .c = y, .ldc = ldy, .bias = l->has_bias ? data + l->bias : NULL};
+                          .b_col = (ptrdiff_t)l->k, .c = y, .ldc = ldy, .bias = l->has_bias ? data + l->bias : NULL, .bf16 = tape->bf16};
     tape->kernels->gemm_f32(&gemm, tape->scratch.base, n_threads);
 }
 

@@ -5,6 +5,7 @@
 #include "python/pyharmaug.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "models/encoder.h"
 
@@ -23,6 +24,18 @@ py_dropouts_complete(ha_dropouts *dropout)
 {
     dropout->attention = isnan(dropout->attention) ? dropout->hidden : dropout->attention;
     dropout->classifier = isnan(dropout->classifier) ? dropout->hidden : dropout->classifier;
+}
+
+/* What the products of training round their operands to, by name. 0 with an exception set. */
+static inline int
+py_precision(const char *name, int *bf16)
+{
+    *bf16 = strcmp(name, "bfloat16") == 0;
+    if (!*bf16 && strcmp(name, "float32") != 0) {
+        PyErr_Format(PyExc_ValueError, "precision must be 'float32' or 'bfloat16', got '%s'", name);
+        return 0;
+    }
+    return 1;
 }
 
 #endif

@@ -403,7 +403,8 @@ done:
 }
 
 PyDoc_STRVAR(gradients_doc,
-"gradients(ids, offsets, dlogits, type_ids=None, *, dropout=0, attention_dropout=dropout, classifier_dropout=dropout, seed=0, step=0, n_threads=0)\n"
+"gradients(ids, offsets, dlogits, type_ids=None, *, dropout=0, attention_dropout=dropout, classifier_dropout=dropout, seed=0, step=0, n_threads=0,\n"
+"          precision='float32')\n"
 "--\n\n"
 "The forward and the backward pass of training over one ragged batch.\n\n"
 "Parameters\n"
@@ -413,7 +414,9 @@ PyDoc_STRVAR(gradients_doc,
 "dlogits : array_like, shape (n, num_labels)\n"
 "    Gradient of the loss with respect to the logits.\n"
 "dropout, attention_dropout, classifier_dropout : float, default 0\n"
-"    As for Trainer; masks are drawn by counter from (seed, step).\n\n"
+"    As for Trainer; masks are drawn by counter from (seed, step).\n"
+"precision : 'float32' or 'bfloat16'\n"
+"    As for Trainer.\n\n"
 "Returns\n"
 "-------\n"
 "logits : ndarray, shape (n, num_labels), float32\n"
@@ -425,7 +428,8 @@ PyDoc_STRVAR(gradients_doc,
 static PyObject *
 params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ids", "offsets", "dlogits", "type_ids", "dropout", "attention_dropout", "classifier_dropout", "seed", "step", "n_threads", NULL};
+    static char *names[] = {"ids", "offsets", "dlogits", "type_ids", "dropout", "attention_dropout", "classifier_dropout", "seed", "step", "n_threads", "precision",
+                            NULL};
     const ha_encoder_params *params = ((params_object *)self)->params;
     PyObject *ids, *offsets, *dlogits_obj, *types = Py_None, *result = NULL;
     PyObject *logits = NULL, *grads = NULL, *words = NULL;
@@ -434,9 +438,11 @@ params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
     ha_tape *tape = NULL;
     ha_dropouts dropout = {.attention = NAN, .classifier = NAN};
     unsigned long long seed = 0, step = 0;
-    int n_threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$fffKKi:gradients", names, &ids, &offsets, &dlogits_obj, &types,
-                                     &dropout.hidden, &dropout.attention, &dropout.classifier, &seed, &step, &n_threads)) {
+    int n_threads = 0, bf16 = 0;
+    const char *precision = "float32";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O$fffKKis:gradients", names, &ids, &offsets, &dlogits_obj, &types,
+                                     &dropout.hidden, &dropout.attention, &dropout.classifier, &seed, &step, &n_threads, &precision) ||
+        !py_precision(precision, &bf16)) {
         return NULL;
     }
     py_dropouts_complete(&dropout);
@@ -452,7 +458,7 @@ params_gradients(PyObject *self, PyObject *args, PyObject *kwargs)
     logits = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
     grads = PyArray_ZEROS(1, &total, NPY_FLOAT32, 0);
     words = PyArray_ZEROS(1, &vocab, NPY_BOOL, 0);
-    if (logits == NULL || grads == NULL || words == NULL || (tape = ha_tape_new()) == NULL) {
+    if (logits == NULL || grads == NULL || words == NULL || (tape = ha_tape_new(bf16)) == NULL) {
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }

@@ -63,9 +63,9 @@ Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"params", "ce_weight", "kl_weight", "temperature", "unsafe_index", "beta1", "beta2", "eps",
                             "weight_decay", "layer_decay", "clip_norm", "dropout", "attention_dropout", "classifier_dropout", "seed",
-                            "micro_tokens", "n_threads", "frozen", "lora_rank", "lora_alpha", "lora_targets", NULL};
+                            "micro_tokens", "n_threads", "frozen", "lora_rank", "lora_alpha", "lora_targets", "precision", NULL};
     PyObject *params_obj, *frozen_obj = NULL, *targets_obj = NULL, *frozen_keep = NULL, *targets_keep = NULL;
-    const char **frozen = NULL, **targets = NULL;
+    const char **frozen = NULL, **targets = NULL, *precision = "float32";
     Trainer *self = NULL, *result = NULL;
     unsigned long long seed = 0;
     Py_ssize_t unsafe_index = -1, micro_tokens = 0, rank = 0;
@@ -73,11 +73,13 @@ Trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                 .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .layer_decay = 1, .clip_norm = 1,
                                 .dropout = {.hidden = 0.1f, .attention = NAN, .classifier = NAN},
                                 .lora_alpha = 16};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddnddddddfffKniOnfO:Trainer", names, &params_obj,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$dddnddddddfffKniOnfOs:Trainer", names, &params_obj,
                                      &config.loss.ce_weight, &config.loss.kl_weight, &config.loss.temperature,
                                      &unsafe_index, &config.beta1, &config.beta2, &config.eps, &config.weight_decay,
                                      &config.layer_decay, &config.clip_norm, &config.dropout.hidden, &config.dropout.attention,
-                                     &config.dropout.classifier, &seed, &micro_tokens, &config.n_threads, &frozen_obj, &rank, &config.lora_alpha, &targets_obj)) {
+                                     &config.dropout.classifier, &seed, &micro_tokens, &config.n_threads, &frozen_obj, &rank, &config.lora_alpha, &targets_obj,
+                                     &precision) ||
+        !py_precision(precision, &config.bf16)) {
         return NULL;
     }
     py_dropouts_complete(&config.dropout);
@@ -412,7 +414,8 @@ static PyGetSetDef Trainer_getset[] = {
 PyDoc_STRVAR(Trainer_doc,
 "Trainer(params, *, ce_weight=0.5, kl_weight=0.5, temperature=1.0, unsafe_index=1, beta1=0.9, beta2=0.999,\n"
 "        eps=1e-8, weight_decay=0.1, layer_decay=1.0, clip_norm=1.0, dropout=0.1, attention_dropout=dropout,\n"
-"        classifier_dropout=dropout, seed=0, micro_tokens=0, n_threads=0, frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=())\n"
+"        classifier_dropout=dropout, seed=0, micro_tokens=0, n_threads=0, frozen=(), lora_rank=0, lora_alpha=16.0, lora_targets=(),\n"
+"        precision='float32')\n"
 "--\n\n"
 "AdamW training of EncoderParams, in place.\n\n"
 "Parameters\n"
@@ -441,7 +444,11 @@ PyDoc_STRVAR(Trainer_doc,
 "lora_rank : int\n"
 "    0: none. Otherwise the matrices that lora_targets names are trained as W0 + lora_alpha / lora_rank * B A.\n"
 "lora_targets : sequence of str\n"
-"    Ends of module names, as PEFT's target_modules.\n");
+"    Ends of module names, as PEFT's target_modules.\n"
+"precision : 'float32' or 'bfloat16'\n"
+"    'bfloat16': the operands of every Linear and of DeBERTa's convolution, the head among them, are rounded to bfloat16 (nearest even) in the forward\n"
+"    pass and for both gradients, and their products summed in float32. Everything else stays float32: weights, moments, what stands between the\n"
+"    Linears, attention's scores, LayerNorm, softmax, the loss, the product of LoRA's factors.\n");
 
 static PyType_Slot Trainer_slots[] = {
     {Py_tp_doc, (void *)Trainer_doc},

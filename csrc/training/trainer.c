@@ -160,7 +160,7 @@ allocate(ha_trainer *t, const ha_trainer_config *config, ha_error *err)
     t->wanted = calloc(params->count + 1, 1);
     t->touched = calloc(vocab + 1, 1);
     t->seen = calloc(vocab + 1, 1);
-    t->tape = ha_tape_new();
+    t->tape = ha_tape_new(config->bf16);
     return t->grads && t->m && t->v && t->trainable && t->wanted && t->touched && t->seen && t->tape ? HA_OK : HA_ERR_NOMEM;
 }
 

@@ -24,6 +24,7 @@ typedef struct ha_trainer_config {
     double beta1, beta2, eps;       /* torch's defaults: 0.9, 0.999, 1e-8 */
     double weight_decay;            /* of matrices, not of biases and LayerNorm (every 1-D parameter) */
     double clip_norm;               /* largest global gradient norm; 0: no clipping */
+    int bf16;                       /* products of bfloat16, see ha_tape_new(); weights, gradients and moments are float32 */
     ha_dropouts dropout;
     uint64_t seed;                  /* of dropout masks and of LoRA's A */
     double layer_decay;             /* in (0, 1]: the learning rate of what stands d levels below the head (the last layer 1,

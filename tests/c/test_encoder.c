@@ -115,7 +115,7 @@ everything(const char *folder, float *logits, float *grads, size_t *total, ha_er
         goto done;
     }
     *total = params->total;
-    tape = ha_tape_new();
+    tape = ha_tape_new(0);
     if (tape == NULL) {
         status = HA_ERR_NOMEM;
         goto done;
@@ -169,7 +169,7 @@ test_backward_needs_its_forward(const char *folder)
     float logits[3 * LABELS];
     const ha_batch shorter = {.n_rows = 2, .offsets = offsets, .ids = ids};
     const ha_dropouts none = {0}, all = {.classifier = 1.0f};
-    ha_tape *tape = ha_tape_new();
+    ha_tape *tape = ha_tape_new(0);
     CHECK(ha_encoder_params_read(folder, NULL, 0, 0, 0, &params, &err) == HA_OK && ha_encoder_params_copy(params, &other, &err) == HA_OK, "%s", err.message);
     float *grads = floats(params->total, 0.0f);
     CHECK(ha_encoder_train_backward(params, &batch, tape, logits, grads, NULL, NULL, 1, &err) == HA_ERR_VALUE, "without a forward pass");

@@ -18,15 +18,24 @@ static const size_t sizes[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33
 
 /* -- matrix products -- */
 
+static float
+to_bf16(float x)
+{
+    uint16_t h;
+    ha_kernels_scalar.f32_to_bf16(&h, &x, 1);
+    ha_kernels_scalar.bf16_to_f32(&x, &h, 1);
+    return x;
+}
+
 /* |error| of a float32 sum of k products is at most (k + 2) EPS sum |a b| (Higham 2002, section 3.1). */
 static void
-test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
+test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta, int bf16)
 {
     const size_t ldc = n + 3;
     float *a = floats(m * k, 1), *b = floats(k * n, 1), *c = floats(m * ldc, 1), *c0 = copy_of(c, m * ldc), *c2 = copy_of(c, m * ldc);
     ha_gemm g = {.m = m, .n = n, .k = k, .alpha = alpha, .beta = beta, .a = a, .b = b, .c = c, .ldc = ldc,
                  .a_row = ta ? 1 : (ptrdiff_t)k, .a_col = ta ? (ptrdiff_t)m : 1,
-                 .b_row = tb ? 1 : (ptrdiff_t)n, .b_col = tb ? (ptrdiff_t)k : 1};
+                 .b_row = tb ? 1 : (ptrdiff_t)n, .b_col = tb ? (ptrdiff_t)k : 1, .bf16 = bf16};
     if (beta == 0) {
         for (size_t i = 0; i < m; i++) {
             for (size_t j = 0; j < n; j++) {
@@ -41,7 +50,8 @@ test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
         for (size_t j = 0; j < n; j++) {
             double sum = 0, size = 0;
             for (size_t p = 0; p < k; p++) {
-                const double t = (double)a[i * (size_t)g.a_row + p * (size_t)g.a_col] * b[p * (size_t)g.b_row + j * (size_t)g.b_col];
+                const float av = a[i * (size_t)g.a_row + p * (size_t)g.a_col], bv = b[p * (size_t)g.b_row + j * (size_t)g.b_col];
+                const double t = bf16 ? (double)to_bf16(av) * to_bf16(bv) : (double)av * bv;
                 sum += t;
                 size += fabs(t);
             }
@@ -51,7 +61,7 @@ test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
         }
         bad += memcmp(c + i * ldc + n, c0 + i * ldc + n, 3 * sizeof(float)) != 0;
     }
-    CHECK(bad == 0, "%s gemm %zu x %zu x %zu ta %d tb %d: %d elements off", kern->isa, m, n, k, ta, tb, bad);
+    CHECK(bad == 0, "%s gemm %zu x %zu x %zu ta %d tb %d bf16 %d: %d elements off", kern->isa, m, n, k, ta, tb, bf16, bad);
 
     g.c = c2;
     kern->gemm_f32(&g, scratch, 2);
@@ -85,15 +95,6 @@ test_gemm(size_t m, size_t n, size_t k, int ta, int tb, float alpha, float beta)
         free(row);
     }
     free(a), free(b), free(c), free(c0), free(c2), free(scratch);
-}
-
-static float
-to_bf16(float x)
-{
-    uint16_t h;
-    ha_kernels_scalar.f32_to_bf16(&h, &x, 1);
-    ha_kernels_scalar.bf16_to_f32(&x, &h, 1);
-    return x;
 }
 
 static void
@@ -360,15 +361,15 @@ test_products(void)
         for (size_t j = 0; j < n_small; j++) {
             const size_t m = small[i], n = small[j], k = small[(i * 5 + j * 3) % n_small];
             const int t = (int)(i + 2 * j);
-            test_gemm(m, n, k, t & 1, (t >> 1) & 1, i % 3 == 0 ? 0.5f : 1, j % 3 == 0 ? 0 : j % 3 == 1 ? 1 : -0.25f);
+            test_gemm(m, n, k, t & 1, (t >> 1) & 1, i % 3 == 0 ? 0.5f : 1, j % 3 == 0 ? 0 : j % 3 == 1 ? 1 : -0.25f, (int)(i + j) % 4 > 1);
             test_linear(j % 2 ? HA_WEIGHT_BF16 : HA_WEIGHT_F32, m, n, k, (int)(i % 2));
             test_linear_i8(m, n, k);
             test_linear_groups(i % 2 ? HA_WEIGHT_Q8 : HA_WEIGHT_Q4, m, n, k);
         }
     }
-    for (int t = 0; t < 4; t++) {
-        test_gemm(130, 97, 801, t & 1, t >> 1, 1, 0);
-        test_gemm(47, 200, 385, t & 1, t >> 1, -2, 1);
+    for (int t = 0; t < 8; t++) {
+        test_gemm(130, 97, 801, t & 1, (t >> 1) & 1, 1, 0, t >> 2);
+        test_gemm(47, 200, 385, t & 1, (t >> 1) & 1, -2, 1, t >> 2);
     }
     test_linear_groups(HA_WEIGHT_Q4, 37, 200, 769);
     test_linear_groups(HA_WEIGHT_Q8, 45, 130, 640);

@@ -143,6 +143,9 @@ def test_bfloat16_and_gradient_checkpointing(tmp_path):
     np.testing.assert_allclose(saving, plain, atol=1e-6)
     np.testing.assert_allclose(half, plain, atol=0.05)
     assert np.abs(half - plain).max() > 1e-5
+    native = column(fit(student, "native", precision="bfloat16").history_, "loss")
+    np.testing.assert_allclose(native, half, atol=0.02)
+    assert np.abs(native - plain).max() > 1e-5
 
 
 def test_a_loss_that_explodes_is_told_as_by_the_native_engine(tmp_path):

@@ -47,6 +47,41 @@ def loss_of(logits, hard, soft, temperature=1.0, ce=0.5, kl=0.5):
     return ce * F.cross_entropy(logits, hard) + kl * temperature**2 * term
 
 
+def narrow(x):
+    return x.float().bfloat16().to(x.dtype)
+
+
+class Product(torch.autograd.Function):
+    """x w^T, its operands and those of both gradients rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        x, w = narrow(x), narrow(w)
+        ctx.save_for_backward(x, w)
+        return x @ w.T
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        g = narrow(g)
+        return g @ w, g.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+class Rounded(torch.overrides.TorchFunctionMode):
+    """Every Linear, and the convolution of DeBERTa, is a Product."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, w, bias = args
+            return Product.apply(x, w) + (0 if bias is None else bias)
+        if func is F.conv1d:
+            x, w, bias, _, padding, _, groups = args
+            windows = F.pad(x, 2 * padding).unfold(2, w.shape[2], 1).transpose(1, 2)       # (rows, tokens, channels, kernel)
+            parts = zip(windows.chunk(groups, 2), w.chunk(groups), strict=True)
+            return (torch.cat([Product.apply(a.flatten(2), b.flatten(1)) for a, b in parts], 2) + bias).transpose(1, 2)
+        return func(*args, **(kwargs or {}))
+
+
 def depth(name, n_layers):
     """Levels below the head."""
     layer = re.search(r"\.layers?\.(\d+)\.", name)
@@ -55,7 +90,7 @@ def depth(name, n_layers):
     return n_layers + 1 if "embeddings" in name or ".encoder." in name else 0
 
 
-def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0, lr=LR, layer_decay=1.0, with_types=True):
+def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0, lr=LR, layer_decay=1.0, with_types=True, autocast=False):
     """Ten steps: losses, norms, weights by checkpoint name after the last, norm of each weight's whole update."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -84,7 +119,9 @@ def run(folder, rank=0, clip_norm=1.0, temperature=1.0, factors=None, alpha=8.0,
     for step in range(STEPS):
         ids, offsets, types, hard, soft = tiny_bert.batch(step)
         inputs = padded(ids, offsets, types if with_types else None, model.config.pad_token_id or 0)
-        loss = loss_of(model(**inputs).logits, hard, soft, temperature)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(**inputs).logits.float()
+        loss = loss_of(logits, hard, soft, temperature)
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_([p for _, p in trained], clip_norm)))
