@@ -18,6 +18,7 @@ typedef struct attend_run {
     float *positions;           /* products with the table: (block of keys, columns) or (GEMM_NR, columns) */
     float *square;              /* (GEMM_NR, GEMM_NR), twice */
     float *out;                 /* (d, GEMM_NR) */
+    float *table;               /* a panel of a table of bfloat16, widened */
 } attend_run;
 
 static size_t
@@ -35,10 +36,11 @@ attend_lay_out(const ha_attend *a, attend_run *run, float *base)
     run->a = a;
     run->tiles = (a->n + GEMM_MR - 1) / GEMM_MR;
     run->panels = (a->m + GEMM_NR - 1) / GEMM_NR;
-    const size_t sizes[7] = {round_up(a->n, 16) * d, round_up(a->n, 16) * d + 16, 2 * d * GEMM_NR, run->panels * a->n * GEMM_NR,
-                             a->key != NULL || a->query != NULL ? block * attend_width(a) : 0, 2 * GEMM_NR * GEMM_NR, d * GEMM_NR};
-    float **const parts[7] = {&run->k_tiles, &run->v_tiles, &run->q_panel, &run->scores, &run->positions, &run->square, &run->out};
-    for (size_t i = 0; i < 7; i++) {
+    const size_t sizes[8] = {round_up(a->n, 16) * d, round_up(a->n, 16) * d + 16, 2 * d * GEMM_NR, run->panels * a->n * GEMM_NR,
+                             a->key != NULL || a->query != NULL ? block * attend_width(a) : 0, 2 * GEMM_NR * GEMM_NR, d * GEMM_NR,
+                             a->table_bf16 ? d * GEMM_NR : 0};
+    float **const parts[8] = {&run->k_tiles, &run->v_tiles, &run->q_panel, &run->scores, &run->positions, &run->square, &run->out, &run->table};
+    for (size_t i = 0; i < 8; i++) {
         *parts[i] = base != NULL ? base + used : NULL;
         used += round_up(sizes[i], 16);
     }
@@ -113,6 +115,20 @@ attend_table_panels(const ha_attend *a, ptrdiff_t least, ptrdiff_t most, size_t 
     return (size_t)a->row[most] / GEMM_NR - *first + 1;
 }
 
+/* A panel of a table in float32. */
+static const float *
+attend_table_panel(const attend_run *run, const void *table, size_t panel)
+{
+    const size_t n = run->a->d * GEMM_NR;
+    if (!run->a->table_bf16) {
+        return (const float *)table + panel * n;
+    }
+    for (size_t i = 0; i < n; i += VF_LANES) {
+        vf_store(run->table + i, vf_load_bf16((const uint16_t *)table + panel * n + i));
+    }
+    return run->table;
+}
+
 /* S^T[key][query] += K_key . query_r, r the row of the distance of the two, for all queries, a block of keys at a time. */
 static void
 attend_add_p2c(const attend_run *run)
@@ -127,7 +143,7 @@ attend_add_p2c(const attend_run *run)
         const size_t panels = attend_table_panels(a, nearest - (ptrdiff_t)(j1 - 1), nearest + (ptrdiff_t)(run->panels * GEMM_NR - 1) - (ptrdiff_t)j0, &first);
         const size_t ld = panels * GEMM_NR;
         for (size_t p = 0; p < panels; p++) {
-            attend_product(run->k_tiles, a->n, run->tiles, t, end_tile, a->query + (first + p) * a->d * GEMM_NR, a->d, run->positions + p * GEMM_NR, ld);
+            attend_product(run->k_tiles, a->n, run->tiles, t, end_tile, attend_table_panel(run, a->query, first + p), a->d, run->positions + p * GEMM_NR, ld);
         }
         for (size_t panel = 0; panel < run->panels; panel++) {
             for (size_t j = j0; j < j1; j++) {
@@ -154,7 +170,7 @@ attend_add_c2p(const attend_run *run, size_t panel, const float *q_tiles)
     const size_t ld = panels * GEMM_NR;
     float *square = run->square, *turned = run->square + GEMM_NR * GEMM_NR;
     for (size_t p = 0; p < panels; p++) {
-        attend_product(q_tiles, cols, tiles, 0, tiles, a->key + (first + p) * a->d * GEMM_NR, a->d, run->positions + p * GEMM_NR, ld);
+        attend_product(q_tiles, cols, tiles, 0, tiles, attend_table_panel(run, a->key, first + p), a->d, run->positions + p * GEMM_NR, ld);
     }
     memset(square, 0, GEMM_NR * GEMM_NR * sizeof(*square));     /* idle lanes */
     for (size_t j0 = 0; j0 < a->n; j0 += GEMM_NR) {     /* distances rise while keys fall: element e of a row of the square is key j0 + GEMM_NR - 1 - e */

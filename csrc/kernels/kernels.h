@@ -55,7 +55,8 @@ typedef struct ha_attend {
     size_t ldq, ldkv;
     float scale;
     size_t window;                  /* > 0: a query sees keys at most that far away, one of these at least */
-    const float *key, *query;       /* projections of table_rows positions, packed as the weight (table_rows, d) of a Linear in float32; NULL: no such term */
+    const void *key, *query;        /* projections of table_rows positions, packed as the weight (table_rows, d) of a Linear in float32; NULL: no such term */
+    int table_bf16;                 /* the same elements, rounded to bfloat16 */
     size_t table_rows;
     const int32_t *row;             /* row[distance], not falling, within the table; HA_ATTEND_PAD more on both sides than the distances are read */
     float *out;                     /* (m, d) */
@@ -120,7 +121,7 @@ typedef struct ha_kernels {
     /* dx = scale * p * (dp - sum_j p_j dp_j) per row; p the softmax's output; dx may be dp. */
     void (*softmax_backward_f32)(float *dx, const float *dp, const float *p, size_t rows, size_t cols, size_t ld, float scale);
     /* -- attention: on this thread; an element's bits depend on its row of tokens and on the block of queries alone -- */
-    size_t (*attend_scratch_bytes)(const ha_attend *a);     /* reads n, m, d, table_rows and whether key and query are there */
+    size_t (*attend_scratch_bytes)(const ha_attend *a);     /* reads n, m, d, table_rows, table_bf16 and whether key and query are there */
     void (*attend_f32)(const ha_attend *a, void *scratch);
     /* max of x, n >= 1; and out[i] = exp(scale * (x[i] - max)), returning the sum in float64 accumulated in float32 lanes of a fixed width. */
     float (*max_f32)(const float *x, size_t n);

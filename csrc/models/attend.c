@@ -31,7 +31,8 @@ part_of(const ha_attend_batch *b, size_t row, size_t first)
     const size_t first_key = b->window > 0 && first > b->window ? first - b->window : 0;
     const size_t end_key = b->window > 0 && n - first - m > b->window ? first + m + b->window : n;
     return (ha_attend){.n = end_key - first_key, .m = m, .d = b->head_dim, .first = first, .first_key = first_key, .ldq = b->ldq, .ldkv = b->ldkv,
-                       .scale = b->scale, .window = b->window, .key = b->key, .query = b->query, .table_rows = b->table_rows, .row = b->row};
+                       .scale = b->scale, .window = b->window, .key = b->key, .query = b->query, .table_bf16 = b->table_bf16,
+                       .table_rows = b->table_rows, .row = b->row};
 }
 
 static int
@@ -76,8 +77,8 @@ run_head(const ha_attend_batch *b, size_t row, size_t head, float *out, size_t l
         a.q = b->q + (query + i) * b->ldq + at;
         a.k = b->k + (token + a.first_key) * b->ldkv + at;
         a.v = b->v + (token + a.first_key) * b->ldkv + at;
-        a.key = b->key != NULL ? b->key + head * b->table_floats : NULL;
-        a.query = b->query != NULL ? b->query + head * b->table_floats : NULL;
+        a.key = b->key != NULL ? (const char *)b->key + head * b->table_bytes : NULL;
+        a.query = b->query != NULL ? (const char *)b->query + head * b->table_bytes : NULL;
         a.out = out + (query + i) * ldo + at;
         a.ldo = ldo;
         b->kernels->attend_f32(&a, scratch);

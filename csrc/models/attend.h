@@ -16,8 +16,9 @@ typedef struct ha_attend_batch {
     size_t ldq, ldkv;
     float scale;
     size_t window;                  /* 0: all keys */
-    const float *key, *query;       /* n_heads tables one behind the other, table_floats each, packed as ha_attend has them; or NULL */
-    size_t table_rows, table_floats;
+    const void *key, *query;        /* n_heads tables one behind the other, table_bytes each, packed as ha_attend has them; or NULL */
+    int table_bf16;
+    size_t table_rows, table_bytes;
     const int32_t *row;             /* of ha_attend, for the longest row */
 } ha_attend_batch;
 

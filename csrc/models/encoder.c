@@ -34,6 +34,12 @@ ha_encoder_table_floats(const ha_encoder *encoder)
     return encoder->kernels->linear_packed_bytes(HA_WEIGHT_F32, 2 * encoder->config.relative_span, encoder->config.head_dim) / sizeof(float);
 }
 
+size_t
+ha_encoder_table_bytes(const ha_encoder *encoder)
+{
+    return ha_encoder_table_floats(encoder) * (encoder->format == HA_WEIGHT_I8 ? sizeof(uint16_t) : sizeof(float));
+}
+
 /* The norm whose weight is `param` and whose bias comes next. */
 static void
 take_norm(ha_encoder *e, ha_norm *norm, size_t param)
@@ -47,7 +53,7 @@ static void
 lay_out_layer(ha_encoder *e, ha_encoder_layer *l, size_t i, ha_weight_format format)
 {
     const ha_encoder_config *c = &e->config;
-    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = c->n_heads * ha_encoder_table_floats(e);
+    const size_t h = c->hidden_size, p = ha_layer_param(i, 0), table = c->n_heads * ha_encoder_table_bytes(e);
     memset(l, 0, sizeof(*l));
     l->cls_only = i + 1 == c->n_layers && !c->mean_pooling;
     if (l->cls_only) {
@@ -61,8 +67,8 @@ lay_out_layer(ha_encoder *e, ha_encoder_layer *l, size_t i, ha_weight_format for
     take_linear(e, &l->down, p + HA_DOWN_W, p + HA_DOWN_B, 0, h, c->intermediate_size, format);
     take_norm(e, &l->norm1, p + HA_NORM1_W);
     take_norm(e, &l->norm2, p + HA_NORM2_W);
-    l->pos_key = table > 0 && c->c2p ? ha_arena_take(&e->arena, table, sizeof(float)) : NULL;
-    l->pos_query = table > 0 && c->p2c ? ha_arena_take(&e->arena, table, sizeof(float)) : NULL;
+    l->pos_key = table > 0 && c->c2p ? ha_arena_take(&e->arena, table, 1) : NULL;
+    l->pos_query = table > 0 && c->p2c ? ha_arena_take(&e->arena, table, 1) : NULL;
 }
 
 /* Lays every weight out; run twice, see core/arena.h. */
@@ -198,13 +204,14 @@ fill_layer(ha_encoder *e, const ha_source *from, size_t i, ha_error *err)
 
 /* out: table (rows, hidden) W^T + b, packed head by head */
 static ha_status
-project_table(const ha_encoder *e, const ha_source *from, const float *table, size_t weight, size_t bias, float *out, ha_error *err)
+project_table(const ha_encoder *e, const ha_source *from, const float *table, size_t weight, size_t bias, void *out, ha_error *err)
 {
     const size_t h = e->config.hidden_size, rows = 2 * e->config.relative_span;
     const size_t d = e->config.head_dim, floats = ha_encoder_table_floats(e);
-    float *w = malloc(h * h * sizeof(float)), *plain = malloc(rows * h * sizeof(float));
+    const int narrow = e->format == HA_WEIGHT_I8;
+    float *w = malloc(h * h * sizeof(float)), *plain = malloc(rows * h * sizeof(float)), *wide = calloc(narrow ? floats : 1, sizeof(float));
     void *scratch = malloc(e->kernels->gemm_scratch_bytes(rows, h, h, 0));
-    ha_status status = w != NULL && plain != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
+    ha_status status = w != NULL && plain != NULL && wide != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");
     if (status == HA_OK && (status = ha_source_rows(from, weight, 0, h, w, err)) == HA_OK && (status = ha_source_rows(from, bias, 0, 1, plain, err)) == HA_OK) {
         ha_round_rows(e->kernels, e->format, w, h, h);
         for (size_t i = 1; i < rows; i++) {
@@ -217,14 +224,19 @@ project_table(const ha_encoder *e, const ha_source *from, const float *table, si
             ha_checkpoint_forget(from->checkpoint, weight);
         }
         for (size_t head = 0; head < e->config.n_heads; head++) {
+            char *at = (char *)out + head * ha_encoder_table_bytes(e);
             for (size_t first = 0; first < rows; first += HA_PANEL) {
-                e->kernels->linear_pack(out + head * floats, HA_WEIGHT_F32, rows, d, first, rows - first < HA_PANEL ? rows - first : HA_PANEL,
+                e->kernels->linear_pack(narrow ? (void *)wide : at, HA_WEIGHT_F32, rows, d, first, rows - first < HA_PANEL ? rows - first : HA_PANEL,
                                         plain + first * h + head * d, h);
+            }
+            if (narrow) {
+                e->kernels->f32_to_bf16((uint16_t *)(void *)at, wide, floats);
             }
         }
     }
     free(plain);
     free(scratch);
+    free(wide);
     free(w);
     return status;
 }
@@ -364,8 +376,8 @@ map_cached(ha_encoder *e, ha_weight_format format, const char *path, const uint8
     e->arena = (ha_arena){.base = weights, .capacity = size};
     lay_out(e, format);
     for (size_t i = 0; i < e->config.n_layers; i++) {       /* the checksum read them whole; a short row uses few */
-        const size_t bytes = e->config.n_heads * ha_encoder_table_floats(e) * sizeof(float);
-        float *const tables[2] = {e->layers[i].pos_key, e->layers[i].pos_query};
+        const size_t bytes = e->config.n_heads * ha_encoder_table_bytes(e);
+        void *const tables[2] = {e->layers[i].pos_key, e->layers[i].pos_query};
         for (size_t j = 0; j < 2 && tables[j] != NULL; j++) {
             ha_pages_forget(tables[j], bytes);
         }

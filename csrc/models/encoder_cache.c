@@ -12,7 +12,7 @@
 #include "core/cache_file.h"
 #include "core/sha256.h"
 
-#define MAGIC "HaWeigh3"        /* the digit is the version of the format, of the layout and of what is packed */
+#define MAGIC "HaWeigh4"        /* the digit is the version of the format, of the layout and of what is packed */
 
 /* How the file begins; the weights follow. A page, so that they are aligned. */
 typedef union header {

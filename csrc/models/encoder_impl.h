@@ -29,7 +29,7 @@ typedef struct ha_encoder_layer {
     ha_linear qkv, q, kv;
     ha_linear out, up, down;
     ha_norm norm1, norm2;
-    float *pos_key, *pos_query; /* projections of the 2 relative_span positions, packed head by head (models/attend.h); or NULL */
+    void *pos_key, *pos_query;  /* projections of the 2 relative_span positions, packed head by head (models/attend.h); or NULL */
 } ha_encoder_layer;
 
 struct ha_encoder {
@@ -66,6 +66,8 @@ ha_weight_format ha_param_format(const ha_encoder_config *config, size_t i, ha_w
 
 /* w (rows, k): each element becomes what a weight or an embedding stored in `format` holds. */
 void ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k);
-size_t ha_encoder_table_floats(const ha_encoder *encoder);    /* of one head's packed table of positions */
+/* Of one head's packed table of positions, which an int8 model holds in bfloat16. */
+size_t ha_encoder_table_floats(const ha_encoder *encoder);
+size_t ha_encoder_table_bytes(const ha_encoder *encoder);
 
 #endif
