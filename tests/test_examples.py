@@ -1,10 +1,12 @@
-"""The examples that are programs run."""
+"""The examples that are programs run, those that are configurations are read."""
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_bert
+
+from harmaug import pipeline, sweep
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -35,3 +37,12 @@ def test_reward_model(tmp_path, capsys):
     assert module.main([str(tmp_path / "rows.jsonl"), "--guard", folder]) == 0
     assert 0 <= float(capsys.readouterr().out) <= 1
     assert module.main(["--guard", folder, "--red-team"]) == 0 and len(capsys.readouterr().out.split()) == 3
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_configurations(path):
+    tables = pipeline.read_config(path)
+    if "sweep" in tables:
+        assert sweep.plan_of(tables, path.name)[1]
+    else:
+        pipeline.Config.from_dict(tables, path.name)
