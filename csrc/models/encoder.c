@@ -28,16 +28,22 @@ take_linear(ha_encoder *e, ha_linear *l, size_t weight, size_t bias, size_t firs
     l->bias = param_size(e, bias) > 0 ? ha_arena_take(&e->arena, n, sizeof(float)) : NULL;
 }
 
-size_t
-ha_encoder_table_floats(const ha_encoder *encoder)
+static size_t
+table_floats(const ha_encoder *encoder)
 {
     return encoder->kernels->linear_packed_bytes(HA_WEIGHT_F32, 2 * encoder->config.relative_span, encoder->config.head_dim) / sizeof(float);
+}
+
+int
+ha_encoder_table_bf16(const ha_encoder *encoder)
+{
+    return encoder->format == HA_WEIGHT_I8;
 }
 
 size_t
 ha_encoder_table_bytes(const ha_encoder *encoder)
 {
-    return ha_encoder_table_floats(encoder) * (encoder->format == HA_WEIGHT_I8 ? sizeof(uint16_t) : sizeof(float));
+    return table_floats(encoder) * (ha_encoder_table_bf16(encoder) ? sizeof(uint16_t) : sizeof(float));
 }
 
 /* The norm whose weight is `param` and whose bias comes next. */
@@ -207,8 +213,8 @@ static ha_status
 project_table(const ha_encoder *e, const ha_source *from, const float *table, size_t weight, size_t bias, void *out, ha_error *err)
 {
     const size_t h = e->config.hidden_size, rows = 2 * e->config.relative_span;
-    const size_t d = e->config.head_dim, floats = ha_encoder_table_floats(e);
-    const int narrow = e->format == HA_WEIGHT_I8;
+    const size_t d = e->config.head_dim, floats = table_floats(e);
+    const int narrow = ha_encoder_table_bf16(e);
     float *w = malloc(h * h * sizeof(float)), *plain = malloc(rows * h * sizeof(float)), *wide = calloc(narrow ? floats : 1, sizeof(float));
     void *scratch = malloc(e->kernels->gemm_scratch_bytes(rows, h, h, 0));
     ha_status status = w != NULL && plain != NULL && wide != NULL && scratch != NULL ? HA_OK : ha_fail(err, HA_ERR_NOMEM, "encoder: out of memory");

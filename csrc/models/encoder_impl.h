@@ -66,8 +66,8 @@ ha_weight_format ha_param_format(const ha_encoder_config *config, size_t i, ha_w
 
 /* w (rows, k): each element becomes what a weight or an embedding stored in `format` holds. */
 void ha_round_rows(const ha_kernels *kernels, ha_weight_format format, float *w, size_t rows, size_t k);
-/* Of one head's packed table of positions, which an int8 model holds in bfloat16. */
-size_t ha_encoder_table_floats(const ha_encoder *encoder);
+/* Of one head's packed table of positions: whether it stands in bfloat16, as in an int8 model, and its bytes. */
+int ha_encoder_table_bf16(const ha_encoder *encoder);
 size_t ha_encoder_table_bytes(const ha_encoder *encoder);
 
 #endif

@@ -68,7 +68,7 @@ attention_of(const run *r, size_t i, size_t rows, const int64_t *offsets)
         .kernels = e->kernels, .n_rows = rows, .n_heads = c->n_heads, .head_dim = c->head_dim, .offsets = offsets, .cls_only = e->layers[i].cls_only,
         .scale = 1.0f / sqrtf((float)c->head_dim * (float)terms), .window = c->windowed[i] ? c->window : 0,
         .key = e->layers[i].pos_key, .query = e->layers[i].pos_query, .table_rows = 2 * c->relative_span,
-        .table_bf16 = e->format == HA_WEIGHT_I8, .table_bytes = c->relative_span > 0 ? ha_encoder_table_bytes(e) : 0,
+        .table_bf16 = ha_encoder_table_bf16(e), .table_bytes = c->relative_span > 0 ? ha_encoder_table_bytes(e) : 0,
         .row = r->relative_rows != NULL ? r->relative_rows + r->longest + HA_ATTEND_PAD - 1 : NULL,
     };
 }
