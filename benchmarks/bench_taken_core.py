@@ -34,15 +34,16 @@ def burn(cpu: int) -> None:
         pass
 
 
-def medians(call: Callable[[int], object], repeat: int) -> dict[int, float]:
-    """Seconds of a call by its number of threads, in turns."""
+def tell(says: str, call: Callable[[int], object], repeat: int) -> None:
+    """Print the median time of a call with one thread and with two, taken in turns."""
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeat):
         for n, taken in times.items():
             start = time.perf_counter()
             call(n)
             taken.append(time.perf_counter() - start)
-    return {n: statistics.median(taken) for n, taken in times.items()}
+    one, two = (statistics.median(taken) for taken in times.values())
+    print(f"{says:16} 1 thread {one * 1e3:8.1f}   2 threads {two * 1e3:8.1f}   2 over 1: {two / one:.2f}", flush=True)
 
 
 def main() -> None:
@@ -61,16 +62,12 @@ def main() -> None:
 
     call(2)
     print(f"{a.model}, {rows}x{tokens}, {a.dtype}; median ms of {a.repeat}")
-    for says in ("both cores free", "one core taken"):
-        other = multiprocessing.get_context("spawn").Process(target=burn, args=(cpus[0],), daemon=True) if says == "one core taken" else None
-        if other is not None:
-            other.start()
-            time.sleep(1.0)
-        found = medians(call, a.repeat)
-        if other is not None:
-            other.kill()
-            other.join()
-        print(f"{says:16} 1 thread {found[1] * 1e3:8.1f}   2 threads {found[2] * 1e3:8.1f}   2 over 1: {found[2] / found[1]:.2f}")
+    tell("both cores free", call, a.repeat)
+    other = multiprocessing.get_context("spawn").Process(target=burn, args=(cpus[0],), daemon=True)
+    other.start()
+    time.sleep(1.0)
+    tell("one core taken", call, a.repeat)
+    other.kill()
 
 
 if __name__ == "__main__":
