@@ -88,7 +88,7 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
         "new", "replayed" (rows trained on), and "sets": for each what `evaluate.metrics` says "before" and "after",
         and "difference", what `evaluate.compare` says of after minus before.
     """
-    rows = pipeline._rows_of(run / pipeline.LABELLED) if new is None else list(new)
+    rows = pipeline.rows_of(run / pipeline.LABELLED) if new is None else list(new)
     rows = [row for row in rows if not safety.blocked_row(row)]
     known = {identity(row) for row in rows}
     others = [row for row in old if identity(row) not in known and not safety.blocked_row(row)]

@@ -57,7 +57,7 @@ def plan(tables: Mapping[str, Any], run: str | os.PathLike[str], *, where: str =
     wanted = [name for name in ("augment", "respond", "label") if getattr(config, name) is not None and only in (None, name)]
     if not wanted:
         raise DataError(f"{where}: a dry run is of augment, respond or label; the configuration has no such table")
-    seeds, _, _ = pipeline._read_data(config, folder, wanted, where)
+    seeds, _, _ = pipeline.read_data(config, folder, wanted, where)
     stages = read_info(run)["stages"] if (run / "run.json").is_file() else {}
     before = {"respond": ["augment"], "label": [name for name in ("augment", "respond") if getattr(config, name) is not None]}
     report: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def describe(stage: str, found: Mapping[str, Any]) -> str:
 def _sample(stage: str, config: pipeline.Config, folder: Path, run: Path, seeds: Sequence[Row]) -> dict[str, Any]:
     generator = config.generator
     source = folder / generator.template if generator.template is not None else None
-    model = None if generator.endpoint is not None else pipeline._model_path(generator.model)
+    model = None if generator.endpoint is not None else pipeline.model_path(generator.model)
     own = ChatTemplate.read(model) if model is not None else None
     voice = _Voice(own if source is None else ChatTemplate.load(source, like=own))
     if stage == "augment":
@@ -98,7 +98,7 @@ def _sample(stage: str, config: pipeline.Config, folder: Path, run: Path, seeds:
         assert config.respond is not None
         done, sampler = _lines(run, pipeline.PAIRS, pipeline.PAIRS_REJECTED), config.respond.sampler()
         responder = Responder(voice, config.respond)
-        asked = responder.requests(responder.tasks(pipeline._rows_of(run / pipeline.INSTRUCTIONS))[done:])
+        asked = responder.requests(responder.tasks(pipeline.rows_of(run / pipeline.INSTRUCTIONS))[done:])
     count, by = _counter(model or source)
     n = sum(request.n for request in asked)
     prompts = sum(count(request.prompt) * (request.n if generator.endpoint is not None else 1) for request in asked)
@@ -110,11 +110,11 @@ def _label(config: pipeline.Config, folder: Path, run: Path, seeds: Sequence[Row
     assert label is not None
     rows = [row for row in seeds if not safety.blocked_row(row)]
     for stage, name in ((config.augment, pipeline.INSTRUCTIONS), (config.respond, pipeline.PAIRS)):
-        rows += pipeline._rows_of(run / name) if stage is not None else []
+        rows += pipeline.rows_of(run / name) if stage is not None else []
     rows = rows[_lines(run, pipeline.LABELLED):]
     if label.endpoint is None:
         return _told(len(rows), 0, 0, "tokenizer", None, ())
-    teacher = pipeline._open_teacher(label, folder, {})
+    teacher = pipeline.open_teacher(label, folder, {})
     assert isinstance(teacher, EndpointTeacher)
     payloads = [payload for _, payload in teacher.payloads((row.prompt, row.response) for row in rows)]
     template = None if label.template is None else folder / label.template

@@ -240,7 +240,7 @@ class _Measure:
         """A row of a teacher that scores here, be it a guard or a language model."""
         if config.endpoint is not None:
             raise DataError("[frontier] teacher: one behind a server cannot be timed here; name a shape or a folder")
-        opened: Any = pipeline._open_teacher(config, self._folder, self._options())
+        opened: Any = pipeline.open_teacher(config, self._folder, self._options())
         guard = getattr(opened, "guard", None)
         if guard is not None and not isinstance(guard, Guard):
             raise DataError(f"[frontier] teacher: {config.teacher} is neither an encoder nor a language model")
@@ -364,7 +364,7 @@ def _measure_here() -> None:
     if "guard" in job:
         scorer: Any = Guard.from_pretrained(job["guard"], **job["options"])
     else:
-        scorer = pipeline._open_teacher(msgspec.convert(job["teacher"], pipeline.LabelConfig), Path(job["folder"]), job["options"])
+        scorer = pipeline.open_teacher(msgspec.convert(job["teacher"], pipeline.LabelConfig), Path(job["folder"]), job["options"])
     taken = []
     for prompt, response in [*job["texts"][:_WARM], *job["texts"]]:
         begun = time.perf_counter()

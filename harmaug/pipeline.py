@@ -84,11 +84,11 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
             rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp, engine=engine)
             total = config.samples + config.benign
             _follow(rows, stage, lambda: augmenter.account_, total, "augment", journal, quiet)
-        stage.entry["diversity"] = diversity.summary([row.prompt for row in _rows_of(run / INSTRUCTIONS)],
+        stage.entry["diversity"] = diversity.summary([row.prompt for row in rows_of(run / INSTRUCTIONS)],
                                                      [row.prompt for row in seed_rows],
                                                      [row.prompt for row in evaluation_rows], seed=config.seed)
         if encoder is not None:
-            about, shown = diversity.clusters([row.prompt for row in _rows_of(run / INSTRUCTIONS)], encoder, seed=config.seed)
+            about, shown = diversity.clusters([row.prompt for row in rows_of(run / INSTRUCTIONS)], encoder, seed=config.seed)
             stage.entry["diversity"] |= about
             write_json(run / DIVERSITY, shown)
     return _account(stage)
@@ -104,7 +104,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
                       makes=(PAIRS, PAIRS_REJECTED))
     if not stage.done:
         with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
-            instructions = _rows_of(run / INSTRUCTIONS)
+            instructions = rows_of(run / INSTRUCTIONS)
             made: Any = _made(generator, stage) if config.intents else None
             responder = Responder(made, config, batch_size=batch_size)
             rows = responder.run(instructions, journal=journal, stamp=stage.stamp, engine=engine)
@@ -145,7 +145,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     counts: dict[str, Any] = {"rows": 0, "seed": len(rows), "seeds_blocked": len(seed_rows) - len(rows), "done": 0,
                               "flagged": 0, "categories": {}}
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
-        rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(_rows_of(run / file))]
+        rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(rows_of(run / file))]
     counts["rows"] = len(rows)
     with Journal(run / LABELLED) as journal:
         for old in journal.kept_rows:
@@ -164,7 +164,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
                 _count_label(counts, labelled.to_dict())
                 stage.account(counts | getattr(scorer, "account", {}))
             counts |= getattr(scorer, "account", {})
-    stage.entry["audit"] = teacher.audit(_rows_of(run / LABELLED))
+    stage.entry["audit"] = teacher.audit(rows_of(run / LABELLED))
     stage.account(counts, done=True)
     return _account(stage)
 
@@ -195,7 +195,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ENGINE}
     stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
     if not stage.done:
-        rows = _rows_of(run / LABELLED) if rows is None else rows
+        rows = rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
         if config.student == TFIDF:
             from harmaug.integrations.sklearn import TfidfGuard
@@ -522,7 +522,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     stages = ("augment", "respond", "label", "distil" if config.continual is None else "continual", "evaluate", "frontier")
     only = "continual" if only == "distil" and config.continual is not None else only
     wanted = [name for name in stages if getattr(config, name) is not None and only in (None, name)]
-    seeds, held_out, files = _read_data(config, folder, wanted, where)
+    seeds, held_out, files = read_data(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
@@ -535,7 +535,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     def of_student() -> dict[str, str]:
         student = config.distil.student
-        return {} if student == TFIDF else {student: sha256(_model_path(student))}
+        return {} if student == TFIDF else {student: sha256(model_path(student))}
 
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
@@ -563,7 +563,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             _finished(run, "label", None) if config.label is not None else None
             return continual(run, None if config.label is not None else seeds, read_replay(config.continual.replay, folder), config=config.continual,
                              base=config.distil, datasets=held_out, quiet=quiet, **threads)
-        training = seeds if config.label is None else _rows_of(run / LABELLED)
+        training = seeds if config.label is None else rows_of(run / LABELLED)
         assert config.evaluate is not None
         for other in config.evaluate.baselines:
             n = run.info["stages"]["label"]["account"]["seed"] if config.label is not None else len(seeds)
@@ -577,8 +577,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     return report
 
 
-def _read_data(config: Config, folder: Path, wanted: Sequence[str],
-               where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
+def read_data(config: Config, folder: Path, wanted: Sequence[str],
+              where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
     """Return the seed rows and evaluation sets that stages need, and the sets' files.
 
     They are checked now rather than after hours of training.
@@ -652,7 +652,7 @@ def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options:
         assert config.template is not None
         return EndpointLM(config.endpoint, ChatTemplate.load(folder / config.template),
                           licence=config.licence or "unknown")
-    lm = open_lm(_model_path(config.model), backend=config.backend, device=config.device, dtype=config.dtype, **options)
+    lm = open_lm(model_path(config.model), backend=config.backend, device=config.device, dtype=config.dtype, **options)
     if config.template is not None:
         lm.template = ChatTemplate.load(folder / config.template, like=lm.template)
     lm.licence = config.licence or lm.licence
@@ -662,13 +662,13 @@ def load_generator(config: GeneratorConfig, *, folder: Path = Path(), **options:
 def load_teacher(config: LabelConfig, *, models: Mapping[str, str], folder: Path = Path(),
                  **options: Any) -> teacher.Teacher:
     """Open the teacher of a configuration; `models` is what its cached scores are kept under."""
-    made: teacher.Teacher = _open_teacher(config, folder, options)
+    made: teacher.Teacher = open_teacher(config, folder, options)
     if not config.cache or isinstance(made, teacher.ScoresTeacher):
         return made
     return teacher.CachedTeacher(made, repr((sorted(models.items()), sorted(config.reading().items()))))
 
 
-def _open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
+def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
     reading = config.reading()
     template = None if config.template is None else folder / config.template
     if config.endpoint is not None:
@@ -701,7 +701,7 @@ def _teacher_path(name: str, folder: Path) -> Path:
     if name == teacher.STANDIN:
         return teacher.standin_folder()
     beside = folder / name
-    return beside if beside.is_file() else _model_path(name)
+    return beside if beside.is_file() else model_path(name)
 
 
 def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = Path(), *, dtype: str | None = None,
@@ -738,7 +738,7 @@ def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) ->
     return rows
 
 
-def _model_path(name: str) -> Path:
+def model_path(name: str) -> Path:
     from harmaug import models
 
     return models.resolve(name)
@@ -779,7 +779,7 @@ def _finished(run: RunFolder, stage: str, name: str | None) -> str:
     return sha256(run / name) if name else ""
 
 
-def _rows_of(path: Path) -> list[Row]:
+def rows_of(path: Path) -> list[Row]:
     """Return the rows of a stage's file, which may be none."""
     return read_rows(path) if path.stat().st_size else []
 

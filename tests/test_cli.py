@@ -43,7 +43,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(cli, "_guard", lambda args, **options: FakeGuard())
     monkeypatch.setattr(pipeline, "load_generator", lambda config, **options: fake_generator.FakeGenerator())
     monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], config.name))
-    monkeypatch.setattr(pipeline, "_model_path", lambda name: ROOT / "tests" / "fake_generator.py")
+    monkeypatch.setattr(pipeline, "model_path", lambda name: ROOT / "tests" / "fake_generator.py")
     monkeypatch.setattr(pipeline.teacher, "standin_folder", lambda: ROOT / "tests" / "fake_generator.py")
 
 
@@ -279,7 +279,7 @@ def test_ctrl_c_of_a_real_process(folder):
     """The whole command, stopped by a signal: status 130 and the command that goes on."""
     code = ("import sys, time\nsys.path.insert(0, sys.argv.pop(1))\nimport test_cli, fake_generator\nfrom pathlib import Path\nfrom harmaug import cli, pipeline\n"
             "pipeline.load_generator = lambda config, **o: fake_generator.FakeGenerator(slow=0.05)\n"
-            "pipeline._model_path = lambda name: Path(fake_generator.__file__)\nsys.exit(cli.main(sys.argv[1:]))")
+            "pipeline.model_path = lambda name: Path(fake_generator.__file__)\nsys.exit(cli.main(sys.argv[1:]))")
     process = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tests"), "run", "config.toml", "--out", "r"], stderr=subprocess.PIPE, text=True)
     while not Path("r/instructions.jsonl").exists() or not Path("r/instructions.jsonl").stat().st_size:
         assert process.poll() is None

@@ -47,8 +47,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "load_generator", generator)
     monkeypatch.setattr(pipeline, "load_teacher", lambda config, **o: pipeline.teacher.CallableTeacher(lambda p, r: [len(x) % 10 / 10 for x in p], "lengths"))
     monkeypatch.setattr(pipeline.teacher, "standin_folder", lambda: bert)
-    real = pipeline._model_path
-    monkeypatch.setattr(pipeline, "_model_path", lambda name: bert if name in ("smollm2", "other") else real(name))
+    real = pipeline.model_path
+    monkeypatch.setattr(pipeline, "model_path", lambda name: bert if name in ("smollm2", "other") else real(name))
     Path("seed.jsonl").write_text("".join(json.dumps(row.to_dict()) + "\n" for row in fake_generator.seed_rows()))
     for name in ("one", "two"):
         Path(f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name} {'how to harm' if i % 2 else 'how to help'} {i}", "label": i % 2}) + "\n" for i in range(8)))
