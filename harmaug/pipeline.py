@@ -225,7 +225,7 @@ def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequenc
 def summary(distiller: Distiller) -> dict[str, Any]:
     """Return counts and steps of a fit, and the threshold with the best F1 on its validation rows."""
     labels, scores = distiller.validation_labels_, distiller.validation_scores_
-    threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < sum(labels) < len(labels) else None
+    threshold = fit_threshold(labels, scores, draws=0).threshold if 0 < labels.sum() < len(labels) else None
     return {**distiller.counts_, "steps": distiller.n_steps_, "best_step": distiller.best_step_,
             "selected_by": distiller.selected_by_, "engine": distiller.config.engine, "validation_threshold": threshold}
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bert_model
 import fake_generator
@@ -16,6 +17,7 @@ from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
 from harmaug import cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
+from harmaug.distill import DistillConfig
 from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
 
@@ -274,6 +276,13 @@ def test_flops_of_bert():
     layer = 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 2 * (2 * tokens * tokens * hidden)
     head = 2 * hidden * hidden + 2 * hidden * 2
     assert quickstart.bert_flops({"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 6}) == 6 * layer + head
+
+
+def test_the_threshold_of_more_unsafe_validation_rows_than_a_byte_counts():
+    labels = np.repeat([0, 1], 130).astype(np.int8)
+    distiller = SimpleNamespace(validation_labels_=labels, validation_scores_=np.where(labels, 0.75, 0.25), counts_={}, n_steps_=1, best_step_=1,
+                                selected_by_="auprc", config=DistillConfig(student="bert"))
+    assert pipeline.summary(distiller)["validation_threshold"] == 0.5
 
 
 def test_examples_are_valid():
