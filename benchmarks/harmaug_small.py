@@ -97,9 +97,10 @@ class Generation(Table):
     respond: dict[str, Any] | None = None
 
 
-class Arm(Table):
+class Arm(Table, omit_defaults=True):       # so that a new setting changes no digest of arms without it
     says: str
     generation: str | None = None
+    file: str | None = None
     harmful: int = 0
     benign: int = 0
     pairs: int = 0
@@ -366,15 +367,23 @@ class Bench:
             unseen = [*(row for rows in self.sets.values() for row in rows), *self.parts.held_out,
                       *(row for n in plan.seeds.sizes for row in halves(n)[1])]
             added += chosen(self.generate(arm.generation, data_seed, halves(smallest)[0], unseen), arm, f"arm {name}, data seed {data_seed}")
+        if arm.file:
+            found = read_rows(self.work / arm.file)[:arm.harmful]
+            if len(found) < arm.harmful:
+                raise DataError(f"{self.work / arm.file}: {len(found)} rows, arm {name} wants {arm.harmful}")
+            added += self._score(found)
         if arm.eda:
             varied = eda_rows(training, data_seed, per_row=math.ceil(1.5 * arm.eda / len(training)))
             if len(varied) < arm.eda:
                 raise DataError(f"arm {name}, data seed {data_seed}: {len(varied)} EDA rows, {arm.eda} are wanted")
-            varied = spread(varied, arm.eda)
-            scores = self._load_teacher().score([row.prompt for row in varied], [row.response for row in varied])
-            added += [msgspec.structs.replace(row, unsafe_score=float(score), soft_label=None) for row, score in zip(varied, scores)]
+            added += self._score(spread(varied, arm.eda))
         added += take_real(further, arm.real, real, plan.pool.pairs_share)
         return training + added, validation
+
+    def _score(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows with the teacher's scores."""
+        scores = self._load_teacher().score([row.prompt for row in rows], [row.response for row in rows])
+        return [msgspec.structs.replace(row, unsafe_score=float(score), soft_label=None) for row, score in zip(rows, scores)]
 
     def run(self, name: str, size: int, data_seed: int, init_seed: int) -> dict[str, Any]:
         """Train one student and return what is recorded of it."""
@@ -461,7 +470,8 @@ def run_phase(bench: Bench, phase: str, arguments: argparse.Namespace) -> None:
     seeds = [seed for i, seed in enumerate(getattr(plan.seeds, phase)) if i % parts == part]
     cells = [(size, name) for size, name in plan.cells(phase) if not arguments.arms or name in arguments.arms]
     jobs = [{"kind": "run", "phase": phase, "arm": name, "size": size, "data_seed": data_seed, "init_seed": init_seed, "settings": plan.settings(name),
-             "teacher": bench.teacher_sha} for data_seed in seeds for size, name in cells for init_seed in plan.seeds.init]
+             "teacher": bench.teacher_sha} for data_seed in seeds for size, name in cells
+            for init_seed in plan.seeds.init if not arguments.inits or init_seed in arguments.inits]
     done = read_results(plan)
     left = [job for job in jobs if not any(job.items() <= line.items() for line in done)]
     print(f"{phase}: {len(jobs)} runs, {len(jobs) - len(left)} done", flush=True)
@@ -707,6 +717,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder of the teacher and the generated rows")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="take each Nth data seed from the Ith on")
     parser.add_argument("--arms", nargs="+", default=[], help="make the runs of these only")
+    parser.add_argument("--inits", nargs="+", type=int, default=[], help="make the runs of these init seeds only")
     parser.add_argument("--threads", type=int, default=1, help="changes no result (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -70,6 +70,11 @@ confirm = false
 says = "more real"
 real = 24
 confirm = false
+[arms.H]
+says = "rows of another program"
+file = "other.jsonl"
+harmful = 5
+confirm = false
 [test]
 metric = "auprc"
 differences = [["E", "B"], ["C", "B"]]
@@ -123,24 +128,25 @@ def test_the_whole_experiment(place, capsys):
 
     assert "no teacher; run `harmaug_small.py prepare` first" in call("explore", status=2).err
     call("prepare")
+    shutil.copy(place / "one.jsonl", place / "work" / "other.jsonl")
     assert len(lines("teacher")) == 1
-    call("explore", "--shard", "1/2", "--arms", "B", "C")
+    call("explore", "--shard", "1/2", "--arms", "B", "C", "--inits", "0")
     assert {(line["arm"], line["data_seed"]) for line in lines()} == {("B", 1), ("C", 1)}
     first = lines()
-    assert "10 runs, 2 done" not in call("explore", "--arms", "B").out
+    assert "2 runs, 1 done" in call("explore", "--arms", "B").out
     # a torn last line is cut away and its run made again, with the same figures
     text = (bench / "harmaug_small.jsonl").read_bytes()
     (bench / "harmaug_small.jsonl").write_bytes(text[:-20])
     call("explore")
-    assert len(lines()) == 10 and lines()[:2] == first and len(lines("generation")) == 2
-    assert "10 runs, 10 done" in call("explore").out and len(lines()) == 10
+    assert len(lines()) == 12 and lines()[:2] == first and len(lines("generation")) == 2
+    assert "12 runs, 12 done" in call("explore").out and len(lines()) == 12
     of = {(line["arm"], line["data_seed"]): line for line in lines()}
-    assert [of[name, 0]["rows"] - of["B", 0]["rows"] for name in "BCEFG"] == [0, 12, 7, 16, 24]
+    assert [of[name, 0]["rows"] - of["B", 0]["rows"] for name in "BCEFGH"] == [0, 12, 7, 16, 24, 5]
     assert set(of["B", 0]["sets"]) == {"one", "two"} and 0 <= of["B", 0]["held_out"]["auprc"] <= 1
     # the page, and the plan before the confirming run
     call("analyse")
     page = (bench / "harmaug_small.md").read_text()
-    assert (bench / "harmaug_small.toml").read_text() in page and "10 of 10 runs" in page and "E recovers" in page and "Goal: E - B" in page
+    assert (bench / "harmaug_small.toml").read_text() in page and "12 of 12 runs" in page and "E recovers" in page and "Goal: E - B" in page
     git = ["git", "-C", str(bench), "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*git, "init", "-q"], check=True)
     assert "not committed as it stands; the plan comes before the confirming run" in call("confirm", status=2).err
@@ -156,7 +162,7 @@ def test_the_whole_experiment(place, capsys):
     # other settings: nothing of the old runs is shown, and what was confirmed is not begun again
     plan.write_text(written.replace("max_steps = 2", "max_steps = 3"))
     call("analyse")
-    assert "12 recorded runs have other settings" in (bench / "harmaug_small.md").read_text()
+    assert "14 recorded runs have other settings" in (bench / "harmaug_small.md").read_text()
     subprocess.run([*git, "commit", "-qam", "another plan"], check=True)
     assert "the confirming run was begun under another plan" in call("confirm", status=2).err
 
@@ -165,15 +171,17 @@ def test_the_whole_experiment(place, capsys):
     ("sizes = [32]", "sizes = [32]\nsize = 1", r"\[seeds\] no setting size|unknown field `size`"),
     ("eda = 12", "edda = 12", "edda"), ("[arms.E]\n", "[arms.E]\nconfirm = 3\n", "arms"), ("confirm = [7]", "confirm = [1]", "share a data seed"),
     ("max_steps = 2", "max_step = 2", r"\[arms.B\] distil: no setting max_step"), ('generation = "list"', 'generation = "lists"', "generation lists is not in the plan"),
-    ('bound = "F"', 'bound = "H"', r"\[test\] there is no arm H"), ("[test]", "[tests]", r"the table \[tests\] is unknown"),
+    ('bound = "F"', 'bound = "I"', r"\[test\] there is no arm I"), ("[test]", "[tests]", r"the table \[tests\] is unknown"),
     ("samples = 40", "samples = -1", r"\[generation.list\] augment samples must be >= 0"), ("real = 24", "real = 2400", "prompts are wanted"),
-    ("harmful = 3", "harmful = 300", "ask for more in"),
+    ("harmful = 3", "harmful = 300", "ask for more in"), ("harmful = 5", "harmful = 13", "12 rows, arm H wants 13"),
 ])
 def test_errors_name_the_place(place, capsys, old, new, says):
     module = load(place / "bench" / "harmaug_small.py")
     plan = place / "bench" / "harmaug_small.toml"
     plan.write_text(plan.read_text().replace(old, new))
-    late = "wanted" in says or "ask for" in says
+    (place / "work").mkdir()
+    shutil.copy(place / "one.jsonl", place / "work" / "other.jsonl")
+    late = any(word in says for word in ("wanted", "ask for", "wants"))
     if late:
         assert module.main(["prepare", "--data", str(place), "--work", str(place / "work")]) == 0
         capsys.readouterr()
