@@ -669,6 +669,72 @@ def test_table(plan: Plan, by_size: dict[int, Results]) -> list[str]:
     return [*lines, ""]
 
 
+CURVES = {"rows": "rows added", "temperature": "temperature of the generator", "exemplars": "exemplars in a prompt"}
+
+
+def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float, str]]]]:
+    """For rows, temperature and exemplars, and each kind of rows, the arms that differ from the first one tested in that alone, as (place, arm)."""
+    main = plan.arms[plan.test.differences[0][0]]
+    found: dict[str, dict[str, list[tuple[float, str]]]] = {name: {} for name in CURVES}
+    if main.generation is None:
+        return found
+
+    def recipe(arm: Arm) -> AugmentConfig:
+        return dataclasses.replace(plan.generation[arm.generation or ""][0], samples=0, benign=0)
+
+    def add(curve: str, kind: str, place: float, name: str) -> None:
+        found[curve].setdefault(kind, []).append((place, name))
+
+    same = recipe(main)
+    for name in results.arms:
+        arm = plan.arms[name]
+        if arm.real:
+            add("rows", "real", arm.real, name)
+        elif arm.generation is not None and (arm.distil, arm.by_construction) == (main.distil, main.by_construction):
+            own, counts = recipe(arm), (arm.harmful, arm.benign, arm.pairs)
+            if own == same and arm.harmful * main.benign == arm.benign * main.harmful and arm.harmful * main.pairs // max(main.harmful, 1) == arm.pairs:
+                add("rows", "generated", sum(counts), name)
+            for curve in ("temperature", "exemplars"):
+                if counts == (main.harmful, main.benign, main.pairs) and dataclasses.replace(own, **{curve: getattr(same, curve)}) == same:
+                    add(curve, "generated", getattr(own, curve), name)
+    return {curve: {kind: sorted(points) for kind, points in kinds.items()} for curve, kinds in found.items() if any(map(len, kinds.values()))}
+
+
+def figure(plan: Plan, results: Results) -> Any:
+    """The curves as a matplotlib figure: the gain over B, with its interval over data seeds."""
+    from matplotlib.figure import Figure
+
+    shown = {curve: kinds for curve, kinds in curves(plan, results).items() if max(map(len, kinds.values())) > 1}
+    page = Figure(figsize=(4.5 * max(len(shown), 1), 3.6), layout="constrained")
+    for axes, (curve, kinds) in zip(page.subplots(1, max(len(shown), 1), squeeze=False)[0], shown.items()):
+        for (kind, points), marker in zip(kinds.items(), "os"):
+            gains = [t_test(results.gains(arm, BASE, plan.test.metric).values()) for _, arm in points]
+            reach = np.nan_to_num(np.array([(mean - low, high - mean) for mean, low, high, _ in gains]).T)
+            axes.errorbar([place for place, _ in points], [found[0] for found in gains], yerr=reach, marker=marker, capsize=3, label=kind,
+                          linestyle="-" if marker == "o" else "--")
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set(xlabel=CURVES[curve], ylabel=f"mean {plan.test.metric} minus {BASE}", xscale="log" if curve == "rows" else "linear")
+        axes.legend()
+    return page
+
+
+def curve_lines(plan: Plan, results: Results, phase: str, size: int) -> list[str]:
+    """The curves as a table and, beside the page, a drawing."""
+    found = curves(plan, results)
+    rows = [[CURVES[curve], kind, f"{place:g}", arm, str(len(results.arms[arm])), interval_text(*t_test(results.gains(arm, BASE, plan.test.metric).values())[:3])]
+            for curve, kinds in found.items() for kind, points in kinds.items() for place, arm in points if max(map(len, kinds.values())) > 1]
+    if not rows:
+        return []
+    import matplotlib
+
+    drawing = plan.path.with_name(f"{plan.path.stem}-{phase}-{size}.svg")
+    with matplotlib.rc_context({"svg.hashsalt": drawing.name}), atomic_file(drawing) as file:
+        figure(plan, results).savefig(file, format="svg", metadata={"Date": None})
+    drawing.chmod(0o644)
+    return [f"### Curves, seed set of {size:,}", "", f"![Gain over {BASE}]({drawing.name})", "",
+            *table(["", "rows", "place", "arm", "data seeds", f"{plan.test.metric} minus {BASE} [95 %]"], rows)]
+
+
 def analyse(plan: Plan) -> None:
     """Write the page."""
     lines = read_results(plan)
@@ -702,6 +768,7 @@ def analyse(plan: Plan) -> None:
             page += [f"## {title}", "", f"{len(of_phase)} of {whole} runs.", ""]
             for size, results in by_size.items():
                 page += arm_table(plan, results, size) if results.arms else []
+                page += curve_lines(plan, results, phase, size)
             page += ["### Tests", "", *test_table(plan, by_size)]
     with atomic_file(plan.page) as file:
         file.write(("\n".join(page).rstrip("\n") + "\n").encode())

@@ -147,6 +147,8 @@ def test_the_whole_experiment(place, capsys):
     call("analyse")
     page = (bench / "harmaug_small.md").read_text()
     assert (bench / "harmaug_small.toml").read_text() in page and "12 of 12 runs" in page and "E recovers" in page and "Goal: E - B" in page
+    assert "| rows added | generated | 7 | E | 2 |" in page and "| rows added | real | 24 | G | 2 |" in page
+    assert "harmaug_small-explore-32.svg" in page and "mean auprc minus B" in (bench / "harmaug_small-explore-32.svg").read_text()
     git = ["git", "-C", str(bench), "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run([*git, "init", "-q"], check=True)
     assert "not committed as it stands; the plan comes before the confirming run" in call("confirm", status=2).err
