@@ -735,15 +735,21 @@ def curve_lines(plan: Plan, results: Results, phase: str, size: int) -> list[str
             *table(["", "rows", "place", "arm", "data seeds", f"{plan.test.metric} minus {BASE} [95 %]"], rows)]
 
 
-def analyse(plan: Plan) -> None:
-    """Write the page."""
-    lines = read_results(plan)
-    current = {line["teacher"]: line for line in lines if line["kind"] == "teacher"}
+def runs_of(plan: Plan) -> list[dict[str, Any]]:
+    """Return the recorded runs of the plan as it stands."""
     wanted = {name: plan.settings(name) for name in plan.arms}
-    of_plan = [line for line in lines if line["kind"] == "run" and line["settings"] == wanted.get(line["arm"]) and line["data_seed"] in getattr(plan.seeds, line["phase"])]
-    teachers = {line["teacher"] for line in of_plan}
+    found = [line for line in read_results(plan) if line["kind"] == "run" and line["settings"] == wanted.get(line["arm"])
+             and line["data_seed"] in getattr(plan.seeds, line["phase"])]
+    teachers = {line["teacher"] for line in found}
     if len(teachers) > 1:
         raise DataError(f"{plan.results}: runs of {len(teachers)} teachers ({', '.join(sorted(teachers))}); keep those of one")
+    return found
+
+
+def analyse(plan: Plan) -> None:
+    """Write the page."""
+    lines, of_plan = read_results(plan), runs_of(plan)
+    current = {line["teacher"]: line for line in lines if line["kind"] == "teacher"}
     page = ["# The paper's main table, scaled down", "",
             "Made by `benchmarks/harmaug_small.py analyse` out of `harmaug_small.jsonl`, one line a training run. ± is the sample standard deviation over data seeds, init",
             "seeds averaged. A mean is over the sets of the plan; safe rows flagged needlessly are counted apart.", "", "## Plan", "", "```toml", f"{plan.text}```", ""]
