@@ -468,10 +468,10 @@ def run_phase(bench: Bench, phase: str, arguments: argparse.Namespace) -> None:
     commit = committed(plan) if phase == "confirm" else None
     part, parts = (int(n) for n in arguments.shard.split("/"))
     seeds = [seed for i, seed in enumerate(getattr(plan.seeds, phase)) if i % parts == part]
-    cells = [(size, name) for size, name in plan.cells(phase) if not arguments.arms or name in arguments.arms]
+    cells = [(size, name) for size, name in plan.cells(phase) if name in (arguments.arms or plan.arms) and size in (arguments.sizes or plan.seeds.sizes)]
     jobs = [{"kind": "run", "phase": phase, "arm": name, "size": size, "data_seed": data_seed, "init_seed": init_seed, "settings": plan.settings(name),
              "teacher": bench.teacher_sha} for data_seed in seeds for size, name in cells
-            for init_seed in plan.seeds.init if not arguments.inits or init_seed in arguments.inits]
+            for init_seed in plan.seeds.init if init_seed in (arguments.inits or plan.seeds.init)]
     done = read_results(plan)
     left = [job for job in jobs if not any(job.items() <= line.items() for line in done)]
     print(f"{phase}: {len(jobs)} runs, {len(jobs) - len(left)} done", flush=True)
@@ -791,6 +791,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="take each Nth data seed from the Ith on")
     parser.add_argument("--arms", nargs="+", default=[], help="make the runs of these only")
     parser.add_argument("--inits", nargs="+", type=int, default=[], help="make the runs of these init seeds only")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[], help="make the runs of these seed sets only")
     parser.add_argument("--threads", type=int, default=1, help="changes no result (default: %(default)s)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
