@@ -107,6 +107,7 @@ class Arm(Table, omit_defaults=True):       # so that a new setting changes no d
     eda: int = 0
     real: int = 0
     by_construction: bool = False
+    balanced: bool = False
     distil: dict[str, Any] = {}
     sizes: tuple[int, ...] | None = None
     confirm: bool = True
@@ -434,7 +435,11 @@ def chosen(rows: Sequence[Row], arm: Arm, where: str) -> list[Row]:
     pairs = [row for row in rows if row.extra.get("instruction") in known]
     if len(pairs) < arm.pairs:
         raise DataError(f"{where}: {len(pairs)} responses to its instructions were kept, {arm.pairs} are wanted; ask for more in [generation.{arm.generation}]")
-    return found + spread(pairs, arm.pairs)
+    if not arm.balanced:
+        return found + spread(pairs, arm.pairs)
+    flagged, others = ([row for row in pairs if (row.hard_label == 1) == kind] for kind in (True, False))
+    n = max(min(len(flagged), arm.pairs // 2), arm.pairs - len(others))
+    return found + spread(flagged, n) + spread(others, arm.pairs - n)
 
 
 def take_real(rows: Sequence[Row], n: int, of: int, pairs_share: float) -> list[Row]:

@@ -13,6 +13,7 @@ from scipy import stats
 from test_pipeline import write_bert, write_llama
 
 from harmaug import eda
+from harmaug.data import Row
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PLAN = """
@@ -60,6 +61,7 @@ generation = "list"
 harmful = 3
 benign = 2
 pairs = 2
+balanced = true
 by_construction = true
 distil = {{ temperature = 2.0 }}
 [arms.F]
@@ -192,6 +194,15 @@ def test_errors_name_the_place(place, capsys, old, new, says):
     assert err.count("\n") == 1
     import re
     assert re.search(says, err), err
+
+
+def test_responses_of_which_half_are_flagged():
+    module = load(BENCHMARKS / "harmaug_small.py")
+    rows = [Row(prompt=f"ask {i}", id=f"i{i}", unsafe_score=0.9, extra={"kind": "harmful"}) for i in range(10)]
+    rows += [Row(prompt=f"ask {i}", response="so", unsafe_score=0.9 if i < 3 else 0.1, extra={"instruction": f"i{i}"}) for i in range(10)]
+    arm = module.Arm(says="", generation="list", harmful=10, pairs=4, balanced=True)
+    assert [sum(row.hard_label for row in module.chosen(rows, module.msgspec.structs.replace(arm, pairs=n), "")[10:]) for n in (4, 8, 10)] == [2, 3, 3]
+    assert [len(module.chosen(rows, module.msgspec.structs.replace(arm, pairs=n), "")) for n in (4, 8, 10)] == [14, 18, 20]
 
 
 def test_statistics():
