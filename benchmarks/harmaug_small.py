@@ -695,7 +695,7 @@ def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float
         arm = plan.arms[name]
         if arm.real:
             add("rows", "real", arm.real, name)
-        elif arm.generation is not None and (arm.distil, arm.by_construction) == (main.distil, main.by_construction):
+        elif arm.generation is not None and (arm.distil, arm.by_construction, arm.balanced) == (main.distil, main.by_construction, main.balanced):
             own, counts = recipe(arm), (arm.harmful, arm.benign, arm.pairs)
             if own == same and arm.harmful * main.benign == arm.benign * main.harmful and arm.harmful * main.pairs // max(main.harmful, 1) == arm.pairs:
                 add("rows", "generated", sum(counts), name)
