@@ -678,11 +678,14 @@ CURVES = {"rows": "rows added", "temperature": "temperature of the generator", "
 
 
 def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float, str]]]]:
-    """For rows, temperature and exemplars, and each kind of rows, the arms that differ from the first one tested in that alone, as (place, arm)."""
+    """For rows, temperature and exemplars, and each kind of rows, the arms that differ from the first one tested in that alone, as (place, arm).
+
+    A curve without a kind of two places is left out.
+    """
     main = plan.arms[plan.test.differences[0][0]]
-    found: dict[str, dict[str, list[tuple[float, str]]]] = {name: {} for name in CURVES}
     if main.generation is None:
-        return found
+        return {}
+    found: dict[str, dict[str, list[tuple[float, str]]]] = {name: {} for name in CURVES}
 
     def recipe(arm: Arm) -> AugmentConfig:
         return dataclasses.replace(plan.generation[arm.generation or ""][0], samples=0, benign=0)
@@ -702,20 +705,19 @@ def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float
             for curve in ("temperature", "exemplars"):
                 if counts == (main.harmful, main.benign, main.pairs) and dataclasses.replace(own, **{curve: getattr(same, curve)}) == same:
                     add(curve, "generated", getattr(own, curve), name)
-    return {curve: {kind: sorted(points) for kind, points in kinds.items()} for curve, kinds in found.items() if any(map(len, kinds.values()))}
+    return {curve: {kind: sorted(points) for kind, points in kinds.items()} for curve, kinds in found.items() if max(map(len, kinds.values()), default=0) > 1}
 
 
-def figure(plan: Plan, results: Results) -> Any:
-    """The curves as a matplotlib figure: the gain over B, with its interval over data seeds."""
+def figure(plan: Plan, results: Results, found: dict[str, dict[str, list[tuple[float, str]]]]) -> Any:
+    """Curves as a matplotlib figure: the gain over B, with its interval over data seeds."""
     from matplotlib.figure import Figure
 
-    shown = {curve: kinds for curve, kinds in curves(plan, results).items() if max(map(len, kinds.values())) > 1}
-    page = Figure(figsize=(4.5 * max(len(shown), 1), 3.6), layout="constrained")
-    for axes, (curve, kinds) in zip(page.subplots(1, max(len(shown), 1), squeeze=False)[0], shown.items()):
+    page = Figure(figsize=(4.5 * len(found), 3.6), layout="constrained")
+    for axes, (curve, kinds) in zip(page.subplots(1, len(found), squeeze=False)[0], found.items()):
         for (kind, points), marker in zip(kinds.items(), "os"):
             gains = [t_test(results.gains(arm, BASE, plan.test.metric).values()) for _, arm in points]
             reach = np.nan_to_num(np.array([(mean - low, high - mean) for mean, low, high, _ in gains]).T)
-            axes.errorbar([place for place, _ in points], [found[0] for found in gains], yerr=reach, marker=marker, capsize=3, label=kind,
+            axes.errorbar([place for place, _ in points], [gain[0] for gain in gains], yerr=reach, marker=marker, capsize=3, label=kind,
                           linestyle="-" if marker == "o" else "--")
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set(xlabel=CURVES[curve], ylabel=f"mean {plan.test.metric} minus {BASE}", xscale="log" if curve == "rows" else "linear")
@@ -726,15 +728,15 @@ def figure(plan: Plan, results: Results) -> Any:
 def curve_lines(plan: Plan, results: Results, phase: str, size: int) -> list[str]:
     """The curves as a table and, beside the page, a drawing."""
     found = curves(plan, results)
-    rows = [[CURVES[curve], kind, f"{place:g}", arm, str(len(results.arms[arm])), interval_text(*t_test(results.gains(arm, BASE, plan.test.metric).values())[:3])]
-            for curve, kinds in found.items() for kind, points in kinds.items() for place, arm in points if max(map(len, kinds.values())) > 1]
-    if not rows:
+    if not found:
         return []
     import matplotlib
 
+    rows = [[CURVES[curve], kind, f"{place:g}", arm, str(len(results.arms[arm])), interval_text(*t_test(results.gains(arm, BASE, plan.test.metric).values())[:3])]
+            for curve, kinds in found.items() for kind, points in kinds.items() for place, arm in points]
     drawing = plan.path.with_name(f"{plan.path.stem}-{phase}-{size}.svg")
     with matplotlib.rc_context({"svg.hashsalt": drawing.name}), atomic_file(drawing) as file:
-        figure(plan, results).savefig(file, format="svg", metadata={"Date": None})
+        figure(plan, results, found).savefig(file, format="svg", metadata={"Date": None})
     drawing.chmod(0o644)
     return [f"### Curves, seed set of {size:,}", "", f"![Gain over {BASE}]({drawing.name})", "",
             *table(["", "rows", "place", "arm", "data seeds", f"{plan.test.metric} minus {BASE} [95 %]"], rows)]
