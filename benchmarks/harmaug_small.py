@@ -121,6 +121,9 @@ class Test(Table):
     goal: float = 0.0
 
 
+CURVES = {"rows": "rows added", "temperature": "temperature of the generator", "exemplars": "exemplars in a prompt"}
+
+
 class Plan:
     """The plan file, checked; a DataError names the table."""
 
@@ -128,13 +131,14 @@ class Plan:
         self.path, self.text = path, path.read_text(encoding="utf-8") if path.exists() else ""
         self.tables = tables = pipeline.read_config(path)
         kinds: dict[str, Any] = {"models": Models, "pool": Pool, "sets": Sets, "seeds": Seeds, "teacher": dict[str, Any], "training": dict[str, Any],
-                                 "generation": dict[str, Generation], "arms": dict[str, Arm], "test": Test}
+                                 "generation": dict[str, Generation], "arms": dict[str, Arm], "curves": dict[str, dict[str, tuple[str, ...]]], "test": Test}
         for name in (*tables, *kinds):
             if (name in tables) != (name in kinds):
                 raise DataError(f"{path}: the table [{name}] is {'missing' if name in kinds else 'unknown'}")
         parts = {name: convert(tables[name], kind, f"{path}: [{name}]") for name, kind in kinds.items()}
         self.models, self.pool, self.sets, self.seeds, self.test = (parts[name] for name in ("models", "pool", "sets", "seeds", "test"))
         self.arms: dict[str, Arm] = parts["arms"]
+        self.curves: dict[str, dict[str, tuple[str, ...]]] = parts["curves"]
         self.generation: dict[str, tuple[AugmentConfig, RespondConfig | None]] = {
             name: (convert(entry.augment, AugmentConfig, f"{path}: [generation.{name}] augment"),
                    None if entry.respond is None else convert(entry.respond, RespondConfig, f"{path}: [generation.{name}] respond"))
@@ -149,6 +153,9 @@ class Plan:
         problems = [(arm.generation is not None and arm.generation not in self.generation, f"[arms.{name}] generation {arm.generation} is not in the plan")
                     for name, arm in self.arms.items()]
         problems += [(name not in self.arms, f"[test] there is no arm {name}") for name in names]
+        problems += [(curve not in CURVES, f"[curves] {curve} is none of {', '.join(CURVES)}") for curve in self.curves]
+        problems += [(name not in self.arms, f"[curves.{curve}] there is no arm {name}")
+                     for curve, kinds in self.curves.items() for arms in kinds.values() for name in arms]
         problems += [(bool(set(self.seeds.explore) & set(self.seeds.confirm)), "[seeds] explore and confirm share a data seed"),
                      (not (self.seeds.sizes and self.seeds.init), "[seeds] sizes and init need a value"),
                      (not 0 < self.seeds.validation < 1, "[seeds] validation must be between 0 and 1"),
@@ -173,6 +180,13 @@ class Plan:
         seeds = {"sizes": self.seeds.sizes, "validation": self.seeds.validation}
         shared = {name: self.tables[name] for name in ("models", "pool", "sets", "teacher", "training")}
         return hashlib.sha256(json.dumps([own, generation, seeds, shared], sort_keys=True).encode()).hexdigest()[:16]
+
+    def place(self, curve: str, name: str) -> float:
+        """Where an arm stands on a curve: rows added, or a setting of its generation."""
+        arm = self.arms[name]
+        if curve == "rows":
+            return arm.harmful + arm.benign + arm.pairs + arm.eda + arm.real
+        return float(getattr(self.generation[arm.generation][0] if arm.generation else AugmentConfig(), curve))
 
     def cells(self, phase: str) -> list[tuple[int, str]]:
         """(size, arm) of every run of a phase."""
@@ -674,38 +688,11 @@ def test_table(plan: Plan, by_size: dict[int, Results]) -> list[str]:
     return [*lines, ""]
 
 
-CURVES = {"rows": "rows added", "temperature": "temperature of the generator", "exemplars": "exemplars in a prompt"}
-
-
 def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float, str]]]]:
-    """For rows, temperature and exemplars, and each kind of rows, the arms that differ from the first one tested in that alone, as (place, arm).
-
-    A curve without a kind of two places is left out.
-    """
-    main = plan.arms[plan.test.differences[0][0]]
-    if main.generation is None:
-        return {}
-    found: dict[str, dict[str, list[tuple[float, str]]]] = {name: {} for name in CURVES}
-
-    def recipe(arm: Arm) -> AugmentConfig:
-        return dataclasses.replace(plan.generation[arm.generation or ""][0], samples=0, benign=0)
-
-    def add(curve: str, kind: str, place: float, name: str) -> None:
-        found[curve].setdefault(kind, []).append((place, name))
-
-    same = recipe(main)
-    for name in results.arms:
-        arm = plan.arms[name]
-        if arm.real:
-            add("rows", "real", arm.real, name)
-        elif arm.generation is not None and (arm.distil, arm.by_construction, arm.balanced) == (main.distil, main.by_construction, main.balanced):
-            own, counts = recipe(arm), (arm.harmful, arm.benign, arm.pairs)
-            if own == same and arm.harmful * main.benign == arm.benign * main.harmful and arm.harmful * main.pairs // max(main.harmful, 1) == arm.pairs:
-                add("rows", "generated", sum(counts), name)
-            for curve in ("temperature", "exemplars"):
-                if counts == (main.harmful, main.benign, main.pairs) and dataclasses.replace(own, **{curve: getattr(same, curve)}) == same:
-                    add(curve, "generated", getattr(own, curve), name)
-    return {curve: {kind: sorted(points) for kind, points in kinds.items()} for curve, kinds in found.items() if max(map(len, kinds.values()), default=0) > 1}
+    """Arms that have runs as (place on the axis, arm), by curve of the plan and kind of rows; a curve without a kind of two of them is left out."""
+    found = {curve: {kind: [(plan.place(curve, name), name) for name in arms if name in results.arms] for kind, arms in kinds.items()}
+             for curve, kinds in plan.curves.items()}
+    return {curve: {kind: points for kind, points in kinds.items() if points} for curve, kinds in found.items() if max(map(len, kinds.values()), default=0) > 1}
 
 
 def figure(plan: Plan, results: Results, found: dict[str, dict[str, list[tuple[float, str]]]]) -> Any:

@@ -77,6 +77,8 @@ says = "rows of another program"
 file = "other.jsonl"
 harmful = 5
 confirm = false
+[curves]
+rows = {{ real = ["F", "G"], generated = ["E"] }}
 [test]
 metric = "auprc"
 differences = [["E", "B"], ["C", "B"]]
@@ -176,6 +178,7 @@ def test_the_whole_experiment(place, capsys):
     ("eda = 12", "edda = 12", "edda"), ("[arms.E]\n", "[arms.E]\nconfirm = 3\n", "arms"), ("confirm = [7]", "confirm = [1]", "share a data seed"),
     ("max_steps = 2", "max_step = 2", r"\[arms.B\] distil: no setting max_step"), ('generation = "list"', 'generation = "lists"', "generation lists is not in the plan"),
     ('bound = "F"', 'bound = "I"', r"\[test\] there is no arm I"), ("[test]", "[tests]", r"the table \[tests\] is unknown"),
+    ('["F", "G"]', '["F", "I"]', r"\[curves.rows\] there is no arm I"), ("rows = {", "row = {", r"\[curves\] row is none of rows, temperature, exemplars"),
     ("samples = 40", "samples = -1", r"\[generation.list\] augment samples must be >= 0"), ("real = 24", "real = 2400", "prompts are wanted"),
     ("harmful = 3", "harmful = 300", "ask for more in"), ("harmful = 5", "harmful = 13", "12 rows, arm H wants 13"),
 ])
