@@ -5,6 +5,7 @@ notebook, and is what the HTML report holds. Lines differ in dashes as well as i
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ MARKERS = {"o": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "s": "m-3-3h6v6h-6z", "^": 
            "P": "m-1-4h2v3h3v2h-3v3h-2v-3h-3v-2h3z", "v": "m0 4l4-7h-8z", "X": "m-3-3l6 6m0-6l-6 6", "*": "m0-4l1 3h3l-2 2l1 3l-3-2l-3 2l1-3l-2-2h3z",
            ".": "m-1-1h2v2h-2z"}
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 300, 52, 12, 12, 44
-_GRID = np.linspace(0, 1, 101)
+_GRID = np.arange(101) / 100     # each the double nearest to it, as a recall of k / 100 and a score of two decimals are
 _BAR = 26       # height of a bar of a bar chart, with its gap
 
 
@@ -149,10 +150,14 @@ class Chart:
 
 
 class Plot:
-    """A plot: called, it returns a matplotlib figure; `chart` returns what draws itself without matplotlib."""
+    """A plot: called, it returns a matplotlib Figure; `chart`, of the same parameters, returns the Chart that draws itself without matplotlib.
+
+    Called, it raises ImportError without matplotlib.
+    """
 
     def __init__(self, build: Callable[..., Chart]) -> None:
         self.chart, self.__doc__, self.__name__ = build, build.__doc__, build.__name__
+        self.__signature__ = inspect.signature(build).replace(return_annotation="matplotlib.figure.Figure")
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.chart(*args, **options).figure()
@@ -160,7 +165,24 @@ class Plot:
 
 @Plot
 def pr_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: int = 0) -> Chart:
-    """Precision over recall with a pointwise 95 % bootstrap band; both classes are needed."""
+    """Precision over recall, at each recall the best of those with as much or more, with a pointwise 95 % bootstrap band.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        0 safe, 1 unsafe.
+    scores : array-like of float, shape (n,)
+        Higher is more unsafe; any finite numbers.
+    draws : int, default 200
+        Bootstrap draws of rows; 0: no band.
+    seed : int, default 0
+        Of the draws.
+
+    Raises
+    ------
+    ValueError
+        Of rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
+    """
     def curve(tps: Floats, fps: Floats) -> Floats:
         best = np.maximum.accumulate((tps / np.maximum(tps + fps, 1e-300))[::-1])[::-1]
         return np.asarray(best[np.searchsorted(tps / tps[-1], _GRID)])
@@ -172,7 +194,24 @@ def pr_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: in
 
 @Plot
 def roc_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: int = 0) -> Chart:
-    """Recall over the false-positive rate with a pointwise 95 % bootstrap band; both classes are needed."""
+    """Recall over the false-positive rate with a pointwise 95 % bootstrap band.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        0 safe, 1 unsafe.
+    scores : array-like of float, shape (n,)
+        Higher is more unsafe; any finite numbers.
+    draws : int, default 200
+        Bootstrap draws of rows; 0: no band.
+    seed : int, default 0
+        Of the draws.
+
+    Raises
+    ------
+    ValueError
+        Of rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
+    """
     def curve(tps: Floats, fps: Floats) -> Floats:
         tps, fps = np.append(0.0, tps), np.append(0.0, fps)
         return np.asarray(tps[np.searchsorted(fps / fps[-1], _GRID, side="right") - 1] / tps[-1])
@@ -183,8 +222,21 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: i
 
 @Plot
 def distribution(labels: ArrayLike, scores: ArrayLike) -> Chart:
-    """How the scores of safe and of unsafe rows are spread: shares of each class in 20 bins; scores in [0, 1]."""
-    y, s = evaluate._checked(labels, scores)
+    """How the scores of safe and of unsafe rows are spread: shares of each class in 20 bins.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        0 safe, 1 unsafe.
+    scores : array-like of float, shape (n,)
+        P(unsafe), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+    """
+    y, s = _shares(labels, scores)
     edges = np.linspace(0, 1, 21)
     series = []
     for label, name in ((0, "safe"), (1, "unsafe")):
@@ -198,8 +250,21 @@ def distribution(labels: ArrayLike, scores: ArrayLike) -> Chart:
 
 @Plot
 def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
-    """Share of unsafe rows over the mean score, in the bins of the ECE, with 95 % Wilson intervals; scores in [0, 1]."""
-    y, s = evaluate._checked(labels, scores)
+    """Share of unsafe rows over the mean score, in the bins of the ECE, with 95 % Wilson intervals.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        0 safe, 1 unsafe.
+    scores : array-like of float, shape (n,)
+        P(unsafe), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+    """
+    y, s = _shares(labels, scores)
     bins = evaluate._bin(s)
     n = np.bincount(bins, minlength=evaluate.ECE_BINS)
     kept = n > 0
@@ -214,8 +279,23 @@ def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
 
 @Plot
 def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None) -> Chart:
-    """Precision, recall, F1 and false-positive rate over the threshold; `marks` are thresholds in use, by name."""
-    y, s = evaluate._checked(labels, scores)
+    """Precision, recall, F1 and false-positive rate over the threshold; a score equal to it is flagged.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n,)
+        0 safe, 1 unsafe.
+    scores : array-like of float, shape (n,)
+        P(unsafe), in [0, 1].
+    marks : mapping of str to float, optional
+        Thresholds in use, by name.
+
+    Raises
+    ------
+    ValueError
+        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+    """
+    y, s = _shares(labels, scores)
     flagged = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID] for label in (1, 0)], dtype=np.float64)
     tp, fp = flagged
     positives, negatives = max(int(y.sum()), 1), max(int((y == 0).sum()), 1)
@@ -227,18 +307,53 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
 
 @Plot
 def funnel(counts: Mapping[str, float], title: str = "Yield") -> Chart:
-    """Named counts as bars, in their order."""
+    """Named counts as bars, in their order.
+
+    Parameters
+    ----------
+    counts : mapping of str to number
+    title : str, default "Yield"
+
+    Raises
+    ------
+    ValueError
+        There are none.
+    """
+    if not counts:
+        raise ValueError("funnel: no counts")
     return Chart(title=title, bars=list(counts.items()))
 
 
 @Plot
 def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequence[float] = (), *, most: int = 2000) -> Chart:
-    """Texts on a plane (see diversity.clusters), the largest clusters by a marker of their own; `most` of them are drawn.
+    """Texts on a plane (see diversity.clusters), the largest clusters by a marker of their own.
 
     Both axes run from the smallest value to the largest.
+
+    Parameters
+    ----------
+    x, y : array-like of float, shape (n,)
+    cluster : array-like of int, shape (n,)
+        The cluster of each text; -1: in none.
+    share : sequence of float, optional
+        What part of the variance each axis holds, for its label.
+    most : int, default 2000
+        Texts that are drawn at most, evenly spread.
+
+    Raises
+    ------
+    ValueError
+        No texts, not of one length, a place that is not finite, or `most` below 1.
     """
     groups = np.asarray(cluster, dtype=np.int64)
     places = [np.asarray(values, dtype=np.float64) for values in (x, y)]
+    if groups.ndim != 1 or not len(groups) or any(values.shape != groups.shape for values in places):
+        shapes_of = ", ".join(str(values.shape) for values in (*places, groups))
+        raise ValueError(f"diversity_map: x, y and cluster must be of one length, at least 1; their shapes are {shapes_of}")
+    if not all(np.isfinite(values).all() for values in places):
+        raise ValueError("diversity_map: a place is not finite")
+    if most < 1:
+        raise ValueError(f"diversity_map: most must be >= 1, got {most}")
     places = [(values - values.min()) / max(float(np.ptp(values)), 1e-12) for values in places]
     shown = np.zeros(len(groups), dtype=np.bool_)
     shown[np.arange(0, len(groups), max(1, -(-len(groups) // most)))] = True
@@ -252,6 +367,15 @@ def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequenc
     labels = [f"principal component {i + 1}" + (f" ({100 * value:.0f} % of the variance)" if value is not None else "")
               for i, value in enumerate([*share, None, None][:2])]
     return Chart(title="Diversity map", x_label=labels[0], y_label=labels[1], series=series)
+
+
+def _shares(labels: ArrayLike, scores: ArrayLike) -> tuple[evaluate.Labels, Floats]:
+    """Labels, and scores that are probabilities."""
+    y, s = evaluate._checked(labels, scores)
+    outside = np.flatnonzero((s < 0) | (s > 1))
+    if len(outside):
+        raise ValueError(f"row {outside[0]}: score {s[outside[0]]:g} is not in [0, 1]")
+    return y, s
 
 
 def _curves(labels: ArrayLike, scores: ArrayLike, curve: Callable[[Floats, Floats], Floats], draws: int,

@@ -1,4 +1,5 @@
 """Charts against the figures that they draw, as SVG and as matplotlib figures; the report of a run whole."""
+import inspect
 import json
 import re
 from xml.etree import ElementTree
@@ -23,8 +24,10 @@ def test_curves_are_those_of_scikit_learn():
     y, s = sample()
     chart = plots.pr_curve.chart(y, s, draws=40)
     line = chart.series[0]
-    precision, recall, _ = sk.precision_recall_curve(y, s)
-    assert all(p == max(precision[:-1][recall[:-1] >= r - 1e-12]) for r, p in zip(line.x, line.y))
+    for labels, scores in ((y, s), *((np.repeat([1, 0], n), np.random.default_rng(n).random(2 * n)) for n in (50, 100))):     # recalls of k / 100
+        precision, recall, _ = sk.precision_recall_curve(labels, scores)
+        found = plots.pr_curve.chart(labels, scores, draws=0).series[0]
+        assert all(p == max(precision[:-1][recall[:-1] >= r - 1e-12]) for r, p in zip(found.x, found.y))
     assert (line.low <= line.high).all() and np.mean((line.low <= line.y) & (line.y <= line.high)) > 0.9
     line = plots.roc_curve.chart(y, s, draws=0).series[0]
     fpr, tpr, _ = sk.roc_curve(y, s, drop_intermediate=False)
@@ -40,9 +43,30 @@ def test_other_charts():
     lines = {one.name: one for one in plots.threshold_curves.chart(y, s, marks={"in use": 0.5}).series}
     at = evaluate.metrics(y, s, 0.5)
     assert [lines[name].y[50] for name in ("recall", "precision", "F1", "FPR")] == [at[name] for name in ("recall", "precision", "f1", "fpr")]
+    s = s.round(2)
+    lines = {one.name: one for one in plots.threshold_curves.chart(y, s).series}
+    for i in range(101):        # a score is flagged at its own threshold
+        at = evaluate.metrics(y, s, i / 100)
+        assert [lines[name].y[i] for name in ("recall", "FPR")] == [at["recall"], at["fpr"]]
     bins = plots.calibration.chart(y, s).series[0]
     assert (bins.low <= bins.y + 1e-12).all() and (bins.y <= bins.high + 1e-12).all() and len(bins.x) <= 15
     assert plots.distribution.chart([1, 1], [0.5, 0.5]).top == 1
+
+
+@pytest.mark.parametrize("name, data, says", [
+    ("distribution", ([0, 1], [2.0, 3.0]), r"row 0: score 2 is not in \[0, 1\]"), ("calibration", ([0, 1], [0.5, -1.0]), "row 1: score -1"),
+    ("threshold_curves", ([0, 1], [0.5, 1.5]), "row 1: score 1.5"), ("funnel", ({},), "no counts"),
+    ("diversity_map", ([], [], []), r"at least 1; their shapes are \(0,\)"), ("diversity_map", ([1, 2], [1], [0, 0]), r"of one length.* \(2,\), \(1,\), \(2,\)"),
+    ("diversity_map", ([1, np.nan], [1, 2], [0, 0]), "not finite"),
+])
+def test_what_cannot_be_drawn_is_said(name, data, says):
+    with pytest.raises(ValueError, match=says):
+        getattr(plots, name).chart(*data)
+
+
+def test_a_plot_tells_its_parameters():
+    assert str(inspect.signature(plots.pr_curve)).endswith("draws: 'int' = 200, seed: 'int' = 0) -> 'matplotlib.figure.Figure'")
+    assert "labels : array-like" in plots.pr_curve.__doc__
 
 
 @pytest.mark.parametrize("name, data", [("pr_curve", sample()), ("roc_curve", sample()), ("distribution", sample()), ("calibration", sample()),
