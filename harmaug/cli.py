@@ -122,8 +122,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _dtype(evaluate, "with --model: ")
 
     report = verbs.add_parser("report", help="write RUN/report.html")
-    _common(report)
+    _common(report, run=False, threads=False)
     report.add_argument("folder", nargs="?", metavar="RUN")
+    report.add_argument("--out", "--run", dest="out", metavar="RUN", help="the same")
     report.set_defaults(run=_report)
 
     score = verbs.add_parser("score", help="rows in, rows with score and flagged out, in order")
@@ -133,7 +134,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _number(score, "--batch-size", int, 32, "rows scored together")
     _engine(score)
     _dtype(score)
-    _common(score)
+    _common(score, run=False)
     score.set_defaults(run=_score)
 
     serve = verbs.add_parser("serve", help="the guard over HTTP: /v1/moderations, /score, /healthz")
@@ -145,7 +146,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _number(serve, option, int, default, what)
     _number(serve, "--timeout", float, 30.0, "seconds for a request to arrive, and again to be scored")
     _number(serve, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
-    _common(serve)
+    _common(serve, run=False)
     serve.set_defaults(run=_serve)
 
     if argv[:1] == ["models"]:      # its parser needs the registry; --help need not
@@ -212,14 +213,17 @@ def _engine(parser: argparse.ArgumentParser, *, rows: bool = True, trains: bool 
                         help="; or ".join(what) + " (default: local and native, or what CONFIG says)")
 
 
-def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
-    named = f" (default: {out})" if out else ""
-    parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
-    parser.add_argument("--seed", type=int, metavar="N", help="before the seeds of the configuration")
-    _number(parser, "--n-threads", int, None, "threads; changes no result", "what the machine offers")
+def _common(parser: argparse.ArgumentParser, out: str | None = None, *, run: bool = True, threads: bool = True) -> None:
+    """Options of every verb; with `run` those of one that writes a run folder, with `threads` of one that computes."""
+    if run:
+        named = f" (default: {out})" if out else ""
+        parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
+        parser.add_argument("--seed", type=int, metavar="N", help="before the seeds of the configuration")
+        parser.add_argument("--allow-mixed", action="store_true", help="resume what another instruction set, version or model began; marks rows")
+    if threads:
+        _number(parser, "--n-threads", int, None, "threads; changes no result", "what the machine offers")
     for option, what in (("--json", "print the result as JSON"), ("--quiet", "no progress"),
-                         ("--offline", "never use the network"), ("--debug", "show the traceback of an error"),
-                         ("--allow-mixed", "resume what another instruction set, version or model began; marks rows")):
+                         ("--offline", "never use the network"), ("--debug", "show the traceback of an error")):
         parser.add_argument(option, action="store_true", help=what)
 
 
@@ -250,6 +254,9 @@ def _run(args: argparse.Namespace) -> int:
         from harmaug.evaluate_cli import refuse_unused
 
         if args.model or args.scores:
+            for option in ("out", "data", "allow_mixed"):
+                if getattr(args, option):
+                    raise ValueError(f"--{option.replace('_', '-')} is for the evaluation of a run: --model and --scores write none")
             return _evaluate_files(args)
         refuse_unused(args)
     if args.config is None and args.out is None:

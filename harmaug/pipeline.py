@@ -669,6 +669,7 @@ def load_teacher(config: LabelConfig, *, models: Mapping[str, str], folder: Path
 
 
 def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Return the teacher that a table [label] names; `folder` is where its relative paths begin."""
     reading = config.reading()
     template = None if config.template is None else folder / config.template
     if config.endpoint is not None:
@@ -739,6 +740,7 @@ def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) ->
 
 
 def model_path(name: str) -> Path:
+    """Return the folder or file of a model: a path, or a name of models.REGISTRY."""
     from harmaug import models
 
     return models.resolve(name)

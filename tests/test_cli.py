@@ -129,6 +129,7 @@ def test_score_errors_name_the_line_and_keep_what_was_scored(capsys, fakes, monk
 
 def test_score_options_are_checked(capsys, fakes, tmp_path):
     assert "--threshold must be in [0, 1], got 2.0" in fails(capsys, "score", "--model", "m", "--threshold", "2")
+    assert "unrecognized arguments: --out --seed 1" in fails(capsys, "score", "--model", "m", "--out", "x", "--seed", "1")
     assert "--batch-size must be >= 1, got 0" in fails(capsys, "score", "--model", "m", "--batch-size", "0")
     assert f"{tmp_path / 'none'}: no such file" in fails(capsys, "score", "--model", "m", str(tmp_path / "none"))
 
@@ -244,6 +245,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     Path("more.csv").write_text("prompt,label\n" + "".join(f"{'p' * n},{n > 20:d}\n" for n in (5, 10, 15, 22, 25, 30, 18, 35)))
     out = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "auprc>=0.9,fpr<=0.5", "--junit", "j.xml", "--draws", "20").out
     assert "AUPRC" in out and 'failures="0"' in Path("j.xml").read_text()
+    assert "--out is for the evaluation of a run" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--out", "r")
     err = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "precision>1,fpr<=0.5", "--junit", "j.xml", "--draws", "0", status=1).err
     assert "gate precision>1 failed for more: precision is 1.0000, wanted > 1" in err
     assert 'failures="1"' in Path("j.xml").read_text()
