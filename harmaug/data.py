@@ -32,6 +32,26 @@ class DataError(ValueError):
     """Bad input rows; the message names the file and the row."""
 
 
+class RowError(DataError):
+    """What a teacher has against row `row` of those that it was given; who knows the row's name puts that instead."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        super().__init__(row, problem)
+        self.row, self.problem = row, problem
+
+    def __str__(self) -> str:
+        return f"conversation {self.row}: {self.problem}"
+
+
+@contextlib.contextmanager
+def at_row(row: int) -> Iterator[None]:
+    """A ValueError within is a RowError."""
+    try:
+        yield
+    except ValueError as error:
+        raise RowError(row, str(error)) from None
+
+
 class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_score": "unsafe-score"}):
     """One labelled or unlabelled prompt, alone or with a response.
 

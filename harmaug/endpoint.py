@@ -327,17 +327,19 @@ class EndpointTeacher:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,); an EndpointError when the server fails or its answers hold no log-probabilities."""
-        answers = [None] * len(prompts) if responses is None else responses
-        rows = list(zip(prompts, answers))
+        return np.fromiter(self.score_each(prompts, responses), np.float32, len(prompts))
+
+    def score_each(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Iterator[float]:
+        """Yield what `score` returns, one by one as answers come."""
+        rows = list(zip(prompts, [None] * len(prompts) if responses is None else responses))
         asked = list(self.payloads(rows))
-        scores = np.zeros(len(prompts), dtype=np.float32)
         path = "chat/completions" if self._render is None else "completions"
-        for (i, _), answer in zip(asked, self.endpoint.map(path, (payload for _, payload in asked))):
+        answers = self.endpoint.map(path, (payload for _, payload in asked))
+        for i, of_row in itertools.groupby(asked, key=lambda item: item[0]):
             response = rows[i][1]
             before = self._before(response) if self._render is None or (response and self.family.lines) else ""
-            told = _at_label(_logprobs(answer, self.endpoint.config.url), before, self.family)
-            scores[i] = max(scores[i], self._value(told))
-        return scores
+            told = (_at_label(_logprobs(next(answers), self.endpoint.config.url), before, self.family) for _ in of_row)
+            yield max(map(self._value, told))
 
     def payloads(self, rows: Iterable[tuple[str, str | None]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield what is posted for (prompt, response) pairs, each with the place of its pair.
