@@ -331,6 +331,8 @@ class LabelConfig(_Table):
         A generative guard behind a server.
     family, template, guidelines, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    top_logprobs : int, default 20
+        With `endpoint`: how many tokens' log-probabilities are asked for. Some servers allow fewer.
     backend : {"native", "transformers"}, default "native"
         "transformers": a model's folder on PyTorch.
     device : str, optional
@@ -356,6 +358,7 @@ class LabelConfig(_Table):
     guidelines: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
+    top_logprobs: int = 20
     backend: str = "native"
     device: str | None = None
     dtype: str | None = None
@@ -363,12 +366,14 @@ class LabelConfig(_Table):
     cache: bool = True
 
     def __post_init__(self) -> None:
-        within(self, batch_size=">= 1")
+        within(self, batch_size=">= 1", top_logprobs=">= 1")
         check_engine(self.engine)
         one_of("backend", self.backend, BACKENDS)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
+        if self.endpoint is None and self.top_logprobs != 20:
+            raise ValueError("top_logprobs needs an endpoint: other teachers have all logits")
 
     @property
     def name(self) -> str:
@@ -383,7 +388,7 @@ class LabelConfig(_Table):
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "backend", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "top_logprobs", "backend", "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -678,7 +683,7 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
         return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines,
                                template=None if template is None else ChatTemplate.load(template),
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
-                               licence=config.licence or "unknown")
+                               top_logprobs=config.top_logprobs, licence=config.licence or "unknown")
     path = _teacher_path(config.teacher, folder)
     if path.is_file() and path.suffix != ".gguf":
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
