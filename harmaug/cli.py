@@ -261,33 +261,27 @@ def _run(args: argparse.Namespace) -> int:
         refuse_unused(args)
     if args.config is None and args.out is None:
         raise ValueError(f"harmaug {args.only} needs CONFIG, or --out RUN of a run that was begun")
-    tables = pipeline.read_config(args.config) if args.config is not None else None
+    out = args.out or Path("runs") / Path(args.config).stem
     engine = getattr(args, "engine", None)
-    chosen = engine if engine in ("native", "torch") else (tables or {}).get("distil", {}).get("engine")
-    together = chosen == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
-    if together and os.environ.get("RANK") != "0":      # the first one alone has the run folder
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
+    helps = several and os.environ.get("RANK") != "0"       # the first one alone has the run folder
+    tables, where, data = ({}, "", "") if helps and engine == "torch" else _configuration(args, out)
+    if args.only is None and args.sweep:
+        if several or args.dry_run:
+            raise ValueError(f"--sweep goes without {'torchrun' if several else '--dry-run'}, which is for one configuration")
+        return _sweep(args, tables, out, data)
+    if "sweep" in tables:
+        raise ValueError(f"{where}: has the table [sweep]; run it with `harmaug run --sweep`")
+    together = several and (engine if engine in ("native", "torch") else tables.get("distil", {}).get("engine")) == "torch"
+    if together and helps:
         from harmaug.torch_processes import help_first
 
         help_first()
         return 0
-    out = args.out or Path("runs") / Path(args.config).stem
-    if args.config is None and not (Path(out) / "run.json").is_file():
-        raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
-    if args.only is None and args.sweep:
-        return _sweep(args, tables or {}, out)
-    if tables is not None and "sweep" in tables:
-        raise ValueError(f"{args.config}: has the table [sweep]; run it with `harmaug run --sweep`")
     if getattr(args, "dry_run", False):
-        return _dry_run(args, tables, out)
+        return _dry_run(args, tables, out, where, data)
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
-        where, data = args.config, args.data or Path(args.config or ".").parent
-        if tables is None:
-            begun = run.info.get("config")
-            if begun is None:
-                raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
-            tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
-            args.seed = begun["seed"] if args.seed is None else args.seed
         tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, engine=engine, only=args.only, quiet=args.quiet,
@@ -325,14 +319,30 @@ def _run(args: argparse.Namespace) -> int:
     return int(bool(refused))
 
 
-def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) -> int:
+def _configuration(args: argparse.Namespace, out: str | Path) -> tuple[dict[str, Any], str, str | Path]:
+    """Return tables, their name for messages, and where relative file names begin: of CONFIG, or as the run was begun."""
+    from harmaug.pipeline import read_config
+    from harmaug.runs import read_info
+
+    if args.config is not None:
+        return read_config(args.config), args.config, args.data or Path(args.config).parent
+    if not (Path(out) / "run.json").is_file():
+        raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
+    begun = read_info(Path(out)).get("config")
+    if begun is None:
+        raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
+    args.seed = begun["seed"] if args.seed is None else args.seed
+    return begun["tables"], begun["where"], args.data or begun["data"]
+
+
+def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, data: str | Path) -> int:
     from harmaug.sweep import format_summary, run_sweep
 
     if args.seed is not None:
         raise ValueError("--seed with --sweep: the seeds stand in [sweep]")
     args.resume = [] if args.out else ["--out", str(out)]
-    table = run_sweep(out, tables, where=args.config, data_folder=args.data or Path(args.config).parent, n_threads=args.n_threads,
-                      quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
+    table = run_sweep(out, tables, where=args.config, data_folder=data, n_threads=args.n_threads,
+                      engine=args.engine, quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
     if args.json:
         _print_json(table)
     else:
@@ -341,16 +351,10 @@ def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) ->
     return 0
 
 
-def _dry_run(args: argparse.Namespace, tables: Any, out: str | Path) -> int:
+def _dry_run(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, where: str, data: str | Path) -> int:
     from harmaug import dry_run
-    from harmaug.runs import read_info
 
-    where, data, seed = args.config, args.data or Path(args.config or ".").parent, args.seed
-    if tables is None:
-        begun = read_info(Path(out))["config"]
-        tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
-        seed = begun["seed"] if seed is None else seed
-    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=seed, only=args.only)
+    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=args.seed, only=args.only)
     if args.json:
         _print_json(report)
     else:

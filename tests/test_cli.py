@@ -214,6 +214,21 @@ def test_stage_order_and_folder_errors(capsys, fakes, folder):
     assert "stage augment was begun with another samples (then 32, now 33)" in fails(capsys, "augment", "config.toml", "--out", "other")
 
 
+def test_torchruns_processes_read_the_engine_of_the_run(capsys, fakes, folder, monkeypatch):
+    from harmaug import torch_processes
+
+    helped = []
+    monkeypatch.setattr(torch_processes, "help_first", lambda: helped.append(True))
+    Path("config.toml").write_text(CONFIG + '[distil]\nengine = "torch"\n')
+    run(capsys, "augment", "config.toml", "--out", "r", "--quiet")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    before = Path("r/run.json").read_bytes()
+    run(capsys, "distil", "--out", "r")
+    run(capsys, "distil", "--out", "not on this machine", "--engine", "torch")
+    assert helped == [True] * 2 and Path("r/run.json").read_bytes() == before
+
+
 def test_nan_teacher_names_the_row(capsys, fakes, folder, monkeypatch):
     monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], config.name))
     line = fails(capsys, "run", "config.toml", "--out", "r")
