@@ -7,23 +7,24 @@ the paper's code, and every report says which.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike, fspath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Shape
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harmaug.checks import one_of
+from harmaug.checks import one_of, within
 
 if TYPE_CHECKING:
     from harmaug.data import Row
 
 __all__ = ["METRICS", "PROTOCOLS", "Protocol", "ScoredSet", "Scorer", "bootstrap", "compare", "evaluate_guard",
-           "format_table", "intervals", "mcnemar", "metrics", "over_seeds", "paired_difference", "read_scores",
+           "format_table", "intervals", "is_over_refusal", "mcnemar", "metrics", "over_seeds", "paired_difference", "read_scores",
            "score_sets", "summarise"]
 
 SCHEMA_VERSION = 1
@@ -69,11 +70,12 @@ class Protocol:
     zero_division: float | None = None
     max_length: int | None = None
 
-    def flagged(self, scores: Floats, threshold: float) -> NDArray[np.bool_]:
-        """Return which rows are flagged."""
-        if math.isnan(threshold):
-            raise ValueError("the threshold is NaN")
-        return scores >= threshold if self.tie_unsafe else scores > threshold
+    def flagged(self, scores: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
+        """Return which rows are flagged, compared in the dtype of the scores, as a guard compares its float32."""
+        if not math.isfinite(threshold):
+            raise ValueError(f"the threshold must be a finite number, got {threshold}")
+        limit = scores.dtype.type(threshold)
+        return np.asarray(scores >= limit if self.tie_unsafe else scores > limit)
 
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
@@ -93,7 +95,7 @@ class ScoredSet:
     ----------
     name : str
     labels, scores : ndarray, shape (n,)
-        Rows without a label are not among them (or count as safe, by the protocol).
+        Rows without a label are not among them (or count as safe, by the protocol). Scores have the guard's dtype.
     groups : dict
         Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
         is how many it was.
@@ -103,7 +105,7 @@ class ScoredSet:
 
     name: str
     labels: Labels
-    scores: Floats
+    scores: NDArray[np.floating[Any]]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
 
@@ -121,11 +123,11 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     Parameters
     ----------
     labels : array_like, shape (n,)
-        1 (or True) unsafe, 0 safe.
+        1 (or True) unsafe, 0 safe. None, NaN and NA are unknown: the protocol says what they count as.
     scores : array_like, shape (n,)
         P(unsafe); any finite real number does, higher is worse.
     threshold : float, default 0.5
-        A row is flagged when its score >= threshold.
+        Finite. A row is flagged when its score >= threshold, compared in the scores' own dtype.
     sample_weight : array_like, shape (n,), optional
         Finite, >= 0.
     protocol : {"default", "harmaug-2024"}
@@ -144,7 +146,7 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     ------
     ValueError
         For an empty set, unequal lengths, a label other than 0 and 1, a score that is not finite, a weight that is
-        negative or not finite (the row is named, from 0), a threshold that is NaN.
+        negative or not finite (the row is named, from 0), a threshold that is not finite.
 
     Examples
     --------
@@ -152,29 +154,26 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     >>> m["f1"], round(m["auprc"], 4)
     (0.5, 0.8333)
     """
-    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    y, s = _checked(labels, scores)
-    w = _weights(sample_weight, len(y))
-    flagged = rules.flagged(s, threshold)
+    rules, y, w, (own,), notes = _given(protocol, labels, sample_weight, scores)
+    s, flagged = own.astype(np.float64), rules.flagged(own, threshold)
     n, unsafe = len(y), int(y.sum())
     # sums in scikit-learn's order, so that weights round alike
-    positives, flags = _sum(y == 1, w), _sum(flagged, w)
-    tp, total = _sum((y == 1) & flagged, w), _sum(np.ones(n, bool), w)
-    fp, fn = flags - tp, positives - tp
-    tn = total - positives - fp
+    positives, flags, total = _sum(y == 1, w), _sum(flagged, w), _sum(np.ones(n, bool), w)
+    tp, fp, fn, tn = (_sum(rows, w) for rows in ((y == 1) & flagged, (y == 0) & flagged, (y == 1) & ~flagged, (y == 0) & ~flagged))
+    wanted, given = tp + (positives - tp), tp + (flags - tp)
     zero = rules.zero_division
     result: dict[str, Any] = {
         "n": n, "n_unsafe": unsafe, "base_rate": _ratio(positives, total), "threshold": float(threshold),
         "tp": tp, "fp": fp, "fn": fn, "tn": tn,
-        "f1": _ratio(2 * tp, (tp + fn) + (tp + fp), zero), "precision": _ratio(tp, tp + fp, zero),
-        "recall": _ratio(tp, tp + fn, zero), "accuracy": _mean(flagged == y, w),
+        "f1": _ratio(2 * tp, wanted + given, zero), "precision": _ratio(tp, given, zero),
+        "recall": _ratio(tp, wanted, zero), "accuracy": _mean(flagged == y, w),
         "fpr": _ratio(fp, fp + tn), "fnr": _ratio(fn, fn + tp),
         "auprc": None, "auroc": None, "brier": None, "ece": None,
     }
-    notes = []
-    if positives == 0 or positives == total:
-        which = "unsafe" if unsafe else "safe"
-        notes.append(f"one class only: all {n} rows are {which}, so AUPRC and AUROC are undefined")
+    counted = y if w is None else y[w > 0]
+    if counted.min() == counted.max():
+        which = f"{len(counted)} rows{'' if w is None else ' of any weight'} are {'unsafe' if counted[0] else 'safe'}"
+        notes.append(f"one class only: all {which}, so AUPRC and AUROC are undefined")
     else:
         tps, fps, _ = _curve(y, s, w)
         result["auprc"], result["auroc"] = _average_precision(tps, fps), _auroc(tps, fps)
@@ -198,7 +197,9 @@ def intervals(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] = METRI
         As for `metrics`.
     names : sequence of str, default METRICS
     draws : int, default 1000
+        At least 1.
     level : float, default 0.95
+        In (0, 1).
     seed : int, default 0
 
     Returns
@@ -206,50 +207,92 @@ def intervals(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] = METRI
     dict
         Name to (low, high), or None where the metric itself is. Draws that cannot give a metric are left out of its
         interval.
+
+    Raises
+    ------
+    ValueError
+        As for `metrics`, and for an unknown name, or draws or a level outside their range.
     """
-    y, s = _checked(labels, scores)
-    point = metrics(y, s, threshold, sample_weight=sample_weight, protocol=protocol)
-    values = _draw(y, [(s, threshold)], names, _weights(sample_weight, len(y)), draws, seed, PROTOCOLS[protocol])[0]
+    within(SimpleNamespace(draws=draws, level=level), draws=">= 1", level="in (0, 1)")
+    rules, y, w, (s,), _ = _given(protocol, labels, sample_weight, scores)
+    point = metrics(y, s, threshold, sample_weight=w, protocol=protocol)
+    values = _draw(y, [(s, threshold)], names, w, draws, seed, rules)[0]
     return {name: None if point[name] is None else _percentiles(values[name], level) for name in names}
 
 
 def bootstrap(labels: ArrayLike, scores: ArrayLike, metric: str = "auprc",
               **options: Any) -> tuple[float, float] | None:
-    """Return the interval of one metric; options are those of `intervals`."""
+    """The interval of one metric.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `metrics`.
+    metric : str, default "auprc"
+        One of `METRICS`.
+    **options
+        Those of `intervals`.
+
+    Returns
+    -------
+    tuple of float or None
+        Low and high; None where the metric itself is.
+
+    Raises
+    ------
+    ValueError
+        As for `intervals`.
+    """
     return intervals(labels, scores, (metric,), **options)[metric]
 
 
 def compare(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, names: Sequence[str] = ("auprc", "f1"), *,
-            threshold: float = 0.5, baseline_threshold: float | None = None, draws: int = 1000, level: float = 0.95,
-            seed: int = 0, protocol: str = "default") -> dict[str, Any]:
+            threshold: float = 0.5, baseline_threshold: float | None = None, sample_weight: ArrayLike | None = None,
+            draws: int = 1000, level: float = 0.95, seed: int = 0, protocol: str = "default") -> dict[str, Any]:
     """The gain of one set of scores over another on the same rows: paired bootstrap and McNemar's test.
 
-    The parameters are those of `intervals`; every draw takes the same rows for `scores` and `baseline`.
+    Parameters
+    ----------
+    labels, scores, names, threshold, sample_weight, level, seed, protocol
+        As for `intervals`; every draw takes the same rows for `scores` and `baseline`.
+    baseline : array_like, shape (n,)
+        The scores to compare with.
+    baseline_threshold : float, optional
+        Of the baseline. None: `threshold`.
+    draws : int, default 1000
+        0: no interval, p or verdict.
 
     Returns
     -------
     dict
         For each metric ``difference`` (scores minus baseline), ``low``, ``high``, ``p`` (two-sided, from the share of
         draws on the far side of 0) and ``within_noise``: whether the interval holds 0. All None where either side is
-        undefined. ``mcnemar`` is what `mcnemar` returns.
+        undefined. ``mcnemar`` is what `mcnemar` returns; it counts rows, without weights.
+
+    Raises
+    ------
+    ValueError
+        As for `intervals`.
     """
-    y, a = _checked(labels, scores)
-    b = _checked(labels, baseline)[1]
+    within(SimpleNamespace(draws=draws, level=level), draws=">= 0", level="in (0, 1)")
+    rules, y, w, (a, b), _ = _given(protocol, labels, sample_weight, scores, baseline)
     other = threshold if baseline_threshold is None else baseline_threshold
-    of_a, of_b = (metrics(y, s, t, protocol=protocol) for s, t in ((a, threshold), (b, other)))
-    drawn_a, drawn_b = _draw(y, [(a, threshold), (b, other)], names, None, draws, seed, PROTOCOLS[protocol])
+    of_a, of_b = (metrics(y, s, t, sample_weight=w, protocol=protocol) for s, t in ((a, threshold), (b, other)))
+    drawn_a, drawn_b = _draw(y, [(a, threshold), (b, other)], names, w, draws, seed, rules)
     result: dict[str, Any] = {}
     for name in names:
         result[name] = dict.fromkeys(("difference", "low", "high", "p", "within_noise"))
         if of_a[name] is None or of_b[name] is None:
             continue
+        result[name]["difference"] = of_a[name] - of_b[name]
+        if not draws:
+            continue
         gains = drawn_a[name] - drawn_b[name]
         bounds = _percentiles(gains, level)
         gains = gains[~np.isnan(gains)]
         p = min(1.0, 2 * (1 + min((gains <= 0).sum(), (gains >= 0).sum())) / (len(gains) + 1))
-        result[name] = {"difference": of_a[name] - of_b[name], "low": bounds and bounds[0],
-                        "high": bounds and bounds[1], "p": float(p),
-                        "within_noise": bounds and bounds[0] <= 0 <= bounds[1]}
+        result[name] |= {"low": bounds and bounds[0], "high": bounds and bounds[1], "p": float(p),
+                         "within_noise": bounds and bounds[0] <= 0 <= bounds[1]}
     result["mcnemar"] = mcnemar(y, a, b, threshold=threshold, baseline_threshold=other, protocol=protocol)
     return result
 
@@ -264,19 +307,29 @@ def mcnemar(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, thresh
             baseline_threshold: float | None = None, protocol: str = "default") -> dict[str, Any]:
     """McNemar's exact test of two guards' decisions on the same rows.
 
+    Parameters
+    ----------
+    labels, scores, threshold, protocol
+        As for `metrics`.
+    baseline, baseline_threshold
+        As for `compare`.
+
     Returns
     -------
     dict
         ``only_this`` and ``only_baseline``: rows that only one of them has right; ``p``: two-sided binomial.
+
+    Raises
+    ------
+    ValueError
+        As for `metrics`.
 
     Examples
     --------
     >>> mcnemar([1, 1, 1, 1, 1], [.9, .9, .9, .9, .9], [.1, .1, .1, .1, .1])
     {'only_this': 5, 'only_baseline': 0, 'p': 0.0625}
     """
-    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    y, a = _checked(labels, scores)
-    b = _checked(labels, baseline)[1]
+    rules, y, _, (a, b), _ = _given(protocol, labels, None, scores, baseline)
     right = rules.flagged(a, threshold) == y
     other = rules.flagged(b, threshold if baseline_threshold is None else baseline_threshold) == y
     won, lost = int((right & ~other).sum()), int((~right & other).sum())
@@ -287,19 +340,32 @@ def mcnemar(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, thresh
 
 
 def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, dict[str, Any]]:
-    """Mean and sample standard deviation of each set's metrics over reports of the same sets, one a seed.
+    """Mean and sample standard deviation of each set's metrics over reports, one a seed; over-refusal sets too.
+
+    Parameters
+    ----------
+    reports : sequence of dict
+        What `summarise` returns, of the same sets; a set may be missing in some.
+    names : sequence of str, default METRICS
 
     Returns
     -------
     dict
         Set to metric to ``{"mean", "sd", "n"}``: `n` reports give the metric; mean is None without any, sd below two.
+
+    Raises
+    ------
+    ValueError
+        Without a report.
     """
-    sets = [name for name in reports[0]["datasets"] if all(name in report["datasets"] for report in reports)]
+    if not reports:
+        raise ValueError("over_seeds: there is no report")
+    entries = [{**report["datasets"], **report.get("over_refusal", {})} for report in reports]
     result: dict[str, dict[str, Any]] = {}
-    for name in sets:
+    for name in dict.fromkeys(name for entry in entries for name in entry):
         result[name] = {}
         for metric in names:
-            found = [r["datasets"][name][metric] for r in reports if r["datasets"][name].get(metric) is not None]
+            found = [value for entry in entries if (value := entry.get(name, {}).get(metric)) is not None]
             result[name][metric] = {"mean": float(np.mean(found)) if found else None,
                                     "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None, "n": len(found)}
     return result
@@ -644,6 +710,32 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Floats]:
     return y.astype(np.int8), s
 
 
+def _given(protocol: str, labels: ArrayLike, weights: ArrayLike | None, *scores: ArrayLike,
+           ) -> tuple[Protocol, Labels, Floats | None, list[NDArray[np.floating[Any]]], list[str]]:
+    """The protocol, what counts of labels, weights and scores (in their own dtype), and what to say of null labels."""
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    null = _nulls(labels)
+    filled = np.where(null, rules.null_label or 0, labels) if null.any() else labels
+    checked = [_checked(filled, given) for given in scores]
+    own = [given if given.dtype.kind == "f" else wide for given, (_, wide) in zip(map(np.asarray, scores), checked)]
+    y = checked[0][0]
+    w = _weights(weights, len(y))
+    if rules.null_label is not None or not null.any():
+        return rules, y, w, own, []
+    if null.all():
+        raise ValueError("every label is null")
+    w = None if w is None else _weights(w[~null], int((~null).sum()))
+    return rules, y[~null], w, [given[~null] for given in own], [f"{int(null.sum())} rows whose label is null left out"]
+
+
+def _nulls(labels: ArrayLike) -> NDArray[np.bool_]:
+    """Which labels are None, NaN or NA, as pandas says None."""
+    y = np.asarray(labels)
+    if y.dtype.kind == "O":
+        return np.array([value is None or type(value).__name__ == "NAType" or value != value for value in y.ravel()], dtype=bool)
+    return np.isnan(y) if y.dtype.kind == "f" else np.zeros(y.shape, dtype=bool)
+
+
 def _weights(weights: ArrayLike | None, n: int) -> Floats | None:
     if weights is None:
         return None
@@ -722,7 +814,7 @@ def resamples(n: int, draws: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(rows.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
 
 
-def _draw(y: Labels, guards: Sequence[tuple[Floats, float]], names: Sequence[str], weights: Floats | None, draws: int,
+def _draw(y: Labels, guards: Sequence[tuple[NDArray[np.floating[Any]], float]], names: Sequence[str], weights: Floats | None, draws: int,
           seed: int, rules: Protocol) -> list[dict[str, Floats]]:
     """The metrics of each (scores, threshold) on `draws` resamples, the same for all; NaN where undefined."""
     for name in names:
@@ -732,17 +824,17 @@ def _draw(y: Labels, guards: Sequence[tuple[Floats, float]], names: Sequence[str
         if weights is not None:
             counts *= weights
         for values, (s, threshold) in zip(out, guards):
-            for name, block in _weighted(y, s, counts, names, rules.flagged(s, threshold), rules).items():
+            for name, block in _weighted(y, s.astype(np.float64), counts, names, rules.flagged(s, threshold), rules).items():
                 values[name].append(block)
-    return [{name: np.concatenate(blocks) for name, blocks in values.items()} for values in out]
+    return [{name: np.concatenate([np.zeros(0), *blocks]) for name, blocks in values.items()} for values in out]
 
 
 def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagged: NDArray[np.bool_],
               rules: Protocol) -> dict[str, Floats]:
     """Each metric for every row of `counts`."""
-    columns = np.stack([(y == 1) & flagged, y == 1, flagged, np.ones(len(y))], axis=1).astype(np.float64)
-    tp, positives, flags, total = (counts @ columns).T
-    negatives, zero = total - positives, math.nan if rules.zero_division is None else rules.zero_division
+    columns = np.stack([(y == 1) & flagged, y == 1, (y == 0) & flagged, y == 0], axis=1).astype(np.float64)
+    tp, positives, fp, negatives = (counts @ columns).T
+    total, zero = positives + negatives, math.nan if rules.zero_division is None else rules.zero_division
 
     def ratio(part: Floats, whole: Floats, otherwise: float = math.nan) -> Floats:
         return np.asarray(np.divide(part, whole, out=np.full(len(part), otherwise), where=whole > 0))
@@ -752,10 +844,10 @@ def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagge
         if name in ("auprc", "auroc"):
             continue
         result[name] = {
-            "f1": lambda: ratio(2 * tp, positives + flags, zero), "precision": lambda: ratio(tp, flags, zero),
-            "recall": lambda: ratio(tp, positives, zero), "fpr": lambda: ratio(flags - tp, negatives),
+            "f1": lambda: ratio(2 * tp, positives + tp + fp, zero), "precision": lambda: ratio(tp, tp + fp, zero),
+            "recall": lambda: ratio(tp, positives, zero), "fpr": lambda: ratio(fp, negatives),
             "fnr": lambda: ratio(positives - tp, positives),
-            "accuracy": lambda: ratio(negatives - flags + 2 * tp, total),
+            "accuracy": lambda: ratio(negatives - fp + tp, total),
             "brier": lambda: ratio(counts @ (y - s) ** 2, total),
             "ece": lambda: ratio(np.abs(counts @ ((_bin(s)[:, None] == np.arange(ECE_BINS)) * (y - s)[:, None])).sum(1),
                                  total),

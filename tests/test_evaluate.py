@@ -24,7 +24,8 @@ def sample(seed, n=500, decimals=None):
 
 def weights_of(kind, n, seed=0):
     rng = np.random.default_rng(seed)
-    return {None: None, "real": rng.random(n) * 3, "zeros": rng.integers(0, 3, n).astype(float)}[kind]
+    return {None: None, "real": rng.random(n) * 3, "zeros": rng.integers(0, 3, n).astype(float), "tenths": np.full(n, 0.1),
+            "far": 10.0 ** rng.integers(-20, 20, n)}[kind]
 
 
 def ece(y, s, w):
@@ -39,7 +40,7 @@ def ece(y, s, w):
     return total
 
 
-@pytest.mark.parametrize("weighted", [None, "real", "zeros"])
+@pytest.mark.parametrize("weighted", [None, "real", "zeros", "tenths", "far"])
 @pytest.mark.parametrize("decimals", [None, 2, 1, 0])      # rounding makes ties
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_scikit_learn(seed, decimals, weighted):
@@ -53,8 +54,7 @@ def test_equals_scikit_learn(seed, decimals, weighted):
     for key, function in SK.items():
         assert m[key] == function(y, flagged, sample_weight=w), key
     tn, fp, fn, tp = sk.confusion_matrix(y, flagged, sample_weight=w).ravel().tolist()
-    np.testing.assert_allclose([m["tn"], m["fp"], m["fn"], m["tp"]], [tn, fp, fn, tp], rtol=1e-13)
-    assert m["fpr"] == pytest.approx(fp / (fp + tn), rel=1e-13) and m["fnr"] == pytest.approx(fn / (fn + tp), rel=1e-13)
+    assert (m["tn"], m["fp"], m["fn"], m["tp"]) == (tn, fp, fn, tp) and (m["fpr"], m["fnr"]) == (fp / (fp + tn), fn / (fn + tp))
     assert m["ece"] == pytest.approx(ece(y, s, w), abs=1e-12)
     assert m["n"] == len(y) and m["base_rate"] == pytest.approx(np.average(y, weights=w), rel=1e-13)
     assert evaluate.metrics(y, s.astype(np.float32))["auprc"] == sk.average_precision_score(y, s.astype(np.float32))
@@ -75,7 +75,57 @@ def test_what_the_data_cannot_give_is_none():
     assert evaluate.metrics([0, 1], [0.1, 2.0])["ece"] is None and evaluate.metrics([0, 1], [0.1, 2.0])["auprc"] == 1
     assert evaluate.bootstrap([1, 1], [0.9, 0.1]) is None
     assert evaluate.paired_difference([1, 1], [0.9, 0.1], [0.2, 0.1])["within_noise"] is None
-    assert evaluate.metrics([0, 1, 1], [0.1, 0.2, 0.3], sample_weight=[1, 0, 0])["auprc"] is None
+    m = evaluate.metrics([0, 1, 1], [0.1, 0.2, 0.3], sample_weight=[1, 0, 0])
+    assert m["auprc"] is None and "all 1 rows of any weight are safe" in m["note"]
+
+
+def test_weights_that_round():
+    m = evaluate.metrics([1, 1, 0, 0], [0.9, 0.1, 0.9, 0.9], sample_weight=[0.1] * 4)
+    assert (m["tn"], m["fpr"]) == (0, 1)
+    y, s, w = [0, 1, 1], [0.1, 0.2, 0.9], [1e-17, 1, 1]
+    m = evaluate.metrics(y, s, sample_weight=w)
+    assert (m["auroc"], m["auprc"], m["fpr"]) == (sk.roc_auc_score(y, s, sample_weight=w), sk.average_precision_score(y, s, sample_weight=w), 0)
+    assert evaluate.intervals(y, s, ("fpr",), sample_weight=w, draws=50)["fpr"] == (0, 0)
+
+
+def test_null_labels_count_as_the_protocol_says():
+    y, s = [1, None, float("nan"), 0], [0.9, 0.2, 0.6, 0.1]
+    ours, paper = evaluate.metrics(y, s), evaluate.metrics(y, s, protocol="harmaug-2024")
+    assert ours == {**evaluate.metrics([1, 0], [0.9, 0.1]), "note": "2 rows whose label is null left out"}
+    assert paper == evaluate.metrics([1, 0, 0, 0], s, protocol="harmaug-2024") and evaluate.intervals(y, s, ("f1",), draws=9) == {"f1": (1, 1)}
+    assert evaluate.metrics(y, s, sample_weight=[1, 5, 5, 2])["base_rate"] == 1 / 3
+    with pytest.raises(ValueError, match="one length, got shapes"):
+        evaluate.metrics(y, s[:2])
+    with pytest.raises(ValueError, match="every label is null"):
+        evaluate.metrics([None], [0.5])
+
+
+def test_a_threshold_is_compared_as_a_guard_compares_it():
+    scores = np.array([0.7, 0.3], np.float32)
+    assert evaluate.metrics([1, 0], scores, 0.7)["tp"] == (scores >= 0.7).sum() == 1
+    assert evaluate.mcnemar([1, 0], scores, [0.1, 0.1], threshold=0.7)["only_this"] == 1
+    assert evaluate.intervals([1, 1], scores[[0, 0]], ("recall",), threshold=0.7, draws=9)["recall"] == (1, 1)
+    part, = evaluate.score_sets(lambda prompts, responses: scores, {"a": [{"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}]})
+    assert evaluate.summarise([part], threshold=0.7, draws=0)["datasets"]["a"]["tp"] == 1
+
+
+@pytest.mark.parametrize("call", [evaluate.intervals, lambda y, s, **o: evaluate.compare(y, s, s, **o)])
+def test_draws_and_level_are_named(call):
+    for options, message in (({"draws": -1}, "draws must be >= "), ({"level": 95}, r"level must be in \(0, 1\), got 95")):
+        with pytest.raises(ValueError, match=message):
+            call([0, 1], [0.1, 0.9], **options)
+    with pytest.raises(ValueError, match="draws must be >= 1, got 0"):
+        evaluate.intervals([0, 1], [0.1, 0.9], draws=0)
+
+
+def test_without_draws_a_comparison_has_no_verdict():
+    one = evaluate.ScoredSet(name="a", labels=np.int8([0, 1, 0, 1]), scores=np.array([0.1, 0.9, 0.6, 0.4]))
+    report = evaluate.summarise([one], baselines={"b": [one]}, draws=0)
+    found = report["datasets"]["a"]["baselines"]["b"]["comparison"]["auprc"]
+    assert found == {"difference": 0, "low": None, "high": None, "p": None, "within_noise": None}
+    assert "a: auprc minus that of b +0.000\n" in evaluate.format_table(report) + "\n" and "noise" not in evaluate.format_table(report)
+    weighted = evaluate.compare([0, 1, 1], [0.1, 0.9, 0.2], [0.1, 0.2, 0.9], ("recall",), sample_weight=[1, 3, 1], draws=20)["recall"]
+    assert weighted["difference"] == 0.5 and weighted["low"] is not None
 
 
 @pytest.mark.parametrize("labels, scores, weights, message", [
@@ -95,7 +145,7 @@ def test_rejects(labels, scores, weights, message):
 
 
 def test_rejects_a_threshold_that_is_no_number():
-    with pytest.raises(ValueError, match="the threshold is NaN"):
+    with pytest.raises(ValueError, match="the threshold must be a finite number, got nan"):
         evaluate.metrics([0, 1], [0.1, 0.2], float("nan"))
 
 
@@ -148,6 +198,10 @@ def test_over_seeds():
     found = evaluate.over_seeds(reports, ("f1", "auprc"))["a"]
     assert found["f1"] == {"mean": pytest.approx(0.6), "sd": pytest.approx(np.std([0.5, 0.7], ddof=1)), "n": 2}
     assert found["auprc"] == {"mean": None, "sd": None, "n": 0}
+    reports[0] |= {"over_refusal": {"x": {"fpr": 0.25}}}
+    assert evaluate.over_seeds(reports, ("fpr",))["x"]["fpr"] == {"mean": 0.25, "sd": None, "n": 1}
+    with pytest.raises(ValueError, match="there is no report"):
+        evaluate.over_seeds([])
 
 
 def test_the_papers_protocol():
