@@ -374,29 +374,34 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METR
 # -- sets ---------------------------------------------------------------------------------------------------------
 
 
-def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def score_sets(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                protocol: str = "default", by: Sequence[str] = (), training: Any = None,
                layout: Any = None) -> list[ScoredSet]:
     """Score the rows of evaluation sets.
 
     Parameters
     ----------
-    guard : Scorer
+    guard : Scorer or callable
+        Or a function of prompts and responses that returns P(unsafe) of each row.
     datasets : mapping
-        Name to a file (see `harmaug.data.iter_rows`) or to rows.
+        Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows, and "length", bins of characters.
+        Columns to keep for slices: any column of the rows, "length", bins of characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
     layout : str or harmaug.datasets.Layout, optional
         Of the files; None: harmaug's own.
 
+    Returns
+    -------
+    list of ScoredSet
+
     Raises
     ------
     ValueError
-        For a set without a labelled row, a NaN score (set and row are named), or a guard that does not read as the
-        protocol asks.
+        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that no row has, or a guard
+        that does not read as the protocol asks.
     """
     from harmaug import engines, runs
     from harmaug.data import DataError
@@ -404,8 +409,10 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     options, reading = _reading(guard, rules)
     sets = []
-    for name, source in datasets.items():
-        where, sha256, rows = _rows_of(name, source, layout)
+    read = [(name, *_rows_of(name, source, layout)) for name, source in datasets.items()]
+    for column in set(by) - {"windows"}:
+        check_column(column, (_value(row, column) for *_, rows in read for row in rows))
+    for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
         given = engines.map_rows(partial(_score_block, guard, where, options), labelled, batch_size=_BLOCK)
@@ -414,61 +421,90 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
-        cohort: dict[str, Any] = {"file": None if sha256 is None else where, "sha256": sha256, "n_unlabelled": len(rows) - len(kept),
+        cohort = {**about, **_nulls_of([row.label for row in rows], kept), "source": _one({row.source for row in labelled}),
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
             cohort["contamination"] = training(labelled)
         groups = {column: [_value(row, column) for row in labelled] for column in by}
-        if max(windows) > 1:
-            groups.setdefault("windows", list(map(str, windows)))
+        if max(windows) > 1 or set(groups.get("windows", ())) == {_UNKNOWN}:
+            groups["windows"] = list(map(str, windows))
         sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
     return sets
 
 
-def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Sequence[str] = ()) -> list[ScoredSet]:
+def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Sequence[str] = (),
+                layout: Any = None) -> list[ScoredSet]:
     """Read a file of scores, without a model: JSON, JSONL, CSV or Parquet with the columns label and score.
 
     A column "set" parts it into several sets; otherwise the set is named after the file. What ``harmaug score`` writes
-    for labelled rows is such a file, and so is the scores.jsonl of a run. Parameters as for `score_sets`.
+    for labelled rows is such a file, and so is the scores.jsonl of a run.
+
+    Parameters
+    ----------
+    path : path
+    protocol, by
+        As for `score_sets`; columns of `by` may be missing.
+    layout : str or harmaug.datasets.Layout, optional
+        Names label, score and prompt differently, says what labels mean, and which rows are left out.
+
+    Returns
+    -------
+    list of ScoredSet
+
+    Raises
+    ------
+    harmaug.data.DataError
+        Naming file and row, for a label or a score that is missing or wrong. An empty cell below a header is a null label.
     """
     from harmaug import data, runs
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]]]] = {}
-    stem = data.stem(path)
-    for where, columns in data.iter_columns(path, needs="score"):
-        score = columns.get("score")
+    form, said = _layout(layout)
+    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
+    stem, n = data.stem(path), 0
+    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score, null=form.label), 1):
+        if not isinstance(columns, dict):
+            raise data.DataError(f"{where}: a row must be an object with {form.label} and {form.score}")
+        if not form.keeps(columns):
+            continue
+        score = columns.get(form.score)
         try:
             value = math.nan if score is None or isinstance(score, bool) else float(score)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise data.DataError(f"{where}: score must be a finite number")
-        name = str(columns.get("set", stem))
+            raise data.DataError(f"{where}: {form.score} must be a finite number")
+        name = stem if columns.get("set") is None else str(columns["set"])
         if name not in parts:
-            parts[name] = [], [], {column: [] for column in by}
-        labels, scores, groups = parts[name]
-        label = data.parse_label(columns.get("label"), where)
-        if label is None and "label" not in columns:
-            raise data.DataError(f"{where}: a row needs a label (null: unknown)")
-        labels.append(label)
+            parts[name] = [], [], {column: [] for column in by}, set()
+        labels, scores, groups, sources = parts[name]
+        labels.append(form.label_of(columns, where))
         scores.append(value)
+        sources.add(str(columns.get("source") or (said if isinstance(said, str) else "")))
         for column in by:
             if column == "length" and column not in columns:
-                size = len(columns.get("prompt") or "") + len(columns.get("response") or "")
-                groups[column].append(_length(size))
+                texts = [data.text_of(columns.get(side), side, where) for side in (form.prompt, form.response)]
+                groups[column].append(_UNKNOWN if texts[0] is None else _length(sum(map(len, filter(None, texts)))))
             else:
                 groups[column].append(_shown(columns.get(column)))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
-    cohort = {"file": fspath(path), "sha256": runs.sha256(path)}
+    about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
     sets = []
-    for name, (found, scores, groups) in parts.items():
+    for name, (found, scores, groups, sources) in parts.items():
         labels_, kept = _known(found, f"{path}, set {name}", rules)
         sets.append(ScoredSet(name=name, labels=labels_, scores=np.array(scores)[kept],
                               groups={column: [values[i] for i in kept] for column, values in groups.items()},
-                              cohort={**cohort, "n_unlabelled": len(found) - len(kept)}))
+                              cohort={**about, **_nulls_of(found, kept), "source": _one(sources)}))
     return sets
+
+
+def check_column(name: str, values: Iterable[str]) -> None:
+    """Raise ValueError for a column to slice by that no row has; `values` are those of all rows."""
+    from harmaug.data import COLUMNS
+
+    if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
+        raise ValueError(f"slices by {name}: no row has this column")
 
 
 def set_length(guard: Any, protocol: str) -> None:
@@ -503,8 +539,17 @@ def _known(labels: Sequence[int | None], where: str, rules: Protocol) -> tuple[L
     return np.array([filled[i] for i in kept], dtype=np.int8), kept
 
 
+def _nulls_of(labels: Sequence[int | None], kept: Sequence[int]) -> dict[str, int]:
+    return {"n_null": sum(label is None for label in labels), "n_unlabelled": len(labels) - len(kept)}
+
+
+def _one(values: set[Any]) -> str | None:
+    """The only value, if there is one."""
+    return (values.pop() or None) if len(values) == 1 else None
+
+
 def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
-    """Return a function of evaluation rows that counts those among the training rows, and those near one.
+    """Return a function of evaluation rows that counts those among the distinct training rows, and those near one.
 
     Near is a Jaccard similarity of the prompts' character 5-grams of at least `near`.
     """
@@ -525,7 +570,7 @@ def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
 
 
 def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: float | None = None, draws: int = 1000,
-              seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] = (),
+              seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] | None = None,
               baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Return one report of scored sets.
 
@@ -538,12 +583,12 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     draws, seed : int
         Bootstrap draws of the intervals (0 leaves them out) and their seed.
     protocol : {"default", "harmaug-2024"}
-    over_refusal : sequence of str
+    over_refusal : sequence of str, optional
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
-        never part of ``mean``.
+        never part of ``mean``. None: those that `is_over_refusal` tells; an empty sequence: no set but those of safe rows.
     baselines : mapping, optional
-        Name to the same sets, scored by another guard: each set then carries its ``baselines``, by name what `metrics`
-        returns with ``comparison``, what `compare` says.
+        Name to sets of the same names and rows, scored by another guard: each set then carries its ``baselines``, by name
+        what `metrics` returns with ``comparison``, what `compare` says (without intervals when `draws` is 0).
 
     Returns
     -------
@@ -552,19 +597,26 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices`` (those by "windows" with the Wilson
         interval of their ``fpr``); under ``mean`` the plain means over
         ``datasets`` of the metrics that every set gives. The schema is data/metrics.schema.json of the package.
+
+    Raises
+    ------
+    ValueError
+        For two sets of one name, a name in `over_refusal` that no set has, or a baseline without the rows of a set.
     """
     from harmaug.runs import machine
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    missing = [name for name in over_refusal if name not in {part.name for part in sets}]
+    named, others = _by_name(sets), {name: _by_name(parts) for name, parts in (baselines or {}).items()}
+    apart = [part.name for part in sets if is_over_refusal(part)] if over_refusal is None else over_refusal
+    missing = [name for name in apart if name not in named]
     if missing:
-        raise ValueError(f"over_refusal: there is no set {missing[0]}; there are {', '.join(p.name for p in sets)}")
+        raise ValueError(f"over_refusal: there is no set {missing[0]}; there are {', '.join(named)}")
     here = machine()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "protocol": asdict(rules), "threshold": threshold,
         "versions": {name: here[name] for name in ("harmaug", "numpy", "python")}, "datasets": {}, "over_refusal": {}}
     options: dict[str, Any] = {"threshold": threshold, "protocol": protocol}
-    for i, part in enumerate(sets):
+    for part in sets:
         y, s = part.labels, part.scores
         entry = metrics(y, s, **options)
         if draws:
@@ -576,24 +628,49 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
         for found in entry["slices"].get("windows", {}).values():
             found["fpr_interval"] = wilson(found["fp"], found["fp"] + found["tn"])
-        for name, others in (baselines or {}).items():
-            if not np.array_equal(others[i].labels, y):
-                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
+        for name, parts in others.items():
+            if part.name not in parts:
+                raise ValueError(f"{name}: no scores of the set {part.name}")
+            other = parts[part.name]
+            if not np.array_equal(other.labels, y):
+                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(other.labels)} labels "
                                  f"against {len(y)}, or others")
             entry.setdefault("baselines", {})[name] = {
-                **metrics(y, others[i].scores, **options),
-                "comparison": compare(y, s, others[i].scores, draws=max(draws, 1), seed=seed, **options)}
-        apart = part.name in over_refusal or not y.any()
-        report["over_refusal" if apart else "datasets"][part.name] = entry
-    entries = list(report["datasets"].values())
-    report["mean"] = {name: float(np.mean([entry[name] for entry in entries])) for name in METRICS
-                      if entries and all(entry[name] is not None for entry in entries)}
+                **metrics(y, other.scores, **options),
+                "comparison": compare(y, s, other.scores, draws=draws, seed=seed, **options)}
+        report["over_refusal" if part.name in apart or not y.any() else "datasets"][part.name] = entry
+    report["mean"] = means(list(report["datasets"].values()))
     return report
 
 
-def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the plain means of the metrics that every set gives."""
+    return {name: float(np.mean([entry[name] for entry in entries])) for name in METRICS
+            if entries and all(entry.get(name) is not None for entry in entries)}
+
+
+def is_over_refusal(part: ScoredSet) -> bool:
+    """Whether a set measures needless refusals: `harmaug.datasets.MANIFEST` says so of its name or its rows' source.
+
+    Rows that were read in a layout of the manifest have its name as their source.
+    """
+    from harmaug.datasets import MANIFEST
+
+    return any(name in MANIFEST and MANIFEST[name].over_refusal for name in (part.name, part.cohort.get("source")))
+
+
+def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
+    found: dict[str, ScoredSet] = {}
+    for part in sets:
+        if part.name in found:
+            raise ValueError(f"two sets are named {part.name}")
+        found[part.name] = part
+    return found
+
+
+def evaluate_guard(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                    threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
-                   by: Sequence[str] = (), over_refusal: Sequence[str] = (),
+                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None,
                    training: Iterable[Row] | None = None) -> dict[str, Any]:
     """Score every row of every set and return one report.
 
@@ -607,13 +684,27 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
     """
     found = None if training is None else contamination(training)
     sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
-    fitted = guard.threshold if getattr(guard, "thresholds", None) else None      # type: ignore[attr-defined]
+    fitted = getattr(guard, "threshold", None) if getattr(guard, "thresholds", None) else None
     return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
                      over_refusal=over_refusal)
 
 
-def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each group of rows with one value, in the order of the values."""
+def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
+    """The metrics of each group of rows with one value.
+
+    Parameters
+    ----------
+    labels, scores : ndarray, shape (n,)
+    values : sequence of str
+        Of each row.
+    **options
+        Of `metrics`.
+
+    Returns
+    -------
+    dict
+        Value to metrics, in the order of the values; numbers and bins as numbers, "(none)" last.
+    """
     names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
     order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
     return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
@@ -629,7 +720,18 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate_guard` as aligned text, one line a set, and a table for each kind of slice."""
+    """The report as aligned text.
+
+    Parameters
+    ----------
+    report : dict
+        What `summarise` and `evaluate_guard` return.
+
+    Returns
+    -------
+    str
+        One line a set with its notes, and a table for each kind of slice.
+    """
     from harmaug.report import measures_table, slices_tables
 
     parts = {**report["datasets"], **report["over_refusal"]}
@@ -642,22 +744,39 @@ def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Seque
     from harmaug.data import DataError
 
     detailed = hasattr(guard, "score_details")
-    score = guard.score_details if detailed else guard.score
+    score = guard.score_details if detailed else getattr(guard, "score", guard)
     given = score([row.prompt for row in rows], [row.response for row in rows], **options)
-    scores = np.asarray(given.score if detailed else given, dtype=np.float64)
+    scores = np.asarray(given.score if detailed else given)
+    if scores.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {type(guard).__name__} gives no scores; harmaug.integrations.scorers adapts pipelines and endpoints")
     if scores.shape != (len(rows),):
         raise DataError(f"{where}: scores of shape {scores.shape} for {len(rows)} rows")
-    return zip(scores.tolist(), given.n_windows.tolist() if detailed else [1] * len(rows))
+    return zip(scores if scores.dtype.kind == "f" else scores.astype(np.float64), given.n_windows.tolist() if detailed else [1] * len(rows))
 
 
-def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:
+def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, dict[str, Any], list[Row]]:
+    """What messages call a set, where its rows come from, and the rows."""
     from harmaug import datasets, runs
+    from harmaug.data import Row
 
     if not isinstance(source, (str, PathLike)):
-        return name, None, list(source)
+        rows = [row if isinstance(row, Row) else Row.from_dict(row, f"{name}, row {i}") for i, row in enumerate(source, 1)]
+        return name, {"file": None, "sha256": None, "rows": len(rows)}, rows
     path = datasets.resolve(source)
-    rows = datasets.read(path, layout)
-    return fspath(path), runs.sha256(path), rows
+    rows, (form, said) = datasets.read(path, layout), _layout(layout)
+    n = datasets.count(path, form) if form.only or form.without else len(rows)
+    return fspath(path), {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}, rows
+
+
+def _layout(layout: Any) -> tuple[Any, Any]:
+    """A layout, and its name or mapping for the record."""
+    import msgspec
+
+    from harmaug.datasets import MANIFEST, Layout
+
+    if isinstance(layout, str):
+        return MANIFEST[one_of("layout", layout, MANIFEST)].layout, layout
+    return layout or Layout(), layout and msgspec.to_builtins(layout)
 
 
 def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -675,7 +794,9 @@ def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any
 def _value(row: Row, column: str) -> str:
     if column == "length":
         return _length(len(row.prompt) + len(row.response or ""))
-    return _shown(getattr(row, column) if column in type(row).__struct_fields__ else row.extra.get(column))
+    from harmaug.data import COLUMNS
+
+    return _shown(getattr(row, column.replace("-", "_")) if column in COLUMNS else row.extra.get(column))
 
 
 def _shown(value: Any) -> str:

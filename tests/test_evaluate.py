@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from harmaug import data, evaluate
+from harmaug import data, datasets, evaluate
 from harmaug.data import Row
 
 SK = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score, "accuracy": sk.accuracy_score}
@@ -266,6 +266,10 @@ def test_the_schema_refuses_what_is_no_report():
     validator = Draft202012Validator(SCHEMA)
     Draft202012Validator.check_schema(SCHEMA)
     report = json.loads(json.dumps(evaluate.evaluate_guard(Lengths(), {"a": ROWS}, draws=2)))
+    assert report["datasets"]["a"]["cohort"]["rows"] == 7 and report["datasets"]["a"]["cohort"]["n_null"] == 1
+    perfect = evaluate.ScoredSet(name="a", labels=np.int8([1] * 20 + [0]), scores=np.linspace(1, 0, 21), cohort=report["datasets"]["a"]["cohort"])
+    rounded = evaluate.summarise([perfect], draws=0)
+    assert rounded["datasets"]["a"]["auprc"] > 1 and validator.is_valid(json.loads(json.dumps(rounded)))
     for break_it in (lambda r: r.pop("schema_version"), lambda r: r["datasets"]["a"].update(f1=2), lambda r: r["datasets"]["a"].pop("n"),
                      lambda r: r["datasets"]["a"].update(auprc_interval=[0.1])):
         broken = json.loads(json.dumps(report))
@@ -317,7 +321,7 @@ def test_score_files_need_no_model(tmp_path):
     assert (a.name, b.name) == ("a", "b") and a.scores.tolist() == [0.25, 0.001]
     file.write_text('[{"label": null, "score": 1}, {"label": 1, "score": 1}]')
     assert evaluate.read_scores(file)[0].cohort["n_unlabelled"] == 1
-    for line, message in ((",0.5,a", "line 2: a row needs a label"), ("1,x,a", "line 2: score must be a finite number"), ("1,nan,a", "line 2: score"), ("2,0.5,a", "line 2: unknown label")):
+    for line, message in ((",0.5,a", "set a: every label is null"), ("1,x,a", "line 2: score must be a finite number"), ("1,nan,a", "line 2: score"), ("2,0.5,a", "line 2: unknown label")):
         file.write_text("label,score,set\n" + line + "\n")
         with pytest.raises(data.DataError, match=message):
             evaluate.read_scores(file)
@@ -335,3 +339,71 @@ def test_a_baseline_must_have_the_same_rows():
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
     with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
         evaluate.summarise([one], baselines={"b": [other]})
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1, 2]", "row 1: a row must be an object with label and score"), ('{"label": 1, "score": 0.5}\n[1]\n', "line 2: a row must be an object"),
+    ('{"label": 1, "score": 1%s}' % ("0" * 400), "line 1: score must be a finite number"), ('{"score": 0.5}', "line 1: the column label is missing"),
+    ('{"label": 1, "score": 0.5, "prompt": 5}', "line 1: prompt must be text, got a number"),
+])
+def test_score_files_that_are_wrong_name_the_row(tmp_path, content, message):
+    file = tmp_path / "s.jsonl"
+    file.write_text(content)
+    with pytest.raises(data.DataError, match=message):
+        evaluate.read_scores(file, by=("length",))
+
+
+def test_score_files_as_others_write_them(tmp_path):
+    file = tmp_path / "s.csv"
+    file.write_text("label,score\n1.0,0.9\n0.0,0.2\n,0.3\n")
+    ours, paper = (evaluate.read_scores(file, protocol=name)[0] for name in evaluate.PROTOCOLS)
+    assert ours.labels.tolist() == [1, 0] and paper.labels.tolist() == [1, 0, 0]
+    assert "1 rows whose label is null count as safe" in evaluate.format_table(evaluate.summarise([paper], draws=0, protocol="harmaug-2024"))
+    assert (ours.cohort["n_null"], ours.cohort["n_unlabelled"]) == (1, 1) and (paper.cohort["n_null"], paper.cohort["n_unlabelled"]) == (1, 0)
+    file.write_text("y,p,kind\nyes,0.9,a\nno,0.2,a\nno,0.4,b\n")
+    layout = datasets.Layout(label="y", score="p", unsafe=("yes",), safe=("no",), without={"kind": "b"})
+    part, = evaluate.read_scores(file, layout=layout)
+    assert part.labels.tolist() == [1, 0] and part.scores.tolist() == [0.9, 0.2]
+    assert part.cohort["rows"] == 3 and part.cohort["layout"] == {"label": "y", "score": "p", "unsafe": ("yes",), "safe": ("no",), "without": {"kind": "b"}}
+    file = tmp_path / "null.jsonl"
+    file.write_text('{"label": 1, "score": 0.5, "set": null}\n{"label": 0, "score": 0.4, "prompt": "a"}\n')
+    part, = evaluate.read_scores(file, by=("length",))
+    assert part.name == "null" and part.groups["length"] == ["(none)", "0-99"]
+
+
+def test_sets_of_needless_refusals_are_known(tmp_path):
+    """By name, by layout, by the rows' source; never part of a mean, unless one says that there are none."""
+    other = [Row(prompt="y", label=0), Row(prompt="x" * 90, label=1)]
+    rows = [Row(prompt=row.prompt, label=row.label, source="xstest") for row in other]
+    (tmp_path / "v2.csv").write_text("id,type,prompt\n1,homonyms,abc\n2,contrast_homonyms,abd\n")
+    for sets, layout in (({"xstest": other}, None), ({"mine": rows}, None), ({"mine": tmp_path / "v2.csv"}, "xstest")):
+        found = evaluate.score_sets(Lengths(), sets, layout=layout)
+        assert [*evaluate.summarise(found, draws=0)["over_refusal"]] == [*sets] and not evaluate.summarise(found, draws=0)["mean"]
+        assert [*evaluate.summarise(found, draws=0, over_refusal=())["datasets"]] == [*sets]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("".join(f'{{"set": "{name}", "label": {label}, "score": 0.5}}\n' for name in ("xstest", "other") for label in (0, 1)))
+    assert [*evaluate.summarise(evaluate.read_scores(file), draws=0)["datasets"]] == ["other"]
+    file.write_text('{"type": "homonyms", "score": 0.5}\n{"type": "contrast_homonyms", "score": 0.5}\n')
+    assert [*evaluate.summarise(evaluate.read_scores(file, layout="xstest"), draws=0)["over_refusal"]] == ["scores"]
+
+
+def test_sets_are_told_apart_by_name():
+    a, b = (evaluate.ScoredSet(name=name, labels=np.int8([0, 1]), scores=np.array(scores)) for name, scores in (("a", [0.1, 0.9]), ("b", [0.9, 0.1])))
+    report = evaluate.summarise([a, b], baselines={"x": [b, a]}, draws=0)
+    assert all(entry["baselines"]["x"]["comparison"]["auprc"]["difference"] == 0 for entry in report["datasets"].values())
+    with pytest.raises(ValueError, match="x: no scores of the set b"):
+        evaluate.summarise([a, b], baselines={"x": [a]})
+    with pytest.raises(ValueError, match="two sets are named a"):
+        evaluate.summarise([a, a])
+
+
+def test_columns_to_slice_by():
+    rows = [{"prompt": "a", "label": i, "unsafe-score": 0.5} for i in (0, 1)]
+    part, = evaluate.score_sets(Lengths(), {"a": rows}, by=("unsafe-score", "category", "windows"))
+    assert part.groups == {"unsafe-score": ["0.5", "0.5"], "category": ["(none)", "(none)"], "windows": ["1", "1"]}
+    with pytest.raises(ValueError, match="slices by categroy: no row has this column"):
+        evaluate.score_sets(Lengths(), {"a": rows}, by=("categroy",))
+    with pytest.raises(data.DataError, match="a, row 1: the column prompt is missing"):
+        evaluate.score_sets(Lengths(), {"a": [{"label": 1}]})
+    with pytest.raises(data.DataError, match="a: function gives no scores; harmaug.integrations.scorers adapts"):
+        evaluate.score_sets(lambda prompts, responses: [{"label": "safe"}], {"a": rows})
