@@ -124,7 +124,7 @@ def distil_config(arguments: argparse.Namespace) -> DistillConfig:
 def measure(guard: Any, folder: Path) -> dict[str, Any]:
     """evaluate_guard's report on each dev_*.jsonl of a folder."""
     return evaluate.evaluate_guard(
-        guard, {file.stem.removeprefix("dev_"): file for file in sorted(folder.glob("dev_*.jsonl"))}
+        guard, {file.stem.removeprefix("dev_"): file for file in sorted(folder.glob("dev_*.jsonl"))}, over_refusal=()
     )
 
 

@@ -85,7 +85,8 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
     Returns
     -------
     dict
-        "new", "replayed" (rows trained on), and "sets": for each what `evaluate.metrics` says "before" and "after",
+        "new", "replayed" (rows trained on), "threshold": the one fitted for the guard before, which is not taken over, or
+        None; and "sets": for each what `evaluate.metrics` says "before" and "after",
         and "difference", what `evaluate.compare` says of after minus before.
     """
     rows = pipeline.rows_of(run / pipeline.LABELLED) if new is None else list(new)
@@ -107,12 +108,14 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
         raise DataError("[continual] held_out is 0 and there is no evaluation set: nothing to measure")
     own = dataclasses.replace(base, student=config.guard, layers=None, new_head=False)
     account = pipeline.distil(run, [*parts[NEW][0], *replayed], config=own, models={config.guard: runs.sha256(models.resolve(config.guard))}, quiet=quiet)
-    before, after = (evaluate.score_sets(Guard.from_pretrained(folder, n_threads=n_threads), sets) for folder in (config.guard, run / "guard"))
+    guards = [Guard.from_pretrained(folder, n_threads=n_threads) for folder in (config.guard, run / "guard")]
+    before, after = (evaluate.score_sets(guard, sets) for guard in guards)
     measured = {}
     for was, now in zip(before, after):
         entry = {side: evaluate.metrics(part.labels, part.scores) for side, part in (("before", was), ("after", now))}
-        measured[was.name] = {**entry, "difference": evaluate.compare(now.labels, now.scores, was.scores, _METRICS[:2], draws=max(draws, 1))}
-    result = {"guard": config.guard, "new": len(parts[NEW][0]), "replayed": len(replayed), "steps": account["steps"], "sets": measured}
+        measured[was.name] = {**entry, "difference": evaluate.compare(now.labels, now.scores, was.scores, _METRICS[:2], draws=draws)}
+    result = {"guard": config.guard, "new": len(parts[NEW][0]), "replayed": len(replayed), "steps": account["steps"],
+              "threshold": guards[0].thresholds.get("threshold"), "sets": measured}
     data.write_json(run / "continual.json", result, indent=1)
     return result
 
@@ -128,5 +131,7 @@ def format_continual(result: Mapping[str, Any]) -> str:
         lines.append([name, str(entry["before"]["n"]),
                       *(", ".join("-" if entry[side][metric] is None else f"{entry[side][metric]:.3f}" for side in ("before", "after")) for metric in _METRICS),
                       "-" if found["difference"] is None else f"{found['difference']:+.3f}{interval}"])
+    refit = [] if result["threshold"] is None else [f"the threshold {result['threshold']:g} of {result['guard']} was not taken over: fit one anew, "
+                                                    "harmaug evaluate --fit-threshold --save"]
     return repr(Table(lines, [f"{result['new']} new rows and {result['replayed']} replayed ones, {result['steps']} steps from {result['guard']}; F1, recall and "
-                              "FPR at 0.5; 95 % paired bootstrap interval"]))
+                              "FPR at 0.5; 95 % paired bootstrap interval", *refit]))

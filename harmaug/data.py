@@ -23,9 +23,9 @@ import msgspec
 from harmaug._C import FormatError
 
 _Line = tuple[int, str]     # its number, from 1
-_LABELS = {"0": 0, "1": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0, "harmful": 1, "benign": 0}
+_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0, "harmful": 1, "benign": 0}
 _PROVENANCE: dict[str, Any] = {"source": str, "id": (str, int), "seed": int, "generator": str, "license": str}
-_NAMES = ("prompt", "response", "label", "unsafe-score", "soft_label", "category", *_PROVENANCE)
+COLUMNS = ("prompt", "response", "label", "unsafe-score", "soft_label", "category", *_PROVENANCE)
 
 
 class DataError(ValueError):
@@ -126,21 +126,21 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
         if not isinstance(columns, dict):
             raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
         get = columns.get
-        fields: dict[str, Any] = {"prompt": _text(get("prompt"), "prompt", where)}
+        fields: dict[str, Any] = {"prompt": text_of(get("prompt"), "prompt", where)}
         if not fields["prompt"] or fields["prompt"].isspace():
             problem = "column prompt is missing" if get("prompt") is None else "prompt is empty"
             raise DataError(f"{where}: the {problem}")
-        fields["response"] = _text(get("response"), "response", where) or None
+        fields["response"] = text_of(get("response"), "response", where) or None
         fields["label"] = parse_label(get("label"), where)
         fields["unsafe_score"] = _score(get("unsafe-score"), "unsafe-score", where)
         fields["soft_label"] = _score(get("soft_label"), "soft_label", where)
-        fields["category"] = _text(get("category"), "category", where)
+        fields["category"] = text_of(get("category"), "category", where)
         extra = {}
         for name, value in columns.items():
             kinds = _PROVENANCE.get(name)
             if kinds is not None and (value is None or (isinstance(value, kinds) and not isinstance(value, bool))):
                 fields[name] = value
-            elif kinds is not None or name not in _NAMES or (name == "label" and value is None):
+            elif kinds is not None or name not in COLUMNS or (name == "label" and value is None):
                 extra[name] = value
         return cls(**fields, extra=extra)
 
@@ -189,22 +189,22 @@ def stem(path: str | os.PathLike[str]) -> str:
     return re.sub(r"\.(jsonl|ndjson|json|csv|tsv|parquet)$", "", Path(path).name.removesuffix(".gz"))
 
 
-def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt", null: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) of each row as it stands in the file, unchecked but for its syntax; see iter_rows.
 
-    A CSV header must hold the column that `needs` names.
+    A CSV header must hold the column that `needs` names. Empty cells are left out, those of the column `null` are None.
     """
     name = os.fspath(path)
     try:
         with open(path, "rb") as raw:
-            read = _parquet_columns(raw, name) if raw.peek(4)[:4] == b"PAR1" else columns_of_stream(raw, name, needs=needs)
+            read = _parquet_columns(raw, name) if raw.peek(4)[:4] == b"PAR1" else columns_of_stream(raw, name, needs=needs, null=null)
             yield from read
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
 
 
 def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False,
-                      needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
+                      needs: str = "prompt", null: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages.
 
     With `verbatim` the values of JSON rows are msgspec.Raw: their bytes as they stand in the file.
@@ -230,7 +230,7 @@ def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False,
     elif name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         raise DataError(f"{name}, line {first[0]}: wrong JSON: expected an object or a list of objects")
     else:
-        yield from _csv_columns(first, lines, name, needs)
+        yield from _csv_columns(first, lines, name, needs, null)
 
 
 def decode_json(text: str, where: str, kind: Any = Any) -> Any:
@@ -375,7 +375,7 @@ def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str,
 
 
 def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
-                 needs: str) -> Iterator[tuple[str, dict[str, Any]]]:
+                 needs: str, null: str) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
     offset = first[0] - 1
     limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
@@ -393,7 +393,7 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{where}: {len(cells)} cells under a header of {len(header)}")
-            yield where, {column: cell for column, cell in zip(header, cells) if cell != ""}
+            yield where, {column: cell or None for column, cell in zip(header, cells) if cell != "" or column == null}
     except csv.Error as exc:
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
@@ -407,7 +407,8 @@ def _looks_like(names: Iterable[str]) -> str:
     return f"; these look like columns of {found}: read it with layout {found}" if found else ""
 
 
-def _text(value: Any, name: str, where: str) -> str | None:
+def text_of(value: Any, name: str, where: str) -> str | None:
+    """Return a column's text or None; a DataError for anything else."""
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {name} must be text, got {_kind(value)}")
     return value

@@ -25,7 +25,7 @@ UNKNOWN = "unknown"
 _LARGEST = 1 << 30      # bytes of a download
 
 
-class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which column of a file is what; columns that no field names are kept as they are.
 
     Parameters
@@ -43,6 +43,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Instead of label: unsafe when one of these columns is 1; unknown when all are missing.
     votes : tuple of str
         Instead of label: labels of several annotators, of which the majority counts; a tie is unknown.
+    score : str
+        P(unsafe), of a file of scores (`evaluate.read_scores`).
     category, id : str
         A category that is an object or a list is the names that are true in it.
     only, without : dict
@@ -60,6 +62,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     unknown: tuple[str, ...] = ()
     any_of: tuple[str, ...] = ()
     votes: tuple[str, ...] = ()
+    score: str = "score"
     category: str = "category"
     id: str = "id"
     only: dict[str, str] = {}
@@ -69,9 +72,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def row(self, columns: Mapping[str, Any], where: str, **known: Any) -> Row | None:
         """Convert one row; None when it is left out. `known` are columns that the file does not hold, such as label."""
         get = columns.get
-        if any(str(get(name) or "") != value for name, value in self.only.items()):
-            return None
-        if any(str(get(name) or "") == value for name, value in self.without.items()):
+        if not self.keeps(columns):
             return None
         if self.prompt not in columns:
             raise DataError(f"{where}: the column {self.prompt} is missing")
@@ -87,11 +88,17 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         elif isinstance(category, list):
             category = ", ".join(map(str, category)) or None
         fields = {"prompt": prompt, "response": get(self.response) if self.response else None,
-                  "label": self._label(columns, where) if "label" not in known else None, "category": category,
+                  "label": self.label_of(columns, where) if "label" not in known else None, "category": category,
                   "id": get(self.id), **known}
         return Row.from_dict(rest | fields, where)
 
-    def _label(self, columns: Mapping[str, Any], where: str) -> int | None:
+    def keeps(self, columns: Mapping[str, Any]) -> bool:
+        """Whether `only` and `without` let the row in."""
+        return (all(str(columns.get(name) or "") == value for name, value in self.only.items())
+                and all(str(columns.get(name) or "") != value for name, value in self.without.items()))
+
+    def label_of(self, columns: Mapping[str, Any], where: str) -> int | None:
+        """Return the label of one row, None when it is unknown; a DataError when it is missing or none that is known."""
         if self.any_of:
             given = [self._value(columns[name], where) for name in self.any_of if columns.get(name) is not None]
             return max((value or 0 for value in given), default=None)
@@ -200,6 +207,11 @@ def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> li
     return rows
 
 
+def count(path: str | os.PathLike[str], layout: Layout) -> int:
+    """Return the number of a file's rows, with those that the layout leaves out."""
+    return sum(1 for _ in _columns(path, layout))
+
+
 def guess(names: Iterable[str]) -> str | None:
     """Return the set that files with these columns seem to be of, or None."""
     found, best = set(names), (0, "")
@@ -263,7 +275,7 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
         for file in entry.files:
             known = "as on record" if file.sha256 != UNKNOWN else "none is on record to compare it with"
             tell(f"{file.name}: sha256 {digests[file.name]}, {known}")
-        n = sum(1 for path in paths for _ in _columns(path, entry.layout))
+        n = sum(count(path, entry.layout) for path in paths)
         if entry.rows not in (UNKNOWN, n):
             raise DataError(f"{', '.join(map(str, paths))}: {n} rows, {name} has {entry.rows}")
         rows = [row for path in paths for row in read(path, name)]

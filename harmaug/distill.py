@@ -31,7 +31,7 @@ from harmaug.batches import DrawOrder, TokenRows
 from harmaug.checks import one_of, within
 from harmaug.data import Row
 from harmaug.engines import TRAINERS
-from harmaug.guard import Guard
+from harmaug.guard import Guard, write_thresholds
 from harmaug.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -617,6 +617,7 @@ class _Run:
         if self.config.lora_rank and self.config.layers is None:
             self.trainer.save_adapter(self.out / "adapter_model.safetensors", "float16")
             data.write_json(self.out / "adapter_config.json", self._adapter_config())
+            write_thresholds(self.out, guard.thresholds)
         else:
             guard.save_pretrained(self.out)
         shutil.rmtree(self.work)

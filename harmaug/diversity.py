@@ -101,9 +101,26 @@ def embed(texts: Sequence[str], encoder: str | os.PathLike[str] = ENCODER) -> ND
 
 
 def cluster(embeddings: ArrayLike, *, eps: float = 0.5, min_samples: int = 5) -> NDArray[np.int64]:
-    """Return the DBSCAN cluster of each row by cosine distance, -1 for noise, as the paper counts diversity.
+    """The DBSCAN cluster of each row by cosine distance, as the paper counts diversity.
 
-    The defaults are scikit-learn's, whose extra ``sklearn`` is needed; the paper does not tell its own.
+    Parameters
+    ----------
+    embeddings : array_like, shape (n, hidden_size)
+        As `embed` returns them.
+    eps : float, default 0.5
+        Largest distance of neighbours; the defaults are scikit-learn's, the paper does not tell its own.
+    min_samples : int, default 5
+        Rows within that distance, itself among them, that make a row a cluster's core.
+
+    Returns
+    -------
+    ndarray, shape (n,), int64
+        From 0; -1 for noise.
+
+    Raises
+    ------
+    ImportError
+        Without scikit-learn, naming the extra ``sklearn``.
     """
     try:
         from sklearn.cluster import DBSCAN
@@ -129,6 +146,7 @@ def clusters(texts: Sequence[str], encoder: str | os.PathLike[str] = ENCODER, *,
 
     Parameters
     ----------
+    texts : sequence of str
     encoder : str or path, default "minilm"
         See `embed`.
     sample : int, default 5000
@@ -170,9 +188,20 @@ def nearest(texts: Sequence[str], others: Sequence[str]) -> NDArray[np.float64]:
 
 
 def summary(texts: Sequence[str], seeds: Sequence[str], held_out: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """Return the account of a kept set's diversity, as run.json holds it.
+    """The account of a kept set's diversity, as run.json holds it.
 
-    distinct_1, distinct_2, self_bleu (on 200), and the mean similarity to the nearest seed and held-out row (on 500).
+    Parameters
+    ----------
+    texts, seeds, held_out : sequence of str
+        The kept texts, and those that they are held against.
+    seed : int, default 0
+        Of the draws where there are more texts.
+
+    Returns
+    -------
+    dict
+        "distinct_1", "distinct_2", "self_bleu" (on 200 texts), and "nearest_seed" and "nearest_held_out", the mean of
+        `nearest` (on 500); None where there is nothing to count.
     """
     some = list(texts) if len(texts) <= 500 else random.Random(seed).sample(list(texts), 500)    # noqa: S311
 

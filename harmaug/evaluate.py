@@ -7,23 +7,24 @@ the paper's code, and every report says which.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike, fspath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Shape
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harmaug.checks import one_of
+from harmaug.checks import one_of, within
 
 if TYPE_CHECKING:
     from harmaug.data import Row
 
 __all__ = ["METRICS", "PROTOCOLS", "Protocol", "ScoredSet", "Scorer", "bootstrap", "compare", "evaluate_guard",
-           "format_table", "intervals", "mcnemar", "metrics", "over_seeds", "paired_difference", "read_scores",
+           "format_table", "intervals", "is_over_refusal", "mcnemar", "metrics", "over_seeds", "paired_difference", "read_scores",
            "score_sets", "summarise"]
 
 SCHEMA_VERSION = 1
@@ -71,11 +72,12 @@ class Protocol:
     zero_division: float | None = None
     max_length: int | None = None
 
-    def flagged(self, scores: Floats, threshold: float) -> NDArray[np.bool_]:
-        """Return which rows are flagged."""
-        if math.isnan(threshold):
-            raise ValueError("the threshold is NaN")
-        return scores >= threshold if self.tie_unsafe else scores > threshold
+    def flagged(self, scores: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
+        """Return which rows are flagged, compared in the dtype of the scores, as a guard compares its float32."""
+        if not math.isfinite(threshold):
+            raise ValueError(f"the threshold must be a finite number, got {threshold}")
+        limit = scores.dtype.type(threshold)
+        return np.asarray(scores >= limit if self.tie_unsafe else scores > limit)
 
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
@@ -95,7 +97,7 @@ class ScoredSet:
     ----------
     name : str
     labels, scores : ndarray, shape (n,)
-        Rows without a label are not among them (or count as safe, by the protocol).
+        Rows without a label are not among them (or count as safe, by the protocol). Scores have the guard's dtype.
     groups : dict
         Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
         is how many it was.
@@ -105,7 +107,7 @@ class ScoredSet:
 
     name: str
     labels: Labels
-    scores: Floats
+    scores: NDArray[np.floating[Any]]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
 
@@ -123,11 +125,11 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     Parameters
     ----------
     labels : array_like, shape (n,)
-        1 (or True) unsafe, 0 safe.
+        1 (or True) unsafe, 0 safe. None, NaN and NA are unknown: the protocol says what they count as.
     scores : array_like, shape (n,)
         P(unsafe); any finite real number does, higher is worse.
     threshold : float, default 0.5
-        A row is flagged when its score >= threshold.
+        Finite. A row is flagged when its score >= threshold, compared in the scores' own dtype.
     sample_weight : array_like, shape (n,), optional
         Finite, >= 0.
     protocol : {"default", "harmaug-2024"}
@@ -146,7 +148,7 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     ------
     ValueError
         For an empty set, unequal lengths, a label other than 0 and 1, a score that is not finite, a weight that is
-        negative or not finite (the row is named, from 0), a threshold that is NaN.
+        negative or not finite (the row is named, from 0), a threshold that is not finite.
 
     Examples
     --------
@@ -154,29 +156,26 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     >>> m["f1"], round(m["auprc"], 4)
     (0.5, 0.8333)
     """
-    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    y, s = _checked(labels, scores)
-    w = _weights(sample_weight, len(y))
-    flagged = rules.flagged(s, threshold)
+    rules, y, w, (own,), notes = _given(protocol, labels, sample_weight, scores)
+    s, flagged = own.astype(np.float64), rules.flagged(own, threshold)
     n, unsafe = len(y), int(y.sum())
     # sums in scikit-learn's order, so that weights round alike
-    positives, flags = _sum(y == 1, w), _sum(flagged, w)
-    tp, total = _sum((y == 1) & flagged, w), _sum(np.ones(n, bool), w)
-    fp, fn = flags - tp, positives - tp
-    tn = total - positives - fp
+    positives, flags, total = _sum(y == 1, w), _sum(flagged, w), _sum(np.ones(n, bool), w)
+    tp, fp, fn, tn = (_sum(rows, w) for rows in ((y == 1) & flagged, (y == 0) & flagged, (y == 1) & ~flagged, (y == 0) & ~flagged))
+    wanted, given = tp + (positives - tp), tp + (flags - tp)
     zero = rules.zero_division
     result: dict[str, Any] = {
         "n": n, "n_unsafe": unsafe, "base_rate": _ratio(positives, total), "threshold": float(threshold),
         "tp": tp, "fp": fp, "fn": fn, "tn": tn,
-        "f1": _ratio(2 * tp, (tp + fn) + (tp + fp), zero), "precision": _ratio(tp, tp + fp, zero),
-        "recall": _ratio(tp, tp + fn, zero), "accuracy": _mean(flagged == y, w),
+        "f1": _ratio(2 * tp, wanted + given, zero), "precision": _ratio(tp, given, zero),
+        "recall": _ratio(tp, wanted, zero), "accuracy": _mean(flagged == y, w),
         "fpr": _ratio(fp, fp + tn), "fnr": _ratio(fn, fn + tp),
         "auprc": None, "auroc": None, "brier": None, "ece": None,
     }
-    notes = []
-    if positives == 0 or positives == total:
-        which = "unsafe" if unsafe else "safe"
-        notes.append(f"one class only: all {n} rows are {which}, so AUPRC and AUROC are undefined")
+    counted = y if w is None else y[w > 0]
+    if counted.min() == counted.max():
+        which = f"{len(counted)} rows{'' if w is None else ' of any weight'} are {'unsafe' if counted[0] else 'safe'}"
+        notes.append(f"one class only: all {which}, so AUPRC and AUROC are undefined")
     else:
         tps, fps, _ = _curve(y, s, w)
         result["auprc"], result["auroc"] = _average_precision(tps, fps), _auroc(tps, fps)
@@ -200,7 +199,9 @@ def intervals(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] = METRI
         As for `metrics`.
     names : sequence of str, default METRICS
     draws : int, default 1000
+        At least 1.
     level : float, default 0.95
+        In (0, 1).
     seed : int, default 0
 
     Returns
@@ -208,50 +209,92 @@ def intervals(labels: ArrayLike, scores: ArrayLike, names: Sequence[str] = METRI
     dict
         Name to (low, high), or None where the metric itself is. Draws that cannot give a metric are left out of its
         interval.
+
+    Raises
+    ------
+    ValueError
+        As for `metrics`, and for an unknown name, or draws or a level outside their range.
     """
-    y, s = _checked(labels, scores)
-    point = metrics(y, s, threshold, sample_weight=sample_weight, protocol=protocol)
-    values = _draw(y, [(s, threshold)], names, _weights(sample_weight, len(y)), draws, seed, PROTOCOLS[protocol])[0]
+    within(SimpleNamespace(draws=draws, level=level), draws=">= 1", level="in (0, 1)")
+    rules, y, w, (s,), _ = _given(protocol, labels, sample_weight, scores)
+    point = metrics(y, s, threshold, sample_weight=w, protocol=protocol)
+    values = _draw(y, [(s, threshold)], names, w, draws, seed, rules)[0]
     return {name: None if point[name] is None else _percentiles(values[name], level) for name in names}
 
 
 def bootstrap(labels: ArrayLike, scores: ArrayLike, metric: str = "auprc",
               **options: Any) -> tuple[float, float] | None:
-    """Return the interval of one metric; options are those of `intervals`."""
+    """The interval of one metric.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `metrics`.
+    metric : str, default "auprc"
+        One of `METRICS`.
+    **options
+        Those of `intervals`.
+
+    Returns
+    -------
+    tuple of float or None
+        Low and high; None where the metric itself is.
+
+    Raises
+    ------
+    ValueError
+        As for `intervals`.
+    """
     return intervals(labels, scores, (metric,), **options)[metric]
 
 
 def compare(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, names: Sequence[str] = ("auprc", "f1"), *,
-            threshold: float = 0.5, baseline_threshold: float | None = None, draws: int = 1000, level: float = 0.95,
-            seed: int = 0, protocol: str = "default") -> dict[str, Any]:
+            threshold: float = 0.5, baseline_threshold: float | None = None, sample_weight: ArrayLike | None = None,
+            draws: int = 1000, level: float = 0.95, seed: int = 0, protocol: str = "default") -> dict[str, Any]:
     """The gain of one set of scores over another on the same rows: paired bootstrap and McNemar's test.
 
-    The parameters are those of `intervals`; every draw takes the same rows for `scores` and `baseline`.
+    Parameters
+    ----------
+    labels, scores, names, threshold, sample_weight, level, seed, protocol
+        As for `intervals`; every draw takes the same rows for `scores` and `baseline`.
+    baseline : array_like, shape (n,)
+        The scores to compare with.
+    baseline_threshold : float, optional
+        Of the baseline. None: `threshold`.
+    draws : int, default 1000
+        0: no interval, p or verdict.
 
     Returns
     -------
     dict
         For each metric ``difference`` (scores minus baseline), ``low``, ``high``, ``p`` (two-sided, from the share of
         draws on the far side of 0) and ``within_noise``: whether the interval holds 0. All None where either side is
-        undefined. ``mcnemar`` is what `mcnemar` returns.
+        undefined. ``mcnemar`` is what `mcnemar` returns; it counts rows, without weights.
+
+    Raises
+    ------
+    ValueError
+        As for `intervals`.
     """
-    y, a = _checked(labels, scores)
-    b = _checked(labels, baseline)[1]
+    within(SimpleNamespace(draws=draws, level=level), draws=">= 0", level="in (0, 1)")
+    rules, y, w, (a, b), _ = _given(protocol, labels, sample_weight, scores, baseline)
     other = threshold if baseline_threshold is None else baseline_threshold
-    of_a, of_b = (metrics(y, s, t, protocol=protocol) for s, t in ((a, threshold), (b, other)))
-    drawn_a, drawn_b = _draw(y, [(a, threshold), (b, other)], names, None, draws, seed, PROTOCOLS[protocol])
+    of_a, of_b = (metrics(y, s, t, sample_weight=w, protocol=protocol) for s, t in ((a, threshold), (b, other)))
+    drawn_a, drawn_b = _draw(y, [(a, threshold), (b, other)], names, w, draws, seed, rules)
     result: dict[str, Any] = {}
     for name in names:
         result[name] = dict.fromkeys(("difference", "low", "high", "p", "within_noise"))
         if of_a[name] is None or of_b[name] is None:
             continue
+        result[name]["difference"] = of_a[name] - of_b[name]
+        if not draws:
+            continue
         gains = drawn_a[name] - drawn_b[name]
         bounds = _percentiles(gains, level)
         gains = gains[~np.isnan(gains)]
         p = min(1.0, 2 * (1 + min((gains <= 0).sum(), (gains >= 0).sum())) / (len(gains) + 1))
-        result[name] = {"difference": of_a[name] - of_b[name], "low": bounds and bounds[0],
-                        "high": bounds and bounds[1], "p": float(p),
-                        "within_noise": bounds and bounds[0] <= 0 <= bounds[1]}
+        result[name] |= {"low": bounds and bounds[0], "high": bounds and bounds[1], "p": float(p),
+                         "within_noise": bounds and bounds[0] <= 0 <= bounds[1]}
     result["mcnemar"] = mcnemar(y, a, b, threshold=threshold, baseline_threshold=other, protocol=protocol)
     return result
 
@@ -266,19 +309,29 @@ def mcnemar(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, thresh
             baseline_threshold: float | None = None, protocol: str = "default") -> dict[str, Any]:
     """McNemar's exact test of two guards' decisions on the same rows.
 
+    Parameters
+    ----------
+    labels, scores, threshold, protocol
+        As for `metrics`.
+    baseline, baseline_threshold
+        As for `compare`.
+
     Returns
     -------
     dict
         ``only_this`` and ``only_baseline``: rows that only one of them has right; ``p``: two-sided binomial.
+
+    Raises
+    ------
+    ValueError
+        As for `metrics`.
 
     Examples
     --------
     >>> mcnemar([1, 1, 1, 1, 1], [.9, .9, .9, .9, .9], [.1, .1, .1, .1, .1])
     {'only_this': 5, 'only_baseline': 0, 'p': 0.0625}
     """
-    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    y, a = _checked(labels, scores)
-    b = _checked(labels, baseline)[1]
+    rules, y, _, (a, b), _ = _given(protocol, labels, None, scores, baseline)
     right = rules.flagged(a, threshold) == y
     other = rules.flagged(b, threshold if baseline_threshold is None else baseline_threshold) == y
     won, lost = int((right & ~other).sum()), int((~right & other).sum())
@@ -289,19 +342,32 @@ def mcnemar(labels: ArrayLike, scores: ArrayLike, baseline: ArrayLike, *, thresh
 
 
 def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, dict[str, Any]]:
-    """Mean and sample standard deviation of each set's metrics over reports of the same sets, one a seed.
+    """Mean and sample standard deviation of each set's metrics over reports, one a seed; over-refusal sets too.
+
+    Parameters
+    ----------
+    reports : sequence of dict
+        What `summarise` returns, of the same sets; a set may be missing in some.
+    names : sequence of str, default METRICS
 
     Returns
     -------
     dict
         Set to metric to ``{"mean", "sd", "n"}``: `n` reports give the metric; mean is None without any, sd below two.
+
+    Raises
+    ------
+    ValueError
+        Without a report.
     """
-    sets = [name for name in reports[0]["datasets"] if all(name in report["datasets"] for report in reports)]
+    if not reports:
+        raise ValueError("over_seeds: there is no report")
+    entries = [{**report["datasets"], **report.get("over_refusal", {})} for report in reports]
     result: dict[str, dict[str, Any]] = {}
-    for name in sets:
+    for name in dict.fromkeys(name for entry in entries for name in entry):
         result[name] = {}
         for metric in names:
-            found = [r["datasets"][name][metric] for r in reports if r["datasets"][name].get(metric) is not None]
+            found = [value for entry in entries if (value := entry.get(name, {}).get(metric)) is not None]
             result[name][metric] = {"mean": float(np.mean(found)) if found else None,
                                     "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None, "n": len(found)}
     return result
@@ -310,29 +376,34 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METR
 # -- sets ---------------------------------------------------------------------------------------------------------
 
 
-def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def score_sets(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                protocol: str = "default", by: Sequence[str] = (), training: Any = None,
                layout: Any = None) -> list[ScoredSet]:
     """Score the rows of evaluation sets.
 
     Parameters
     ----------
-    guard : Scorer
+    guard : Scorer or callable
+        Or a function of prompts and responses that returns P(unsafe) of each row.
     datasets : mapping
-        Name to a file (see `harmaug.data.iter_rows`) or to rows.
+        Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows, and "length", bins of characters.
+        Columns to keep for slices: any column of the rows, "length", bins of characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
     layout : str or harmaug.datasets.Layout, optional
         Of the files; None: harmaug's own.
 
+    Returns
+    -------
+    list of ScoredSet
+
     Raises
     ------
     ValueError
-        For a set without a labelled row, a NaN score (set and row are named), or a guard that does not read as the
-        protocol asks.
+        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that no row has, or a guard
+        that does not read as the protocol asks.
     """
     from harmaug import engines, runs
     from harmaug.data import DataError
@@ -340,8 +411,10 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     options, reading = _reading(guard, rules)
     sets = []
-    for name, source in datasets.items():
-        where, sha256, rows = _rows_of(name, source, layout)
+    read = [(name, *_rows_of(name, source, layout)) for name, source in datasets.items()]
+    for column in set(by) - {"windows"}:
+        check_column(column, (_value(row, column) for *_, rows in read for row in rows))
+    for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
         given = engines.map_rows(partial(_score_block, guard, where, options), labelled, batch_size=_BLOCK)
@@ -350,61 +423,90 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
-        cohort: dict[str, Any] = {"file": None if sha256 is None else where, "sha256": sha256, "n_unlabelled": len(rows) - len(kept),
+        cohort = {**about, **_nulls_of([row.label for row in rows], kept), "source": _one({row.source for row in labelled}),
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
             cohort["contamination"] = training(labelled)
         groups = {column: [_value(row, column) for row in labelled] for column in by}
-        if max(windows) > 1:
-            groups.setdefault("windows", list(map(str, windows)))
+        if max(windows) > 1 or set(groups.get("windows", ())) == {_UNKNOWN}:
+            groups["windows"] = list(map(str, windows))
         sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
     return sets
 
 
-def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Sequence[str] = ()) -> list[ScoredSet]:
+def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Sequence[str] = (),
+                layout: Any = None) -> list[ScoredSet]:
     """Read a file of scores, without a model: JSON, JSONL, CSV or Parquet with the columns label and score.
 
     A column "set" parts it into several sets; otherwise the set is named after the file. What ``harmaug score`` writes
-    for labelled rows is such a file, and so is the scores.jsonl of a run. Parameters as for `score_sets`.
+    for labelled rows is such a file, and so is the scores.jsonl of a run.
+
+    Parameters
+    ----------
+    path : path
+    protocol, by
+        As for `score_sets`; columns of `by` may be missing.
+    layout : str or harmaug.datasets.Layout, optional
+        Names label, score and prompt differently, says what labels mean, and which rows are left out.
+
+    Returns
+    -------
+    list of ScoredSet
+
+    Raises
+    ------
+    harmaug.data.DataError
+        Naming file and row, for a label or a score that is missing or wrong. An empty cell below a header is a null label.
     """
     from harmaug import data, runs
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]]]] = {}
-    stem = data.stem(path)
-    for where, columns in data.iter_columns(path, needs="score"):
-        score = columns.get("score")
+    form, said = _layout(layout)
+    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
+    stem, n = data.stem(path), 0
+    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score, null=form.label), 1):
+        if not isinstance(columns, dict):
+            raise data.DataError(f"{where}: a row must be an object with {form.label} and {form.score}")
+        if not form.keeps(columns):
+            continue
+        score = columns.get(form.score)
         try:
             value = math.nan if score is None or isinstance(score, bool) else float(score)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise data.DataError(f"{where}: score must be a finite number")
-        name = str(columns.get("set", stem))
+            raise data.DataError(f"{where}: {form.score} must be a finite number")
+        name = stem if columns.get("set") is None else str(columns["set"])
         if name not in parts:
-            parts[name] = [], [], {column: [] for column in by}
-        labels, scores, groups = parts[name]
-        label = data.parse_label(columns.get("label"), where)
-        if label is None and "label" not in columns:
-            raise data.DataError(f"{where}: a row needs a label (null: unknown)")
-        labels.append(label)
+            parts[name] = [], [], {column: [] for column in by}, set()
+        labels, scores, groups, sources = parts[name]
+        labels.append(form.label_of(columns, where))
         scores.append(value)
+        sources.add(str(columns.get("source") or (said if isinstance(said, str) else "")))
         for column in by:
             if column == "length" and column not in columns:
-                size = len(columns.get("prompt") or "") + len(columns.get("response") or "")
-                groups[column].append(_length(size))
+                texts = [data.text_of(columns.get(side), side, where) for side in (form.prompt, form.response)]
+                groups[column].append(_UNKNOWN if texts[0] is None else _length(sum(map(len, filter(None, texts)))))
             else:
                 groups[column].append(_shown(columns.get(column)))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
-    cohort = {"file": fspath(path), "sha256": runs.sha256(path)}
+    about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
     sets = []
-    for name, (found, scores, groups) in parts.items():
+    for name, (found, scores, groups, sources) in parts.items():
         labels_, kept = _known(found, f"{path}, set {name}", rules)
         sets.append(ScoredSet(name=name, labels=labels_, scores=np.array(scores)[kept],
                               groups={column: [values[i] for i in kept] for column, values in groups.items()},
-                              cohort={**cohort, "n_unlabelled": len(found) - len(kept)}))
+                              cohort={**about, **_nulls_of(found, kept), "source": _one(sources)}))
     return sets
+
+
+def check_column(name: str, values: Iterable[str]) -> None:
+    """Raise ValueError for a column to slice by that no row has; `values` are those of all rows."""
+    from harmaug.data import COLUMNS
+
+    if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
+        raise ValueError(f"slices by {name}: no row has this column")
 
 
 def set_length(guard: Any, protocol: str) -> None:
@@ -439,8 +541,17 @@ def _known(labels: Sequence[int | None], where: str, rules: Protocol) -> tuple[L
     return np.array([filled[i] for i in kept], dtype=np.int8), kept
 
 
+def _nulls_of(labels: Sequence[int | None], kept: Sequence[int]) -> dict[str, int]:
+    return {"n_null": sum(label is None for label in labels), "n_unlabelled": len(labels) - len(kept)}
+
+
+def _one(values: set[Any]) -> str | None:
+    """The only value, if there is one."""
+    return (values.pop() or None) if len(values) == 1 else None
+
+
 def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
-    """Return a function of evaluation rows that counts those among the training rows, and those near one.
+    """Return a function of evaluation rows that counts those among the distinct training rows, and those near one.
 
     Near is a Jaccard similarity of the prompts' character 5-grams of at least `near`.
     """
@@ -461,7 +572,7 @@ def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
 
 
 def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: float | None = None, draws: int = 1000,
-              seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] = (),
+              seed: int = 0, protocol: str = "default", over_refusal: Sequence[str] | None = None,
               baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Return one report of scored sets.
 
@@ -474,12 +585,12 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     draws, seed : int
         Bootstrap draws of the intervals (0 leaves them out) and their seed.
     protocol : {"default", "harmaug-2024"}
-    over_refusal : sequence of str
+    over_refusal : sequence of str, optional
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
-        never part of ``mean``.
+        never part of ``mean``. None: those that `is_over_refusal` tells; an empty sequence: no set but those of safe rows.
     baselines : mapping, optional
-        Name to the same sets, scored by another guard: each set then carries its ``baselines``, by name what `metrics`
-        returns with ``comparison``, what `compare` says.
+        Name to sets of the same names and rows, scored by another guard: each set then carries its ``baselines``, by name
+        what `metrics` returns with ``comparison``, what `compare` says (without intervals when `draws` is 0).
 
     Returns
     -------
@@ -488,19 +599,26 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         what `metrics` returns with ``<metric>_interval``, ``cohort`` and ``slices`` (those by "windows" with the Wilson
         interval of their ``fpr``); under ``mean`` the plain means over
         ``datasets`` of the metrics that every set gives. The schema is data/metrics.schema.json of the package.
+
+    Raises
+    ------
+    ValueError
+        For two sets of one name, a name in `over_refusal` that no set has, or a baseline without the rows of a set.
     """
     from harmaug.runs import machine
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
-    missing = [name for name in over_refusal if name not in {part.name for part in sets}]
+    named, others = _by_name(sets), {name: _by_name(parts) for name, parts in (baselines or {}).items()}
+    apart = [part.name for part in sets if is_over_refusal(part)] if over_refusal is None else over_refusal
+    missing = [name for name in apart if name not in named]
     if missing:
-        raise ValueError(f"over_refusal: there is no set {missing[0]}; there are {', '.join(p.name for p in sets)}")
+        raise ValueError(f"over_refusal: there is no set {missing[0]}; there are {', '.join(named)}")
     here = machine()
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "protocol": asdict(rules), "threshold": threshold,
         "versions": {name: here[name] for name in ("harmaug", "numpy", "python")}, "datasets": {}, "over_refusal": {}}
     options: dict[str, Any] = {"threshold": threshold, "protocol": protocol}
-    for i, part in enumerate(sets):
+    for part in sets:
         y, s = part.labels, part.scores
         entry = metrics(y, s, **options)
         if draws:
@@ -512,24 +630,49 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         entry["slices"] = {column: slices(y, s, values, **options) for column, values in part.groups.items()}
         for found in entry["slices"].get("windows", {}).values():
             found["fpr_interval"] = wilson(found["fp"], found["fp"] + found["tn"])
-        for name, others in (baselines or {}).items():
-            if not np.array_equal(others[i].labels, y):
-                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(others[i].labels)} labels "
+        for name, parts in others.items():
+            if part.name not in parts:
+                raise ValueError(f"{name}: no scores of the set {part.name}")
+            other = parts[part.name]
+            if not np.array_equal(other.labels, y):
+                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(other.labels)} labels "
                                  f"against {len(y)}, or others")
             entry.setdefault("baselines", {})[name] = {
-                **metrics(y, others[i].scores, **options),
-                "comparison": compare(y, s, others[i].scores, draws=max(draws, 1), seed=seed, **options)}
-        apart = part.name in over_refusal or not y.any()
-        report["over_refusal" if apart else "datasets"][part.name] = entry
-    entries = list(report["datasets"].values())
-    report["mean"] = {name: float(np.mean([entry[name] for entry in entries])) for name in METRICS
-                      if entries and all(entry[name] is not None for entry in entries)}
+                **metrics(y, other.scores, **options),
+                "comparison": compare(y, s, other.scores, draws=draws, seed=seed, **options)}
+        report["over_refusal" if part.name in apart or not y.any() else "datasets"][part.name] = entry
+    report["mean"] = means(list(report["datasets"].values()))
     return report
 
 
-def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def means(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the plain means of the metrics that every set gives."""
+    return {name: float(np.mean([entry[name] for entry in entries])) for name in METRICS
+            if entries and all(entry.get(name) is not None for entry in entries)}
+
+
+def is_over_refusal(part: ScoredSet) -> bool:
+    """Whether a set measures needless refusals: `harmaug.datasets.MANIFEST` says so of its name or its rows' source.
+
+    Rows that were read in a layout of the manifest have its name as their source.
+    """
+    from harmaug.datasets import MANIFEST
+
+    return any(name in MANIFEST and MANIFEST[name].over_refusal for name in (part.name, part.cohort.get("source")))
+
+
+def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
+    found: dict[str, ScoredSet] = {}
+    for part in sets:
+        if part.name in found:
+            raise ValueError(f"two sets are named {part.name}")
+        found[part.name] = part
+    return found
+
+
+def evaluate_guard(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                    threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
-                   by: Sequence[str] = (), over_refusal: Sequence[str] = (),
+                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None,
                    training: Iterable[Row] | None = None) -> dict[str, Any]:
     """Score every row of every set and return one report.
 
@@ -543,13 +686,27 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
     """
     found = None if training is None else contamination(training)
     sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
-    fitted = guard.threshold if getattr(guard, "thresholds", None) else None      # type: ignore[attr-defined]
+    fitted = getattr(guard, "threshold", None) if getattr(guard, "thresholds", None) else None
     return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
                      over_refusal=over_refusal)
 
 
-def slices(labels: Labels, scores: Floats, values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each group of rows with one value, in the order of the values."""
+def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
+    """The metrics of each group of rows with one value.
+
+    Parameters
+    ----------
+    labels, scores : ndarray, shape (n,)
+    values : sequence of str
+        Of each row.
+    **options
+        Of `metrics`.
+
+    Returns
+    -------
+    dict
+        Value to metrics, in the order of the values; numbers and bins as numbers, "(none)" last.
+    """
     names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
     order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
     return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
@@ -565,7 +722,18 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate_guard` as aligned text, one line a set, and a table for each kind of slice."""
+    """The report as aligned text.
+
+    Parameters
+    ----------
+    report : dict
+        What `summarise` and `evaluate_guard` return.
+
+    Returns
+    -------
+    str
+        One line a set with its notes, and a table for each kind of slice.
+    """
     from harmaug.report import measures_table, slices_tables
 
     parts = {**report["datasets"], **report["over_refusal"]}
@@ -578,22 +746,39 @@ def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Seque
     from harmaug.data import DataError
 
     detailed = hasattr(guard, "score_details")
-    score = guard.score_details if detailed else guard.score
+    score = guard.score_details if detailed else getattr(guard, "score", guard)
     given = score([row.prompt for row in rows], [row.response for row in rows], **options)
-    scores = np.asarray(given.score if detailed else given, dtype=np.float64)
+    scores = np.asarray(given.score if detailed else given)
+    if scores.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {type(guard).__name__} gives no scores; harmaug.integrations.scorers adapts pipelines and endpoints")
     if scores.shape != (len(rows),):
         raise DataError(f"{where}: scores of shape {scores.shape} for {len(rows)} rows")
-    return zip(scores.tolist(), given.n_windows.tolist() if detailed else [1] * len(rows))
+    return zip(scores if scores.dtype.kind == "f" else scores.astype(np.float64), given.n_windows.tolist() if detailed else [1] * len(rows))
 
 
-def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, str | None, list[Row]]:
+def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, dict[str, Any], list[Row]]:
+    """What messages call a set, where its rows come from, and the rows."""
     from harmaug import datasets, runs
+    from harmaug.data import Row
 
     if not isinstance(source, (str, PathLike)):
-        return name, None, list(source)
+        rows = [row if isinstance(row, Row) else Row.from_dict(row, f"{name}, row {i}") for i, row in enumerate(source, 1)]
+        return name, {"file": None, "sha256": None, "rows": len(rows)}, rows
     path = datasets.resolve(source)
-    rows = datasets.read(path, layout)
-    return fspath(path), runs.sha256(path), rows
+    rows, (form, said) = datasets.read(path, layout), _layout(layout)
+    n = datasets.count(path, form) if form.only or form.without else len(rows)
+    return fspath(path), {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}, rows
+
+
+def _layout(layout: Any) -> tuple[Any, Any]:
+    """A layout, and its name or mapping for the record."""
+    import msgspec
+
+    from harmaug.datasets import MANIFEST, Layout
+
+    if isinstance(layout, str):
+        return MANIFEST[one_of("layout", layout, MANIFEST)].layout, layout
+    return layout or Layout(), layout and msgspec.to_builtins(layout)
 
 
 def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -611,7 +796,9 @@ def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any
 def _value(row: Row, column: str) -> str:
     if column == "length":
         return _length(len(row.prompt) + len(row.response or ""))
-    return _shown(getattr(row, column) if column in type(row).__struct_fields__ else row.extra.get(column))
+    from harmaug.data import COLUMNS
+
+    return _shown(getattr(row, column.replace("-", "_")) if column in COLUMNS else row.extra.get(column))
 
 
 def _shown(value: Any) -> str:
@@ -644,6 +831,32 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[Labels, Floats]:
     if len(bad):
         raise ValueError(f"row {bad[0]}: the score is not finite: {s[bad[0]]}")
     return y.astype(np.int8), s
+
+
+def _given(protocol: str, labels: ArrayLike, weights: ArrayLike | None, *scores: ArrayLike,
+           ) -> tuple[Protocol, Labels, Floats | None, list[NDArray[np.floating[Any]]], list[str]]:
+    """The protocol, what counts of labels, weights and scores (in their own dtype), and what to say of null labels."""
+    rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
+    null = _nulls(labels)
+    filled = np.where(null, rules.null_label or 0, labels) if null.any() else labels
+    checked = [_checked(filled, given) for given in scores]
+    own = [given if given.dtype.kind == "f" else wide for given, (_, wide) in zip(map(np.asarray, scores), checked)]
+    y = checked[0][0]
+    w = _weights(weights, len(y))
+    if rules.null_label is not None or not null.any():
+        return rules, y, w, own, []
+    if null.all():
+        raise ValueError("every label is null")
+    w = None if w is None else _weights(w[~null], int((~null).sum()))
+    return rules, y[~null], w, [given[~null] for given in own], [f"{int(null.sum())} rows whose label is null left out"]
+
+
+def _nulls(labels: ArrayLike) -> NDArray[np.bool_]:
+    """Which labels are None, NaN or NA, as pandas says None."""
+    y = np.asarray(labels)
+    if y.dtype.kind == "O":
+        return np.array([value is None or type(value).__name__ == "NAType" or value != value for value in y.ravel()], dtype=bool)
+    return np.isnan(y) if y.dtype.kind == "f" else np.zeros(y.shape, dtype=bool)
 
 
 def _weights(weights: ArrayLike | None, n: int) -> Floats | None:
@@ -724,7 +937,7 @@ def resamples(n: int, draws: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(rows.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
 
 
-def _draw(y: Labels, guards: Sequence[tuple[Floats, float]], names: Sequence[str], weights: Floats | None, draws: int,
+def _draw(y: Labels, guards: Sequence[tuple[NDArray[np.floating[Any]], float]], names: Sequence[str], weights: Floats | None, draws: int,
           seed: int, rules: Protocol) -> list[dict[str, Floats]]:
     """The metrics of each (scores, threshold) on `draws` resamples, the same for all; NaN where undefined."""
     for name in names:
@@ -734,17 +947,17 @@ def _draw(y: Labels, guards: Sequence[tuple[Floats, float]], names: Sequence[str
         if weights is not None:
             counts *= weights
         for values, (s, threshold) in zip(out, guards):
-            for name, block in _weighted(y, s, counts, names, rules.flagged(s, threshold), rules).items():
+            for name, block in _weighted(y, s.astype(np.float64), counts, names, rules.flagged(s, threshold), rules).items():
                 values[name].append(block)
-    return [{name: np.concatenate(blocks) for name, blocks in values.items()} for values in out]
+    return [{name: np.concatenate([np.zeros(0), *blocks]) for name, blocks in values.items()} for values in out]
 
 
 def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagged: NDArray[np.bool_],
               rules: Protocol) -> dict[str, Floats]:
     """Each metric for every row of `counts`."""
-    columns = np.stack([(y == 1) & flagged, y == 1, flagged, np.ones(len(y))], axis=1).astype(np.float64)
-    tp, positives, flags, total = (counts @ columns).T
-    negatives, zero = total - positives, math.nan if rules.zero_division is None else rules.zero_division
+    columns = np.stack([(y == 1) & flagged, y == 1, (y == 0) & flagged, y == 0], axis=1).astype(np.float64)
+    tp, positives, fp, negatives = (counts @ columns).T
+    total, zero = positives + negatives, math.nan if rules.zero_division is None else rules.zero_division
 
     def ratio(part: Floats, whole: Floats, otherwise: float = math.nan) -> Floats:
         return np.asarray(np.divide(part, whole, out=np.full(len(part), otherwise), where=whole > 0))
@@ -754,10 +967,10 @@ def _weighted(y: Labels, s: Floats, counts: Floats, names: Sequence[str], flagge
         if name in ("auprc", "auroc"):
             continue
         result[name] = {
-            "f1": lambda: ratio(2 * tp, positives + flags, zero), "precision": lambda: ratio(tp, flags, zero),
-            "recall": lambda: ratio(tp, positives, zero), "fpr": lambda: ratio(flags - tp, negatives),
+            "f1": lambda: ratio(2 * tp, positives + tp + fp, zero), "precision": lambda: ratio(tp, tp + fp, zero),
+            "recall": lambda: ratio(tp, positives, zero), "fpr": lambda: ratio(fp, negatives),
             "fnr": lambda: ratio(positives - tp, positives),
-            "accuracy": lambda: ratio(negatives - flags + 2 * tp, total),
+            "accuracy": lambda: ratio(negatives - fp + tp, total),
             "brier": lambda: ratio(counts @ (y - s) ** 2, total),
             "ece": lambda: ratio(np.abs(counts @ ((_bin(s)[:, None] == np.arange(ECE_BINS)) * (y - s)[:, None])).sum(1),
                                  total),

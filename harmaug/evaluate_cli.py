@@ -3,16 +3,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harmaug import data, datasets, evaluate, runs
+from harmaug import data, datasets, evaluate, models, runs
 from harmaug.checks import one_of
+from harmaug.guard import write_thresholds
 
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
-_DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "default", "long": "windows",
+_DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": None, "protocol": "default", "long": "windows",
                              "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
                              "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
@@ -29,9 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens read at once (default: the model's)")
     parser.add_argument("--by", action="append", metavar="COLUMN", help="slices by a column, or by length")
     parser.add_argument("--over-refusal", action="append", metavar="SET",
-                        help="a set of needless refusals: reported apart")
+                        help="a set of needless refusals besides those that are known: reported apart")
     parser.add_argument("--layout", metavar="NAME|MAPPING",
-                        help="of FILE: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
+                        help="of the files: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
     parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
@@ -45,53 +47,70 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> dict[str, Any]:
     """Return the report that ``harmaug evaluate --model`` or ``--scores`` asks for; `open_guard` opens a name."""
+    _gates(args)
+    fits = args.fit_threshold or args.calibrate
+    if args.fit_on and not fits:
+        raise ValueError("--fit-on needs --fit-threshold or --calibrate")
+    if args.scores and (args.long, args.max_length) != (None, None):
+        raise ValueError(f"{'--max-length' if args.long is None else '--long'} makes no sense beside --scores: no text is read")
     for name, value in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     one_of("--protocol", args.protocol, evaluate.PROTOCOLS)
+    threshold = 0.5 if args.threshold is None else args.threshold
     if args.draws < 0:
         raise ValueError(f"--draws must be >= 0, got {args.draws}")
-    if args.model and not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold must be in [0, 1], as a guard's scores are, got {args.threshold}")
-    if args.save and not (args.model and Path(args.model).is_dir() and (args.fit_threshold or args.calibrate)):
+    if not math.isfinite(threshold):
+        raise ValueError(f"--threshold must be a finite number, got {threshold}")
+    if args.model and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold must be in [0, 1], as a guard's scores are, got {threshold}")
+    if args.save and not (args.model and Path(args.model).is_dir() and fits):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
-    fits, rules = args.fit_threshold or args.calibrate, evaluate.PROTOCOLS[args.protocol]
-    if fits and rules.max_length is not None and args.long != "truncate":
+    rules = evaluate.PROTOCOLS[args.protocol]
+    if args.model and fits and rules.max_length is not None and args.long != "truncate":
         raise ValueError(f"protocol {rules.name} cuts long rows: fit as it reads them, with --long truncate")
     files = [file for file in (args.config, *args.files) if file]
     layout = datasets.parse_layout(args.layout) if args.layout and "=" in args.layout else args.layout
-    apart = [name for name in _named(files) if name in datasets.MANIFEST and datasets.MANIFEST[name].over_refusal]
-    reading: dict[str, Any] = {"protocol": args.protocol, "by": args.by}
+    reading: dict[str, Any] = {"protocol": args.protocol, "layout": layout}
+    about: dict[str, Any] = {}
+    training = None
     if args.scores:
         if args.model or args.training:
             raise ValueError("--scores stands for a model: --model and --training make no sense beside it")
         guard, files = None, [*args.scores, *files]
-        measured = _read_scores(files, **reading)
+        measured = _read_scores(files, by=args.by, **reading)
     else:
         if not files:
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
         guard = _open(args.model, args, open_guard)
+        about["model"] = {"name": args.model, "sha256": _sha256_of(args.model)}
         if args.training:
-            reading["training"] = evaluate.contamination(data.read_rows(args.training))
-    fitted = _fit(args, guard, files, layout) if fits else None
+            rows = data.read_rows(args.training)
+            training = evaluate.contamination(rows)
+            about["training"] = {"file": args.training, "sha256": runs.sha256(args.training), "rows": len(rows)}
+    fitted = _fit(args, guard, files, reading) if fits else None
     if guard is not None:
-        measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)
-    elif fitted is not None and fitted["temperature"] != 1:
+        measured = evaluate.score_sets(guard, _named(files), by=args.by, training=training, **reading)
+    if fitted is not None and fitted["temperature"] != 1 and not hasattr(guard, "set_threshold"):
         from harmaug.thresholds import calibrate
 
         measured = [dataclasses.replace(part, scores=calibrate(part.scores, fitted["temperature"])) for part in measured]
     baselines = {}
     if args.baseline and Path(args.baseline).is_file():
-        baselines[args.baseline] = _paired(evaluate.read_scores(args.baseline, protocol=args.protocol), measured, args.baseline)
+        found = evaluate.read_scores(args.baseline, protocol=args.protocol, layout=layout if args.scores else None)
+        if len(found) == len(measured) == 1:        # whatever its name
+            found = [dataclasses.replace(found[0], name=measured[0].name)]
+        baselines[args.baseline] = found
     elif args.baseline:
         if guard is None:
             raise ValueError("--baseline with --scores must be a file of scores of the same rows")
         other = _open(args.baseline, args, open_guard)
-        baselines[args.baseline] = evaluate.score_sets(other, _named(files), layout=layout, protocol=args.protocol)
+        baselines[args.baseline] = evaluate.score_sets(other, _named(files), **reading)
     known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
-    report = evaluate.summarise(measured, threshold=args.threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
-                                protocol=args.protocol, over_refusal=[*args.over_refusal, *apart], baselines=baselines)
-    return report | ({"fitted": fitted} if fitted else {})
+    apart = [*args.over_refusal, *(part.name for part in measured if evaluate.is_over_refusal(part))]
+    report = evaluate.summarise(measured, threshold=threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
+                                protocol=args.protocol, over_refusal=apart, baselines=baselines)
+    return report | about | ({"fitted": fitted} if fitted else {})
 
 
 def refuse_unused(args: argparse.Namespace) -> None:
@@ -100,27 +119,44 @@ def refuse_unused(args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, False, []):
             option = "a second FILE" if name == "files" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} needs --model or --scores; the settings of a run stand in its CONFIG")
+    _gates(args)
 
 
 def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callable[[str], None]) -> int:
-    """Hold a report against ``--gate``, write ``--junit``, and return the exit status."""
-    from harmaug.thresholds import junit, parse_gates
+    """Hold a report against ``--gate``, write ``--junit``, and return the exit status.
 
-    if not args.gate:
-        if args.junit:
-            raise ValueError("--junit needs --gate")
-        return 0
-    results = [(gate, *found) for gate in parse_gates(args.gate) for found in gate.check(report)]
+    Figures at a threshold are those at the fitted one, where there is one, unless ``--threshold`` is given.
+    """
+    from harmaug.thresholds import junit
+
+    results = [(gate, *found) for gate in _gates(args) for found in gate.check(report, fitted=args.threshold is None)]
     if args.junit:
-        with data.atomic_file(args.junit) as file:
-            file.write(junit(results))
+        Path(args.junit).write_bytes(junit(results))
     for gate, name, problem in results:
         if problem:
             say(f"gate {gate.text} failed for {name}: {problem}")
     return int(any(problem for *_, problem in results))
 
 
-def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any) -> dict[str, Any]:
+def _gates(args: argparse.Namespace) -> list[Any]:
+    from harmaug.thresholds import parse_gates
+
+    if args.junit and not args.gate:
+        raise ValueError("--junit needs --gate")
+    return parse_gates(args.gate) if args.gate else []
+
+
+def _sha256_of(model: str) -> str | None:
+    """Of a guard's folder; None of what is elsewhere."""
+    from harmaug.teacher import STANDIN, standin_folder
+
+    try:
+        return runs.sha256(standin_folder() if model == STANDIN else models.resolve(model))
+    except FileNotFoundError:
+        return None
+
+
+def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], reading: Mapping[str, Any]) -> dict[str, Any]:
     """Fit temperature and threshold, hand them to the guard, and save them where that is asked for."""
     import numpy as np
 
@@ -130,23 +166,31 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], layout: Any
     about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(datasets.resolve(file))} for file in chosen]}
     if not args.fit_on:
         about["note"] = "fitted on the rows that are measured: the figures at it flatter"
+    own = hasattr(guard, "log_odds")
     if guard is None:
-        parts = _read_scores(chosen)
-        odds = thresholds.log_odds(np.concatenate([part.scores for part in parts]))
+        parts = _read_scores(chosen, **reading)
     else:
-        parts = evaluate.score_sets(_LogOdds(guard), _named(chosen), layout=layout)
-        odds = np.concatenate([part.scores for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    temperature = thresholds.fit_temperature(labels, odds) if args.calibrate else float(getattr(guard, "temperature", 1))
-    scores = np.exp(-np.logaddexp(0, -odds / temperature)).astype(np.float32)
-    found = dataclasses.asdict(thresholds.fit_threshold(labels, scores, target, draws=args.draws, seed=args.seed or 0))
+        parts = evaluate.score_sets(_LogOdds(guard) if own else guard, _named(chosen), **reading)
+    labels, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "scores"))
+    temperature = float(getattr(guard, "temperature", 1))
+    if args.calibrate:
+        for part in parts if not own else ():
+            if part.scores.min() < 0 or part.scores.max() > 1:
+                raise ValueError(f"{part.cohort['file']}, set {part.name}: --calibrate needs scores in [0, 1]")
+        temperature = thresholds.fit_temperature(labels, scores if own else thresholds.log_odds(scores))
+    if own:
+        scores = np.exp(-np.logaddexp(0, -scores / temperature)).astype(np.float32)     # as the guard computes them
+    elif temperature != 1:
+        scores = thresholds.calibrate(scores, temperature)
+    found = dataclasses.asdict(thresholds.fit_threshold(labels, scores, target, draws=args.draws, seed=args.seed or 0,
+                                                        protocol=args.protocol))
     threshold = found.pop("threshold")
-    if guard is not None and hasattr(guard, "set_threshold"):
+    if hasattr(guard, "set_threshold"):
         guard.set_threshold(threshold, temperature=temperature, **found, **about)
     if args.save:
         if not hasattr(guard, "thresholds"):
             raise ValueError(f"{args.model}: this model keeps no threshold")
-        data.write_json(Path(args.model) / "thresholds.json", guard.thresholds)
+        write_thresholds(Path(args.model), guard.thresholds)
     return {"threshold": threshold, "temperature": temperature, **found, **about}
 
 
@@ -166,13 +210,7 @@ class _LogOdds:
     """A guard whose scores are log-odds, before any temperature."""
 
     def __init__(self, guard: Any) -> None:
-        self._guard = guard
-
-    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Any:
-        from harmaug.thresholds import log_odds
-
-        own = getattr(self._guard, "log_odds", None)
-        return own(prompts, responses) if own else log_odds(self._guard.score(prompts, responses))
+        self.score = guard.log_odds
 
 
 def _named(files: Iterable[str]) -> dict[str, str]:
@@ -180,22 +218,8 @@ def _named(files: Iterable[str]) -> dict[str, str]:
     return {stem if stems.count(stem) == 1 else file: file for stem, file in zip(stems, files)}
 
 
-def _read_scores(files: Iterable[str], **options: Any) -> list[evaluate.ScoredSet]:
-    sets = [part for file in files for part in evaluate.read_scores(file, **options)]
-    names = [part.name for part in sets]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"two files hold a set named {twice[0]}")
+def _read_scores(files: Iterable[str], by: Sequence[str] = (), **options: Any) -> list[evaluate.ScoredSet]:
+    sets = [part for file in files for part in evaluate.read_scores(file, by=by, **options)]
+    for column in by:
+        evaluate.check_column(column, (value for part in sets for value in part.groups[column]))
     return sets
-
-
-def _paired(found: list[evaluate.ScoredSet], measured: Sequence[evaluate.ScoredSet],
-            file: str) -> list[evaluate.ScoredSet]:
-    """The sets of a score file in the order of the measured ones."""
-    if len(found) == len(measured) == 1:
-        return found
-    named = {part.name: part for part in found}
-    missing = [part.name for part in measured if part.name not in named]
-    if missing:
-        raise ValueError(f"{file}: no scores of the set {missing[0]}")
-    return [named[part.name] for part in measured]

@@ -104,7 +104,8 @@ class Guard:
         self.core = self._core(max_length)
         self.unsafe_index = self.core.unsafe_index
         fitted = source / "thresholds.json"
-        self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
+        # a threshold of the folder that new weights were made from says nothing of these
+        self.thresholds: dict[str, Any] = read_object(fitted) if params is None and fitted.exists() else {}
         self.threshold, self.temperature = _threshold(self.thresholds, fitted)
 
     def _core(self, max_length: int | None) -> _C.GuardCore:
@@ -219,7 +220,7 @@ class Guard:
         params : EncoderParams
             Copied where the encoder needs them, and kept for `save_pretrained`.
         folder : str or path-like
-            Where config.json and the tokenizer come from. With two labels, 0 is safe and 1 unsafe.
+            Where config.json and the tokenizer come from, but no threshold. With two labels, 0 is safe and 1 unsafe.
         dtype, n_threads, max_length, long
             As for `from_pretrained`.
         """
@@ -331,13 +332,16 @@ class Guard:
 
         Warns when the threshold was fitted on rows read in another way (another `long` or `max_length`).
         """
-        mode = self.long if long is None else long
-        for name, value in (("long", mode), ("max_length", self.max_length)):
+        self.check_threshold(long, stacklevel=3)
+        return (self.score(prompts, responses, long=long) >= np.float32(self.threshold)).astype(np.int64)
+
+    def check_threshold(self, long: str | None = None, *, stacklevel: int = 2) -> None:
+        """Warn when the threshold was fitted on rows read in another way than `long` (None: the guard's) and `max_length`."""
+        for name, value in (("long", self.long if long is None else long), ("max_length", self.max_length)):
             fitted = self.thresholds.get(name, value)
             if fitted != value:
                 warnings.warn(f"the threshold {self.threshold:g} was fitted with {name}={fitted!r}, not {value!r}",
-                              stacklevel=2)
-        return (self.score(prompts, responses, long=long) >= np.float32(self.threshold)).astype(np.int64)
+                              stacklevel=stacklevel)
 
     def explain(self, prompt: Prompt, response: str | None = None, *, method: str = "occlusion") -> Explanation:
         """Say which tokens a row's score hangs on.
@@ -370,10 +374,23 @@ class Guard:
         return explain(self, prompt, response, method)
 
     def set_threshold(self, threshold: float, *, temperature: float | None = None, **about: Any) -> None:
-        """Set the threshold, in [0, 1], that `predict` uses and `save_pretrained` writes to thresholds.json.
+        """Set the threshold that `predict` uses and `save_pretrained` writes to thresholds.json.
 
-        It is one of scores at `temperature` (that of the guard when None). The mode it was fitted in stands beside it,
-        and what `about` says, for example ``target="f1"``.
+        The guard's `long` and `max_length` are written beside it.
+
+        Parameters
+        ----------
+        threshold : float
+            In [0, 1], of scores at `temperature`.
+        temperature : float, optional
+            In [0.001, 1000]. None: that of the guard.
+        **about
+            What else thresholds.json says, for example ``target="f1"``.
+
+        Raises
+        ------
+        ValueError
+            For a number outside its range.
         """
         fitted = {"schema_version": 1, "threshold": float(threshold),
                   "temperature": float(self.temperature if temperature is None else temperature), "long": self.long,
@@ -484,8 +501,7 @@ class Guard:
         path = target / "tokenizer_config.json"
         about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
-        if self.thresholds:
-            write_json(target / "thresholds.json", self.thresholds)
+        write_thresholds(target, self.thresholds)
 
     def _label_names(self) -> list[str]:
         """Names of the labels, so that `unsafe_index` can be told from them alone."""
@@ -497,6 +513,17 @@ class Guard:
 
 
 # -- settings --
+
+def write_thresholds(folder: Path, thresholds: Mapping[str, Any]) -> None:
+    """Write thresholds.json for whoever may read the weights; without a threshold, remove the one of weights before these."""
+    path = folder / "thresholds.json"
+    if not thresholds:
+        path.unlink(missing_ok=True)
+        return
+    write_json(path, thresholds)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(weights, path)
+
 
 def _open_encoder(folder: Path, dtype: str, n_threads: int) -> _C.Encoder:
     encoder = _C.Encoder(folder, dtype=dtype, n_threads=n_threads, cache=models.cache_place("weights"))

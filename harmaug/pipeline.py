@@ -249,10 +249,11 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
     `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
-    config = config or EvaluateConfig()
+    config, about = config or EvaluateConfig(), dict[str, Any]()
     if guard is None:
         _finished(run, "distil", None)
         guard = _open_guard(run / "guard", config, options)
+        about["model"] = {"name": "guard", "sha256": sha256(run / "guard")}
     sets = {name: list(rows) for name, rows in datasets.items()}
     inputs = {name: digest(rows) for name, rows in sets.items()}
     stage = run.stage("evaluate", config=msgspec.structs.asdict(config), inputs=inputs, restart=True)
@@ -268,7 +269,7 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
                                        protocol=config.protocol, over_refusal=config.over_refusal, baselines=others)
     write_rows(run / SCORES, (row for part in scored for row in part.lines()))
     stage.account({part.name: len(part.labels) for part in scored}, done=True)
-    report["stages"] = run.accounts()
+    report |= {"stages": run.accounts(), **about}
     write_json(run / "metrics.json", report, indent=1)
     return report
 
@@ -417,7 +418,7 @@ class EvaluateConfig(_Table):
     draws: int = 1000
     protocol: str = "default"
     by: tuple[str, ...] = ("category", "source", "length")
-    over_refusal: tuple[str, ...] = ()
+    over_refusal: tuple[str, ...] | None = None
     baselines: tuple[str, ...] = ()
     long: str = "windows"
     max_length: int | None = None
@@ -631,7 +632,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
     if config.evaluate is not None and "plain" in config.evaluate.baselines and config.label is None:
         raise DataError(f"{where}: the baseline plain is the student itself: the run adds no rows ([label] is missing)")
-    unknown = set(config.evaluate.over_refusal) - set(sets) if config.evaluate else set()
+    unknown = set(config.evaluate.over_refusal or ()) - set(sets) if config.evaluate else set()
     if unknown:
         raise DataError(f"{where}: [evaluate] over_refusal names {min(unknown)}, which [data.evaluation] has not")
     for name, n in leaks(seeds, held_out).items():

@@ -49,7 +49,23 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
                  rows: Sequence[Mapping[str, Any]] = (), info: Mapping[str, Any] | None = None) -> None:
     """Write the page, whole or not at all.
 
-    `notes` are sentences under the title; `rows` are shown on a click; `info` is shown as JSON at the end.
+    Parameters
+    ----------
+    path : path
+    title : str
+    sections : sequence of Section
+        In the order of the page.
+    notes : sequence of str
+        Sentences under the title.
+    rows : sequence of dict
+        Rows whose texts are shown on a click.
+    info : dict, optional
+        Shown as JSON at the end.
+
+    Raises
+    ------
+    OSError
+        Naming the file.
     """
     shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
     parts = [{"heading": part.heading, "notes": part.notes, "charts": [chart.shapes() for chart in part.charts],
@@ -126,6 +142,8 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
             notes.append(f"{name}: {cohort['n_unlabelled']} rows whose label is null left out")
+        elif cohort.get("n_null"):
+            notes.append(f"{name}: {cohort['n_null']} rows whose label is null count as safe")
         found = cohort.get("contamination") or {}
         if found.get("exact") or found.get("near"):
             notes.append(f"{name}: {found['exact']} rows are among the training rows and {found['near']} near one, so "
@@ -134,9 +152,9 @@ def measures_table(report: Mapping[str, Any]) -> Table:
             lines.append([f"{name}, {other}", *(found.get(key) for _, key in columns)])
             for metric, gain in found["comparison"].items():
                 if gain.get("difference") is not None:
-                    verdict = "within noise" if gain["within_noise"] else "beyond noise"
-                    notes.append(f"{name}: {metric} minus that of {other} {gain['difference']:+.3f} "
-                                 f"({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): {verdict}")
+                    verdict = "" if gain["low"] is None else (f" ({gain['low']:+.3f} .. {gain['high']:+.3f}, p {gain['p']:.3g}): "
+                                                              f"{'within' if gain['within_noise'] else 'beyond'} noise")
+                    notes.append(f"{name}: {metric} minus that of {other} {gain['difference']:+.3f}{verdict}")
     return Table(lines, notes)
 
 

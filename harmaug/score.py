@@ -41,6 +41,8 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
     if threshold is None:
         own = getattr(guard, "threshold", None)
         threshold = 0.5 if own is None else float(own)      # 0 flags every row
+        if hasattr(guard, "check_threshold"):
+            guard.check_threshold()
     rows = columns_of_stream(source, name, verbatim=True)
     total = 0
     failure: DataError | None = None

@@ -180,6 +180,8 @@ def create_app(guard: Guard, *, name: str = "harmaug", threshold: float | None =
     except ImportError:
         raise ImportError("the server needs starlette and uvicorn: pip install 'harmaug[serve]'") from None
     limit = guard.threshold if threshold is None else threshold
+    if threshold is None and hasattr(guard, "check_threshold"):
+        guard.check_threshold()
     if not 0 <= limit <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {limit}")
     for option, value in (("max_body", max_body), ("max_queue", max_queue), ("timeout", timeout)):

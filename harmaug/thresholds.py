@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmaug import evaluate
+from harmaug.checks import one_of, within
 
 __all__ = ["FittedThreshold", "Gate", "calibrate", "fit_temperature", "fit_threshold", "junit", "log_odds",
            "parse_gates"]
@@ -24,7 +26,9 @@ __all__ = ["FittedThreshold", "Gate", "calibrate", "fit_temperature", "fit_thres
 Floats = NDArray[np.float64]
 
 _TARGET = re.compile(r"f1|(fpr|recall)=([0-9.eE+-]+)")
-_GATE = re.compile(r"(?:([^:<>=]+):)?([a-z0-9_]+)(>=|<=|>|<)([0-9.eE+-]+)")
+_GATE = re.compile(r"(?:([^:<>=]+):)?\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # XML 1.0, section 2.2
+_AT_THRESHOLD = ("f1", "precision", "recall", "accuracy", "fpr", "fnr")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _TEMPERATURES = (1e-3, 1e3)
 
@@ -54,7 +58,7 @@ class FittedThreshold:
 
 
 def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, draws: int = 1000,
-                  seed: int = 0) -> FittedThreshold:
+                  seed: int = 0, protocol: str = "default") -> FittedThreshold:
     """Fit a threshold, halfway between two neighbouring scores, so that equal scores are never parted.
 
     Parameters
@@ -66,12 +70,14 @@ def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, d
         recall is at least that. "f1": the highest of those with the best F1.
     draws, seed : int
         Bootstrap draws of the interval (0: none), and their seed.
+    protocol : {"default", "harmaug-2024"}
+        Whether a score at the threshold is flagged.
 
     Raises
     ------
     ValueError
-        For an unknown target, rows without the class that it needs, or a false-positive rate that no threshold in
-        reach gives: safe rows with the highest score of all, and that score is 1.
+        For an unknown target, negative draws, rows without the class that it needs, or a false-positive rate that no
+        threshold in reach gives: safe rows with the highest score of all, and that score is 1.
 
     Examples
     --------
@@ -79,12 +85,14 @@ def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, d
     0.75
     """
     kind, limit = _target(target)
+    within(SimpleNamespace(draws=draws), draws=">= 0")
+    rules = evaluate.PROTOCOLS[one_of("protocol", protocol, evaluate.PROTOCOLS)]
     y, s = evaluate._checked(labels, scores)
     needed = 0 if kind == "fpr" else 1
     if not (y == needed).any():
         raise ValueError(f"{target}: no {('safe', 'unsafe')[needed]} row among the labels")
     tps, fps, values = evaluate._curve(y, s)
-    cuts = np.array([_between(np.inf, values[0]), *map(_between, values, [*values[1:], -np.inf])])
+    cuts = np.array([_between(*pair, rules.tie_unsafe) for pair in zip([np.inf, *values], [*values, -np.inf])])
     # cuts[i] flags the i highest distinct scores
     tps, fps = np.append(0.0, tps), np.append(0.0, fps)
     best = int(_best(tps[None], fps[None], kind, limit)[0])
@@ -108,9 +116,30 @@ def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, d
 
 
 def log_odds(scores: ArrayLike) -> Floats:
-    """Return log(p / (1 - p)) of probabilities, those of 0 and 1 as half of a float32's step away from them."""
-    p = np.clip(np.asarray(scores, dtype=np.float64), 2.0 ** -25, 1 - 2.0 ** -25)
-    return np.log(p) - np.log1p(-p)
+    """log(p / (1 - p)) of probabilities.
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+        In [0, 1]. 0 counts as 2 ** -54, 1 as half a step of its dtype below: 1 - 2 ** -25 of float32, 1 - 2 ** -54 of float64.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+
+    Raises
+    ------
+    ValueError
+        For a score outside [0, 1], by its row from 0.
+    """
+    p = np.asarray(scores)
+    p = p if p.dtype.kind == "f" else p.astype(np.float64)
+    half = float(np.finfo(p.dtype).epsneg) / 2
+    p = p.astype(np.float64)
+    bad = np.flatnonzero(~((p >= 0) & (p <= 1)))
+    if len(bad):
+        raise ValueError(f"row {bad[0]}: a probability must be in [0, 1], got {p.flat[bad[0]]}")
+    return np.asarray(np.log(np.maximum(p, 2.0 ** -54)) - np.log(np.maximum(1 - p, half)))
 
 
 def fit_temperature(labels: ArrayLike, log_odds: ArrayLike) -> float:
@@ -145,7 +174,26 @@ def fit_temperature(labels: ArrayLike, log_odds: ArrayLike) -> float:
 
 
 def calibrate(scores: ArrayLike, temperature: float) -> Floats:
-    """Return probabilities as the temperature has them: sigmoid(log_odds(scores) / temperature)."""
+    """Probabilities as the temperature has them: sigmoid(log_odds(scores) / temperature).
+
+    Parameters
+    ----------
+    scores : array_like, shape (n,)
+        In [0, 1].
+    temperature : float
+        Over 0; over 1 draws the scores towards 0.5.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+
+    Raises
+    ------
+    ValueError
+        For a score outside [0, 1], or a temperature that is not finite and over 0.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be in (0, inf), got {temperature}")
     return np.asarray(np.exp(-np.logaddexp(0, -log_odds(scores) / temperature)))
 
 
@@ -172,14 +220,14 @@ def _best(tps: Floats, fps: Floats, kind: str, limit: float) -> NDArray[np.intp]
     return np.asarray(np.argmax(2 * tps / np.maximum(tps + fps + positives, 1e-300), axis=1))
 
 
-def _between(upper: float, lower: float) -> float:
+def _between(upper: float, lower: float, tie_unsafe: bool) -> float:
     """A threshold that flags `upper` and not `lower`, as a float32 too, because that is what guards compare."""
     if lower == -np.inf:
-        return float(upper)
+        return float(upper) if tie_unsafe else float(np.nextafter(np.float32(upper), np.float32(-np.inf)))
     if upper == np.inf:     # nothing is flagged
         upper = 1.0 if lower < 1 else np.inf
     middle = float(np.float32((upper + lower) / 2))
-    return middle if lower < middle <= upper else float(upper)
+    return middle if lower < middle < upper else float(upper if tie_unsafe else lower)
 
 
 # -- gates --------------------------------------------------------------------------------------------------------
@@ -195,12 +243,20 @@ class Gate:
     compare: str
     bound: float
 
-    def check(self, report: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-        """Return (set, what fails or None) for each set that the gate looks at; a metric that is missing fails."""
-        sets = {**report["datasets"], **(report["over_refusal"] if self.dataset else {}), "mean": report["mean"]}
+    def check(self, report: Mapping[str, Any], *, fitted: bool = True) -> list[tuple[str, str | None]]:
+        """Return (set, what fails or None) for each set that the gate looks at; a metric that is missing fails.
+
+        With `fitted`, figures at a threshold are those at the fitted one, which the guard decides by, where there is one.
+        """
+        sets = {**report["datasets"], **(report["over_refusal"] if self.dataset else {})}
+        if fitted:
+            sets = {name: entry.get("at_fitted_threshold", entry) for name, entry in sets.items()}
+        names = [self.dataset] if self.dataset else list(report["datasets"])
+        threshold = next((entry.get("threshold") for entry in sets.values()), None)
+        at = f" at the threshold {threshold:.6g}" if threshold is not None and self.metric in _AT_THRESHOLD else ""
+        sets["mean"] = evaluate.means([sets[name] for name in report["datasets"]])
         if self.dataset and self.dataset not in sets:
             raise ValueError(f"gate {self.text}: there is no set {self.dataset}; there are {', '.join(sets)}")
-        names = [self.dataset] if self.dataset else list(report["datasets"])
         if not names:
             raise ValueError(f"gate {self.text}: over-refusal sets only; name one, as in NAME:{self.text}")
         found = []
@@ -208,15 +264,30 @@ class Gate:
             value = sets[name].get(self.metric)
             good = value is not None and _COMPARE[self.compare](value, self.bound)
             got = "missing" if value is None else f"{value:.4f}"
-            found.append((name, None if good else f"{self.metric} is {got}, wanted {self.compare} {self.bound:g}"))
+            found.append((name, None if good else f"{self.metric}{at} is {got}, wanted {self.compare} {self.bound:g}"))
         return found
 
 
 def parse_gates(text: str) -> list[Gate]:
-    """Parse conditions with commas between them; a ValueError names the one that cannot be read."""
+    """Parse conditions.
+
+    Parameters
+    ----------
+    text : str
+        "METRIC>=X", also <=, > and <, or "SET:METRIC>=X", with commas between them.
+
+    Returns
+    -------
+    list of Gate
+
+    Raises
+    ------
+    ValueError
+        Naming the condition that cannot be read.
+    """
     gates = []
     for part in (part.strip() for part in text.split(",")):
-        found = _GATE.fullmatch(part.replace(" ", ""))
+        found = _GATE.fullmatch(part)
         try:
             bound = float(found[4]) if found else math.nan
         except ValueError:
@@ -224,12 +295,23 @@ def parse_gates(text: str) -> list[Gate]:
         if found is None or math.isnan(bound) or found[2] not in evaluate.METRICS:
             raise ValueError(f"gate {part!r}: must be METRIC>=X, <=X, >X or <X, or SET:METRIC..., with METRIC one of "
                              f"{', '.join(evaluate.METRICS)}")
-        gates.append(Gate(text=part, dataset=found[1], metric=found[2], compare=found[3], bound=bound))
+        gates.append(Gate(text=part, dataset=found[1] and found[1].strip(), metric=found[2], compare=found[3], bound=bound))
     return gates
 
 
 def junit(results: Sequence[tuple[Gate, str, str | None]]) -> bytes:
-    """Return JUnit XML of (gate, set, what fails or None), as pipelines show it."""
+    """JUnit XML, as pipelines show it.
+
+    Parameters
+    ----------
+    results : sequence of (Gate, str, str or None)
+        A gate, a set, and what fails.
+
+    Returns
+    -------
+    bytes
+        Without the characters that XML forbids.
+    """
     failures = sum(problem is not None for *_, problem in results)
     suite = ElementTree.Element("testsuite", name="harmaug evaluate", tests=str(len(results)), failures=str(failures),
                                 errors="0", skipped="0")
@@ -237,5 +319,5 @@ def junit(results: Sequence[tuple[Gate, str, str | None]]) -> bytes:
         case = ElementTree.SubElement(suite, "testcase", classname=name, name=gate.text)
         if problem is not None:
             ElementTree.SubElement(case, "failure", message=problem).text = problem
-    xml: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-    return xml
+    text = _NO_XML.sub("", ElementTree.tostring(suite, encoding="unicode"))
+    return b"<?xml version='1.0' encoding='utf-8'?>\n" + text.encode()

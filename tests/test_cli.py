@@ -11,8 +11,9 @@ from pathlib import Path
 import fake_generator
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
-from harmaug import cli, pipeline
+from harmaug import cli, pipeline, runs
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -262,7 +263,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert "AUPRC" in out and 'failures="0"' in Path("j.xml").read_text()
     assert "--out is for the evaluation of a run" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--out", "r")
     err = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "precision>1,fpr<=0.5", "--junit", "j.xml", "--draws", "0", status=1).err
-    assert "gate precision>1 failed for more: precision is 1.0000, wanted > 1" in err
+    assert "gate precision>1 failed for more: precision at the threshold 0.5 is 1.0000, wanted > 1" in err
     assert 'failures="1"' in Path("j.xml").read_text()
     report = json.loads(run(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "fpr=0", "--by", "length", "--baseline", "other", "--json", "--draws", "20").out)
     assert 18 / 40 < report["fitted"]["threshold"] < 22 / 40 and "flatter" in report["fitted"]["note"] and report["datasets"]["more"]["at_fitted_threshold"]["f1"] == 1
@@ -280,6 +281,56 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     assert "--protocol must be one of default, harmaug-2024" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--protocol", "x")
     assert "--threshold must be in [0, 1]" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--threshold", "2")
     assert "target must be f1, fpr=X or recall=X" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--fit-threshold", "x")
+
+
+def test_scores_of_any_range_are_fitted_as_they_are(capsys, folder):
+    Path("logit.jsonl").write_text("".join(f'{{"label": {label}, "score": {score}}}\n' for label, score in ((0, -3), (0, 2), (1, 5), (1, 8))))
+    report = json.loads(run(capsys, "evaluate", "--scores", "logit.jsonl", "--fit-threshold", "f1", "--json", "--draws", "0").out)
+    assert report["fitted"]["threshold"] == 3.5 and report["datasets"]["logit"]["at_fitted_threshold"]["f1"] == 1
+    assert "logit.jsonl, set logit: --calibrate needs scores in [0, 1]" in fails(capsys, "evaluate", "--scores", "logit.jsonl", "--calibrate")
+
+
+def test_what_is_no_guard_is_measured_as_it_is_calibrated(capsys, fakes, folder):
+    """A temperature that the model does not take stands in the scores that the threshold is held against; gates hold there too."""
+    rows = [(n, n > 15) for n in range(4, 38, 2)] + [(30, False), (8, True)]
+    Path("more.csv").write_text("prompt,label\n" + "".join(f"{'p' * n},{label:d}\n" for n, label in rows))
+    argv = ["evaluate", "--model", "m", "more.csv", "--calibrate", "--fit-threshold", "fpr=0.1", "--draws", "0"]
+    report = json.loads(run(capsys, *argv, "--json").out)
+    entry = report["datasets"]["more"]
+    assert report["fitted"]["temperature"] != 1 and entry["at_fitted_threshold"]["fpr"] == report["fitted"]["value"] <= 0.1 < entry["fpr"]
+    assert run(capsys, *argv, "--gate", "fpr<=0.1")
+    assert "fpr at the threshold 0.5 is" in run(capsys, *argv, "--gate", "fpr<=0.1", "--threshold", "0.5", status=1).err
+    Path("scored.jsonl").write_text(run(capsys, "score", "--model", "m", "more.csv").out)
+    again = json.loads(run(capsys, "evaluate", "--scores", "scored.jsonl", *argv[4:], "--json").out)
+    assert again["datasets"]["scored"]["at_fitted_threshold"]["fpr"] == entry["at_fitted_threshold"]["fpr"]
+
+
+def test_evaluate_records_what_it_read(capsys, fakes, folder, monkeypatch):
+    Path("odd.csv").write_text("text,toxic\nshort,no\na much longer prompt than that,yes\n")
+    Path("model").mkdir()
+    Path("model/weights").write_text("x")
+    report = json.loads(run(capsys, "evaluate", "--model", "model", "odd.csv", "--layout", "prompt=text,label=toxic,unsafe=yes,safe=no", "--training", "test.jsonl",
+                            "--json", "--draws", "0").out)
+    Draft202012Validator(json.loads((ROOT / "harmaug" / "data" / "metrics.schema.json").read_text())).validate(report)
+    cohort = report["datasets"]["odd"]["cohort"]
+    assert cohort["layout"] == {"prompt": "text", "label": "toxic", "unsafe": ["yes"], "safe": ["no"]} and (cohort["rows"], cohort["n_null"]) == (2, 0)
+    assert report["model"] == {"name": "model", "sha256": runs.sha256("model")} and report["training"] == {"file": "test.jsonl", "sha256": runs.sha256("test.jsonl"), "rows": 2}
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--long", "error"], "--long makes no sense beside --scores"), (["--max-length", "3"], "--max-length makes no sense beside --scores"), (["--fit-on", "x"], "--fit-on needs --fit-threshold or --calibrate"),
+    (["--threshold", "inf"], "--threshold must be a finite number, got inf"), (["--by", "categroy"], "slices by categroy: no row has this column"),
+    (["--junit", "j.xml"], "--junit needs --gate"), (["--gate", "foo>=1"], "must be METRIC>=X"), (["--layout", "nosuch"], "layout must be one of"),
+])
+def test_scores_refuse_what_they_cannot_follow(capsys, folder, argv, message):
+    Path("s.csv").write_text("label,score\n1,0.9\n0,0.2\n")
+    assert message in fails(capsys, "evaluate", "--scores", "s.csv", *argv)
+
+
+def test_gates_are_read_before_anything_is_scored(capsys, folder, monkeypatch):
+    monkeypatch.setattr(cli, "_guard", None)
+    assert "must be METRIC>=X" in fails(capsys, "evaluate", "--model", "m", "test.jsonl", "--gate", "foo>=1")
+    assert "--junit needs --gate" in fails(capsys, "evaluate", "config.toml", "--junit", "j.xml")
 
 
 def test_unexpected_errors_show_no_text(capsys, fakes, folder, monkeypatch):

@@ -1,5 +1,6 @@
 """harmaug distil --from: new rows learnt with and without replay, and what is said of old and new quality."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tiny_bert
 from test_distill import rows_of
 
-from harmaug import cli
+from harmaug import cli, continual, runs
 from harmaug.data import Row, write_rows
 from harmaug.distill import DistillConfig, Distiller
 
@@ -79,11 +80,16 @@ def test_a_run_folder_as_replay_and_the_table(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     Path("run").mkdir(exist_ok=True)
     Path("run/labelled.jsonl").write_bytes(Path("old.jsonl").read_bytes())
-    Path("t.toml").write_text(CONFIG.replace("max_steps = 60", "max_steps = 2") + '[evaluate]\ndraws = 0\n[continual]\nguard = "guard"\nreplay = ["run"]\nshare = 0.5\nheld_out = 0.5\n')
+    shutil.copytree("guard", "fitted")
+    Path("fitted/thresholds.json").write_text('{"threshold": 0.93, "temperature": 3.0}')
+    Path("t.toml").write_text(CONFIG.replace("max_steps = 60", "max_steps = 2") + '[evaluate]\ndraws = 0\n[continual]\nguard = "fitted"\nreplay = ["run"]\nshare = 0.5\nheld_out = 0.5\n')
     assert cli.main(["run", "t.toml", "--out", "table", "--quiet", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report) == ["continual", "evaluate"] and report["continual"]["new"] == 60 and report["continual"]["replayed"] == 30
     assert report["evaluate"]["datasets"]["old"]["auprc"] == report["continual"]["sets"]["old"]["after"]["auprc"]
+    assert report["continual"]["threshold"] == 0.93 and "at_fitted_threshold" not in report["evaluate"]["datasets"]["old"]
+    assert "the threshold 0.93 of fitted was not taken over: fit one anew" in continual.format_continual(report["continual"])
+    assert report["evaluate"]["model"] == {"name": "guard", "sha256": runs.sha256("table/guard")}
 
 
 @pytest.mark.parametrize("options, says", [

@@ -211,12 +211,14 @@ def test_layers_and_new_head(student, tmp_path):
 
 def test_lora_adapter_is_a_guard(student, tmp_path):
     rows = rows_of(120)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "thresholds.json").write_text('{"threshold": 0.93}')      # of an adapter that stood here before
     fitted = Distiller(config(student, lora_rank=4, freeze=("bert.embeddings.*",), epochs=3)).fit(
         rows, out=tmp_path / "adapter", progress=False
     )
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["r"] == 4 and settings["peft_type"] == "LORA" and settings["base_model_name_or_path"] == student
-    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert not any((tmp_path / "adapter" / name).exists() for name in ("model.safetensors", "thresholds.json"))
     prompts = [r.prompt for r in rows]
     np.testing.assert_allclose(
         Guard.from_pretrained(tmp_path / "adapter").logits(prompts), fitted.guard_.logits(prompts), atol=2e-2

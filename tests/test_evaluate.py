@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from harmaug import data, evaluate
+from harmaug import data, datasets, evaluate
 from harmaug.data import Row
 
 SK = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score, "accuracy": sk.accuracy_score}
@@ -24,7 +24,8 @@ def sample(seed, n=500, decimals=None):
 
 def weights_of(kind, n, seed=0):
     rng = np.random.default_rng(seed)
-    return {None: None, "real": rng.random(n) * 3, "zeros": rng.integers(0, 3, n).astype(float)}[kind]
+    return {None: None, "real": rng.random(n) * 3, "zeros": rng.integers(0, 3, n).astype(float), "tenths": np.full(n, 0.1),
+            "far": 10.0 ** rng.integers(-20, 20, n)}[kind]
 
 
 def ece(y, s, w):
@@ -39,7 +40,7 @@ def ece(y, s, w):
     return total
 
 
-@pytest.mark.parametrize("weighted", [None, "real", "zeros"])
+@pytest.mark.parametrize("weighted", [None, "real", "zeros", "tenths", "far"])
 @pytest.mark.parametrize("decimals", [None, 2, 1, 0])      # rounding makes ties
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_scikit_learn(seed, decimals, weighted):
@@ -53,8 +54,7 @@ def test_equals_scikit_learn(seed, decimals, weighted):
     for key, function in SK.items():
         assert m[key] == function(y, flagged, sample_weight=w), key
     tn, fp, fn, tp = sk.confusion_matrix(y, flagged, sample_weight=w).ravel().tolist()
-    np.testing.assert_allclose([m["tn"], m["fp"], m["fn"], m["tp"]], [tn, fp, fn, tp], rtol=1e-13)
-    assert m["fpr"] == pytest.approx(fp / (fp + tn), rel=1e-13) and m["fnr"] == pytest.approx(fn / (fn + tp), rel=1e-13)
+    assert (m["tn"], m["fp"], m["fn"], m["tp"]) == (tn, fp, fn, tp) and (m["fpr"], m["fnr"]) == (fp / (fp + tn), fn / (fn + tp))
     assert m["ece"] == pytest.approx(ece(y, s, w), abs=1e-12)
     assert m["n"] == len(y) and m["base_rate"] == pytest.approx(np.average(y, weights=w), rel=1e-13)
     assert evaluate.metrics(y, s.astype(np.float32))["auprc"] == sk.average_precision_score(y, s.astype(np.float32))
@@ -75,7 +75,57 @@ def test_what_the_data_cannot_give_is_none():
     assert evaluate.metrics([0, 1], [0.1, 2.0])["ece"] is None and evaluate.metrics([0, 1], [0.1, 2.0])["auprc"] == 1
     assert evaluate.bootstrap([1, 1], [0.9, 0.1]) is None
     assert evaluate.paired_difference([1, 1], [0.9, 0.1], [0.2, 0.1])["within_noise"] is None
-    assert evaluate.metrics([0, 1, 1], [0.1, 0.2, 0.3], sample_weight=[1, 0, 0])["auprc"] is None
+    m = evaluate.metrics([0, 1, 1], [0.1, 0.2, 0.3], sample_weight=[1, 0, 0])
+    assert m["auprc"] is None and "all 1 rows of any weight are safe" in m["note"]
+
+
+def test_weights_that_round():
+    m = evaluate.metrics([1, 1, 0, 0], [0.9, 0.1, 0.9, 0.9], sample_weight=[0.1] * 4)
+    assert (m["tn"], m["fpr"]) == (0, 1)
+    y, s, w = [0, 1, 1], [0.1, 0.2, 0.9], [1e-17, 1, 1]
+    m = evaluate.metrics(y, s, sample_weight=w)
+    assert (m["auroc"], m["auprc"], m["fpr"]) == (sk.roc_auc_score(y, s, sample_weight=w), sk.average_precision_score(y, s, sample_weight=w), 0)
+    assert evaluate.intervals(y, s, ("fpr",), sample_weight=w, draws=50)["fpr"] == (0, 0)
+
+
+def test_null_labels_count_as_the_protocol_says():
+    y, s = [1, None, float("nan"), 0], [0.9, 0.2, 0.6, 0.1]
+    ours, paper = evaluate.metrics(y, s), evaluate.metrics(y, s, protocol="harmaug-2024")
+    assert ours == {**evaluate.metrics([1, 0], [0.9, 0.1]), "note": "2 rows whose label is null left out"}
+    assert paper == evaluate.metrics([1, 0, 0, 0], s, protocol="harmaug-2024") and evaluate.intervals(y, s, ("f1",), draws=9) == {"f1": (1, 1)}
+    assert evaluate.metrics(y, s, sample_weight=[1, 5, 5, 2])["base_rate"] == 1 / 3
+    with pytest.raises(ValueError, match="one length, got shapes"):
+        evaluate.metrics(y, s[:2])
+    with pytest.raises(ValueError, match="every label is null"):
+        evaluate.metrics([None], [0.5])
+
+
+def test_a_threshold_is_compared_as_a_guard_compares_it():
+    scores = np.array([0.7, 0.3], np.float32)
+    assert evaluate.metrics([1, 0], scores, 0.7)["tp"] == (scores >= 0.7).sum() == 1
+    assert evaluate.mcnemar([1, 0], scores, [0.1, 0.1], threshold=0.7)["only_this"] == 1
+    assert evaluate.intervals([1, 1], scores[[0, 0]], ("recall",), threshold=0.7, draws=9)["recall"] == (1, 1)
+    part, = evaluate.score_sets(lambda prompts, responses: scores, {"a": [{"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}]})
+    assert evaluate.summarise([part], threshold=0.7, draws=0)["datasets"]["a"]["tp"] == 1
+
+
+@pytest.mark.parametrize("call", [evaluate.intervals, lambda y, s, **o: evaluate.compare(y, s, s, **o)])
+def test_draws_and_level_are_named(call):
+    for options, message in (({"draws": -1}, "draws must be >= "), ({"level": 95}, r"level must be in \(0, 1\), got 95")):
+        with pytest.raises(ValueError, match=message):
+            call([0, 1], [0.1, 0.9], **options)
+    with pytest.raises(ValueError, match="draws must be >= 1, got 0"):
+        evaluate.intervals([0, 1], [0.1, 0.9], draws=0)
+
+
+def test_without_draws_a_comparison_has_no_verdict():
+    one = evaluate.ScoredSet(name="a", labels=np.int8([0, 1, 0, 1]), scores=np.array([0.1, 0.9, 0.6, 0.4]))
+    report = evaluate.summarise([one], baselines={"b": [one]}, draws=0)
+    found = report["datasets"]["a"]["baselines"]["b"]["comparison"]["auprc"]
+    assert found == {"difference": 0, "low": None, "high": None, "p": None, "within_noise": None}
+    assert "a: auprc minus that of b +0.000\n" in evaluate.format_table(report) + "\n" and "noise" not in evaluate.format_table(report)
+    weighted = evaluate.compare([0, 1, 1], [0.1, 0.9, 0.2], [0.1, 0.2, 0.9], ("recall",), sample_weight=[1, 3, 1], draws=20)["recall"]
+    assert weighted["difference"] == 0.5 and weighted["low"] is not None
 
 
 @pytest.mark.parametrize("labels, scores, weights, message", [
@@ -95,7 +145,7 @@ def test_rejects(labels, scores, weights, message):
 
 
 def test_rejects_a_threshold_that_is_no_number():
-    with pytest.raises(ValueError, match="the threshold is NaN"):
+    with pytest.raises(ValueError, match="the threshold must be a finite number, got nan"):
         evaluate.metrics([0, 1], [0.1, 0.2], float("nan"))
 
 
@@ -148,6 +198,10 @@ def test_over_seeds():
     found = evaluate.over_seeds(reports, ("f1", "auprc"))["a"]
     assert found["f1"] == {"mean": pytest.approx(0.6), "sd": pytest.approx(np.std([0.5, 0.7], ddof=1)), "n": 2}
     assert found["auprc"] == {"mean": None, "sd": None, "n": 0}
+    reports[0] |= {"over_refusal": {"x": {"fpr": 0.25}}}
+    assert evaluate.over_seeds(reports, ("fpr",))["x"]["fpr"] == {"mean": 0.25, "sd": None, "n": 1}
+    with pytest.raises(ValueError, match="there is no report"):
+        evaluate.over_seeds([])
 
 
 def test_the_papers_protocol():
@@ -212,6 +266,10 @@ def test_the_schema_refuses_what_is_no_report():
     validator = Draft202012Validator(SCHEMA)
     Draft202012Validator.check_schema(SCHEMA)
     report = json.loads(json.dumps(evaluate.evaluate_guard(Lengths(), {"a": ROWS}, draws=2)))
+    assert report["datasets"]["a"]["cohort"]["rows"] == 7 and report["datasets"]["a"]["cohort"]["n_null"] == 1
+    perfect = evaluate.ScoredSet(name="a", labels=np.int8([1] * 20 + [0]), scores=np.linspace(1, 0, 21), cohort=report["datasets"]["a"]["cohort"])
+    rounded = evaluate.summarise([perfect], draws=0)
+    assert rounded["datasets"]["a"]["auprc"] > 1 and validator.is_valid(json.loads(json.dumps(rounded)))
     for break_it in (lambda r: r.pop("schema_version"), lambda r: r["datasets"]["a"].update(f1=2), lambda r: r["datasets"]["a"].pop("n"),
                      lambda r: r["datasets"]["a"].update(auprc_interval=[0.1])):
         broken = json.loads(json.dumps(report))
@@ -263,7 +321,7 @@ def test_score_files_need_no_model(tmp_path):
     assert (a.name, b.name) == ("a", "b") and a.scores.tolist() == [0.25, 0.001]
     file.write_text('[{"label": null, "score": 1}, {"label": 1, "score": 1}]')
     assert evaluate.read_scores(file)[0].cohort["n_unlabelled"] == 1
-    for line, message in ((",0.5,a", "line 2: a row needs a label"), ("1,x,a", "line 2: score must be a finite number"), ("1,nan,a", "line 2: score"), ("2,0.5,a", "line 2: unknown label")):
+    for line, message in ((",0.5,a", "set a: every label is null"), ("1,x,a", "line 2: score must be a finite number"), ("1,nan,a", "line 2: score"), ("2,0.5,a", "line 2: unknown label")):
         file.write_text("label,score,set\n" + line + "\n")
         with pytest.raises(data.DataError, match=message):
             evaluate.read_scores(file)
@@ -281,3 +339,71 @@ def test_a_baseline_must_have_the_same_rows():
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
     with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
         evaluate.summarise([one], baselines={"b": [other]})
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[1, 2]", "row 1: a row must be an object with label and score"), ('{"label": 1, "score": 0.5}\n[1]\n', "line 2: a row must be an object"),
+    ('{"label": 1, "score": 1%s}' % ("0" * 400), "line 1: score must be a finite number"), ('{"score": 0.5}', "line 1: the column label is missing"),
+    ('{"label": 1, "score": 0.5, "prompt": 5}', "line 1: prompt must be text, got a number"),
+])
+def test_score_files_that_are_wrong_name_the_row(tmp_path, content, message):
+    file = tmp_path / "s.jsonl"
+    file.write_text(content)
+    with pytest.raises(data.DataError, match=message):
+        evaluate.read_scores(file, by=("length",))
+
+
+def test_score_files_as_others_write_them(tmp_path):
+    file = tmp_path / "s.csv"
+    file.write_text("label,score\n1.0,0.9\n0.0,0.2\n,0.3\n")
+    ours, paper = (evaluate.read_scores(file, protocol=name)[0] for name in evaluate.PROTOCOLS)
+    assert ours.labels.tolist() == [1, 0] and paper.labels.tolist() == [1, 0, 0]
+    assert "1 rows whose label is null count as safe" in evaluate.format_table(evaluate.summarise([paper], draws=0, protocol="harmaug-2024"))
+    assert (ours.cohort["n_null"], ours.cohort["n_unlabelled"]) == (1, 1) and (paper.cohort["n_null"], paper.cohort["n_unlabelled"]) == (1, 0)
+    file.write_text("y,p,kind\nyes,0.9,a\nno,0.2,a\nno,0.4,b\n")
+    layout = datasets.Layout(label="y", score="p", unsafe=("yes",), safe=("no",), without={"kind": "b"})
+    part, = evaluate.read_scores(file, layout=layout)
+    assert part.labels.tolist() == [1, 0] and part.scores.tolist() == [0.9, 0.2]
+    assert part.cohort["rows"] == 3 and part.cohort["layout"] == {"label": "y", "score": "p", "unsafe": ("yes",), "safe": ("no",), "without": {"kind": "b"}}
+    file = tmp_path / "null.jsonl"
+    file.write_text('{"label": 1, "score": 0.5, "set": null}\n{"label": 0, "score": 0.4, "prompt": "a"}\n')
+    part, = evaluate.read_scores(file, by=("length",))
+    assert part.name == "null" and part.groups["length"] == ["(none)", "0-99"]
+
+
+def test_sets_of_needless_refusals_are_known(tmp_path):
+    """By name, by layout, by the rows' source; never part of a mean, unless one says that there are none."""
+    other = [Row(prompt="y", label=0), Row(prompt="x" * 90, label=1)]
+    rows = [Row(prompt=row.prompt, label=row.label, source="xstest") for row in other]
+    (tmp_path / "v2.csv").write_text("id,type,prompt\n1,homonyms,abc\n2,contrast_homonyms,abd\n")
+    for sets, layout in (({"xstest": other}, None), ({"mine": rows}, None), ({"mine": tmp_path / "v2.csv"}, "xstest")):
+        found = evaluate.score_sets(Lengths(), sets, layout=layout)
+        assert [*evaluate.summarise(found, draws=0)["over_refusal"]] == [*sets] and not evaluate.summarise(found, draws=0)["mean"]
+        assert [*evaluate.summarise(found, draws=0, over_refusal=())["datasets"]] == [*sets]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("".join(f'{{"set": "{name}", "label": {label}, "score": 0.5}}\n' for name in ("xstest", "other") for label in (0, 1)))
+    assert [*evaluate.summarise(evaluate.read_scores(file), draws=0)["datasets"]] == ["other"]
+    file.write_text('{"type": "homonyms", "score": 0.5}\n{"type": "contrast_homonyms", "score": 0.5}\n')
+    assert [*evaluate.summarise(evaluate.read_scores(file, layout="xstest"), draws=0)["over_refusal"]] == ["scores"]
+
+
+def test_sets_are_told_apart_by_name():
+    a, b = (evaluate.ScoredSet(name=name, labels=np.int8([0, 1]), scores=np.array(scores)) for name, scores in (("a", [0.1, 0.9]), ("b", [0.9, 0.1])))
+    report = evaluate.summarise([a, b], baselines={"x": [b, a]}, draws=0)
+    assert all(entry["baselines"]["x"]["comparison"]["auprc"]["difference"] == 0 for entry in report["datasets"].values())
+    with pytest.raises(ValueError, match="x: no scores of the set b"):
+        evaluate.summarise([a, b], baselines={"x": [a]})
+    with pytest.raises(ValueError, match="two sets are named a"):
+        evaluate.summarise([a, a])
+
+
+def test_columns_to_slice_by():
+    rows = [{"prompt": "a", "label": i, "unsafe-score": 0.5} for i in (0, 1)]
+    part, = evaluate.score_sets(Lengths(), {"a": rows}, by=("unsafe-score", "category", "windows"))
+    assert part.groups == {"unsafe-score": ["0.5", "0.5"], "category": ["(none)", "(none)"], "windows": ["1", "1"]}
+    with pytest.raises(ValueError, match="slices by categroy: no row has this column"):
+        evaluate.score_sets(Lengths(), {"a": rows}, by=("categroy",))
+    with pytest.raises(data.DataError, match="a, row 1: the column prompt is missing"):
+        evaluate.score_sets(Lengths(), {"a": [{"label": 1}]})
+    with pytest.raises(data.DataError, match="a: function gives no scores; harmaug.integrations.scorers adapts"):
+        evaluate.score_sets(lambda prompts, responses: [{"label": "safe"}], {"a": rows})

@@ -1,4 +1,5 @@
 """Guard: scores, long rows, inputs, labels, saving, LoRA adapters."""
+import io
 import json
 import warnings
 
@@ -11,6 +12,8 @@ from tokenizers import BertWordPieceTokenizer
 
 from harmaug import _C, FormatError
 from harmaug.guard import Guard
+from harmaug.score import score_stream
+from harmaug.server import create_app
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"), ".", ",", "?"]
 PROMPTS = ["a b c", "", "hello there, who are you?", "z" * 20, "one. two. three."]
@@ -313,6 +316,12 @@ def test_thresholds(folder, tmp_path):
         again.predict(PROMPTS, long="truncate")
     with pytest.warns(UserWarning, match="was fitted with max_length=40, not 20"):
         Guard.from_pretrained(tmp_path / "saved", max_length=20).predict(PROMPTS)
+    with pytest.warns(UserWarning, match="was fitted with max_length=40, not 20") as said:
+        score_stream(Guard.from_pretrained(tmp_path / "saved", max_length=20), io.BytesIO(b'{"prompt": "a"}\n{"prompt": "b"}\n'), io.BytesIO())
+        create_app(Guard.from_pretrained(tmp_path / "saved", max_length=20))
+    assert len(said) == 2
+    modes = {(tmp_path / "saved" / name).stat().st_mode for name in ("model.safetensors", "thresholds.json")}
+    assert len(modes) == 1
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
         guard.set_threshold(2)
     (tmp_path / "saved" / "thresholds.json").write_text('{"threshold": "high"}')
@@ -416,10 +425,15 @@ def test_labels_are_kept_in_place(tmp_path):
 
 def test_guard_of_parameters(folder, tmp_path):
     params = _C.EncoderParams.read(folder, layers=[1], new_head=2, seed=3)
+    (tmp_path / "saved").mkdir()
+    for place in (folder, tmp_path / "saved"):      # a threshold of other weights
+        (place / "thresholds.json").write_text('{"threshold": 0.93, "temperature": 3.0}')
     guard = Guard.from_params(params, folder)
+    assert (guard.threshold, guard.temperature, guard.thresholds) == (0.5, 1.0, {})
     assert guard.config["num_hidden_layers"] == 1 and guard.unsafe_index == 1
     guard.save_pretrained(tmp_path / "saved")
     again = Guard.from_pretrained(tmp_path / "saved")
+    assert again.thresholds == {} and again.threshold == 0.5
     np.testing.assert_array_equal(again.logits(PROMPTS), guard.logits(PROMPTS))
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["num_hidden_layers"] == 1
     assert repr(again) == f"Guard({str(tmp_path / 'saved')!r}, bert, 1 layers of 33, 2 labels, float32, max_length=40, long='windows')"

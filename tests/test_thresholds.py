@@ -50,6 +50,17 @@ def test_neighbouring_float32_scores_are_parted_as_a_guard_compares_them():
     assert (s >= np.float32(t)).tolist() == [False, True]
 
 
+def test_a_tie_that_is_safe_is_not_what_is_fitted():
+    """The paper's protocol flags over the threshold: it lies below the lowest flagged score, also between neighbours."""
+    high = np.nextafter(np.float32(0.5), np.float32(1))
+    for y, s, target in (([0, 1, 1], [0.2, 0.3, 0.9], "recall=1"), ([1, 1], [0.3, 0.9], "f1"), ([0, 1], np.array([0.5, high], np.float32), "f1")):
+        found = fit_threshold(y, s, target, draws=0, protocol="harmaug-2024")
+        assert evaluate.metrics(y, s, found.threshold, protocol="harmaug-2024")["recall"] == 1 == found.value, target
+        assert np.float32(found.threshold) < np.float32(s[-2 if len(s) > 1 and target != "f1" else -1])
+    with pytest.raises(ValueError, match="draws must be >= 0, got -3"):
+        fit_threshold([0, 1], [0.1, 0.9], draws=-3)
+
+
 def test_ties_at_the_top_are_never_parted():
     y, s = [0, 1, 1, 0], [0.9, 0.9, 0.2, 0.1]
     t = fit_threshold(y, s, "fpr=0.2", draws=0)
@@ -101,6 +112,20 @@ def test_temperature_maximises_the_likelihood(true):
     np.testing.assert_allclose(thresholds.calibrate(p, t), 1 / (1 + np.exp(-z / t)), rtol=1e-6)
     np.testing.assert_allclose(thresholds.log_odds(p), z, atol=1e-6)
     assert np.isfinite(thresholds.log_odds([0.0, 1.0])).all()
+    assert thresholds.log_odds(np.ones(1, np.float32)) == pytest.approx(25 * math.log(2))
+
+
+def test_calibration_keeps_the_order_and_refuses_what_is_no_probability():
+    y, s = [0, 0, 1, 1], [1e-12, 1e-10, 1e-9, 2e-8]
+    for kind in (np.float64, np.float32):
+        for t in (1.0, 1.7, 0.6):
+            assert evaluate.metrics(y, thresholds.calibrate(np.array(s, kind), t))["auprc"] == 1
+    for bad in ([0.5, 5], [0.5, -3], [0.5, math.nan]):
+        with pytest.raises(ValueError, match=r"row 1: a probability must be in \[0, 1\], got"):
+            thresholds.log_odds(bad)
+    for t in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature must be in"):
+            thresholds.calibrate([0.5], t)
 
 
 @pytest.mark.parametrize("y, z, message", [([0, 0, 1], [-2, -1, 3], "separate the rows perfectly"), ([1, 1, 0], [-2, -1, 3], "run against the labels")])
@@ -122,6 +147,16 @@ def test_gates(text, failing):
     suite = ElementTree.fromstring(thresholds.junit(results))
     assert suite.get("failures") == str(len(failing)) and suite.get("tests") == str(len(results))
     assert [case.get("classname") for case in suite if case.find("failure") is not None] == failing
+
+
+def test_gates_hold_for_the_threshold_that_the_guard_uses():
+    entries = {name: {"fpr": 0.2, "auprc": 0.9, "threshold": 0.5, "at_fitted_threshold": {"fpr": fpr, "auprc": 0.9, "threshold": 0.75}} for name, fpr in (("my set", 0.02), ("b", 0.08))}
+    report = {"datasets": entries, "over_refusal": {}, "mean": {"fpr": 0.2}}
+    gate, mean = thresholds.parse_gates("my set: fpr <= 0.01, mean:fpr<=0.05")
+    assert gate.dataset == "my set" and mean.check(report) == [("mean", None)]
+    assert gate.check(report) == [("my set", "fpr at the threshold 0.75 is 0.0200, wanted <= 0.01")]
+    assert mean.check(report, fitted=False) == [("mean", "fpr at the threshold 0.5 is 0.2000, wanted <= 0.05")]
+    assert ElementTree.fromstring(thresholds.junit([(gate, "a\x01\udce9\u00e4b", "f1 is \x02")]))[0].get("classname") == "a\u00e4b"
 
 
 def test_gates_that_cannot_be_checked():

@@ -110,10 +110,10 @@ def test_long_texts_and_their_false_positives(tmp_path: Path, capfdbinary: pytes
         assert (entry["n"], entry["fp"], entry["fpr"]) == (9, flagged.sum(), flagged.mean())
         assert entry["fpr_interval"] == evaluate.wilson(int(flagged.sum()), 9) and entry["fpr_interval"][0] <= entry["fpr"] <= entry["fpr_interval"][1]
     assert "long by windows" in evaluate.format_table(report) and "its 95 % interval" in evaluate.format_table(report)
-    # short rows only: no such slice; a column of that name is the user's
+    # short rows only: no such slice
     assert "windows" not in evaluate.score_sets(guard, {"short": file})[0].groups
     part, = evaluate.score_sets(guard, {"long": tmp_path / "long.jsonl"}, by=("windows",))
-    assert set(part.groups["windows"]) == {"(none)"}
+    assert set(part.groups["windows"]) == {"1", "2", "4"}
     assert evaluate.wilson(1, 10) == pytest.approx((0.01787621, 0.40415003), abs=1e-6)      # statsmodels, proportion_confint(1, 10, method="wilson")
     assert evaluate.wilson(0, 0) is None
     file.write_text('{"prompt": "a", "label": 1}\n')
