@@ -15,6 +15,9 @@ from harmaug.data import Row, atomic_file
 _log = logging.getLogger(__name__)
 
 
+NAME = "README.md"
+
+
 def parts_of(stages: Mapping[str, Any], rows: Iterable[Row], student: str, licence: str) -> list[dict[str, Any]]:
     """Return role, name, licence and number of rows of each part that went into a guard.
 
@@ -45,15 +48,15 @@ def parts_of(stages: Mapping[str, Any], rows: Iterable[Row], student: str, licen
     return parts
 
 
-def write_card(folder: Path, parts: list[dict[str, Any]], **values: Any) -> None:
+def write_card(folder: Path, parts: Iterable[Mapping[str, Any]], **values: Any) -> None:
     """Write README.md beside a guard, and warn of every licence in it that is unknown."""
+    # names come from rows: one line, one cell
+    parts = [{name: " ".join(str(value).replace("|", "/").split()) for name, value in part.items()} for part in parts]
     unknown = [f"{part['role']} {part['name']}" for part in parts if part["licence"] == "unknown"]
     if unknown:
         _log.warning("%s: licence unknown of %s; the model card says so", folder, ", ".join(unknown))
     source = (resources.files("harmaug") / "data" / "model_card.md.jinja").read_text(encoding="utf-8")
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 (no HTML)
-    for part in parts:      # names come from rows: one line, one cell
-        part["name"] = " ".join(str(part["name"]).replace("|", "/").split())
     text = env.from_string(source).render(parts=parts, **values)
-    with atomic_file(folder / "README.md") as file:
+    with atomic_file(folder / NAME) as file:
         file.write(text.encode())

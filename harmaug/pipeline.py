@@ -203,23 +203,23 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
             TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
             stage.account({"train": len(usable)}, done=True)
             return _account(stage)
+        stage.entry["parts"] = _parts(run, config.student, usable)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
-        _write_card(run, folder, distiller, usable)
+        (run / folder / card.NAME).unlink(missing_ok=True)
         stage.account(summary(distiller), done=True)
+    if "parts" in stage.entry and not (run / folder / card.NAME).exists():     # a card that fails costs no training
+        card.write_card(run / folder, stage.entry["parts"], title=folder, version=machine()["harmaug"],
+                        counts=stage.entry["account"], audit=run.info["stages"].get("label", {}).get("audit") or {})
     return _account(stage)
 
 
-def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequence[Row]) -> None:
+def _parts(run: RunFolder, student: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     from harmaug.models import known_at
 
-    known = known_at(distiller.config.student)
-    student = known.name if known else Path(distiller.config.student).name
-    licence = known.licence if known else teacher.licence_of(Path(distiller.config.student))
-    parts = card.parts_of(run.info["stages"], rows, student, licence)
-    card.write_card(run / folder, parts, title=folder, student=student, version=machine()["harmaug"],
-                    counts=distiller.counts_, steps=distiller.n_steps_,
-                    audit=run.info["stages"].get("label", {}).get("audit") or {})
+    known = known_at(student)
+    licence = known.licence if known else teacher.licence_of(Path(student))
+    return card.parts_of(run.info["stages"], rows, known.name if known else Path(student).name, licence)
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:

@@ -338,6 +338,19 @@ def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny
     assert account["cached"] == account["rows"] and Path("r3/labelled.jsonl").read_bytes() == Path("r/labelled.jsonl").read_bytes()
 
 
+def test_labels_of_one_class_and_a_card_that_fails(folder, tiny, monkeypatch):
+    rows = [Row(prompt=f"how to {'harm' if i % 2 else 'help'} {i}", label=1 if i % 2 else None) for i in range(20)]
+    config = DistillConfig(student=str(tiny[1]), max_steps=1, new_head=True, validation_fraction=0.0)
+    with RunFolder("r") as run:
+        pipeline.label(run, lambda prompts, responses: [0.9 if "harm" in prompt else 0.1 for prompt in prompts], rows, quiet=True)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+            patch.setattr(pipeline.card, "write_card", lambda *args, **values: (_ for _ in ()).throw(OSError("full")))
+            pipeline.distil(run, config=config, quiet=True)
+        before = Path("r/guard/model.safetensors").stat().st_mtime_ns
+        assert pipeline.distil(run, config=config, quiet=True)["steps"] == 1 and Path("r/guard/model.safetensors").stat().st_mtime_ns == before
+    assert "10 human labels: kappa -, AUPRC -." in Path("r/guard/README.md").read_text()
+
+
 @pytest.mark.parametrize("change, message", [
     ('family = "llama-guard-3"', r"a classifier takes no family"), ('definition = "odd"', "definition must be one of"),
     ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
