@@ -104,7 +104,7 @@ class Guard:
         self.core = self._core(max_length)
         self.unsafe_index = self.core.unsafe_index
         fitted = source / "thresholds.json"
-        self.thresholds: dict[str, Any] = read_object(fitted) if fitted.exists() else {}
+        self.thresholds: dict[str, Any] = read_object(fitted) if params is None and fitted.exists() else {}
         self.threshold, self.temperature = _threshold(self.thresholds, fitted)
 
     def _core(self, max_length: int | None) -> _C.GuardCore:
@@ -192,7 +192,7 @@ class Guard:
             raise NotADirectoryError(f"{folder}: a guard is a folder with config.json and model.safetensors")
         threads = _thread_count(n_threads)
         options: dict[str, Any] = {"max_length": max_length, "long": long}
-        if not (folder / "adapter_config.json").exists():
+        if not (folder / adapters.CONFIG).exists():
             settings = read_object(folder / "config.json")
             dtype = dtype or ("int8" if settings.get("quantization_config") else "float32")
             encoder = _open_encoder(folder, dtype, threads)
@@ -448,7 +448,8 @@ class Guard:
         ----------
         folder : str or path-like
             Made when it does not exist. config.json, model.safetensors, the tokenizer's files, and thresholds.json when
-            a threshold was fitted.
+            a threshold was fitted. An adapter and a thresholds.json that were there before are removed: they would be
+            opened in place of this guard's.
         dtype : str, optional
             "float32", "float16", "bfloat16" or "int8"; None: that of the guard. Transformers loads all but "int8", which
             it refuses for its shapes. Opened with the same dtype, a folder of "bfloat16" or "int8" gives the scores of a
@@ -484,6 +485,8 @@ class Guard:
         path = target / "tokenizer_config.json"
         about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
+        for name in (adapters.CONFIG, adapters.WEIGHTS, "thresholds.json"):
+            (target / name).unlink(missing_ok=True)
         if self.thresholds:
             write_json(target / "thresholds.json", self.thresholds)
 
