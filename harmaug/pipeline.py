@@ -142,6 +142,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     if stage.done:
         return _account(stage)
     rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
+    stage.entry["data"] = card.data_of(row for _, row in rows)
     counts: dict[str, Any] = {"rows": 0, "seed": len(rows), "seeds_blocked": len(seed_rows) - len(rows), "done": 0,
                               "flagged": 0, "categories": {}}
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
@@ -197,18 +198,18 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     if not stage.done:
         rows = rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
+        stage.entry["parts"] = _parts(run, config.student, usable)
         if config.student == TFIDF:
             from harmaug.integrations.sklearn import TfidfGuard
 
             TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
             stage.account({"train": len(usable)}, done=True)
             return _account(stage)
-        stage.entry["parts"] = _parts(run, config.student, usable)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
         (run / folder / card.NAME).unlink(missing_ok=True)
         stage.account(summary(distiller), done=True)
-    if "parts" in stage.entry and not (run / folder / card.NAME).exists():     # a card that fails costs no training
+    if config.student != TFIDF and "parts" in stage.entry and not (run / folder / card.NAME).exists():     # a card that fails costs no training
         card.write_card(run / folder, stage.entry["parts"], title=folder, version=machine()["harmaug"],
                         counts=stage.entry["account"], audit=run.info["stages"].get("label", {}).get("audit") or {})
     return _account(stage)
@@ -219,7 +220,9 @@ def _parts(run: RunFolder, student: str, rows: Sequence[Row]) -> list[dict[str, 
 
     known = known_at(student)
     licence = known.licence if known else teacher.licence_of(Path(student))
-    return card.parts_of(run.info["stages"], rows, known.name if known else Path(student).name, licence)
+    parts = card.parts_of(run.info["stages"], rows, known.name if known else Path(student).name, licence,
+                          card.read_parts(Path(student)))
+    return parts[1:] if student == TFIDF else parts     # it starts from no weights
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:
@@ -574,6 +577,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     for name in wanted:
         report[name] = make(name)
         tell(f"{name}: {describe(name, report[name])}")
+        if name == "label" and (audit := run.info["stages"]["label"].get("audit")):
+            tell(teacher.describe_audit(audit))
     return report
 
 

@@ -236,8 +236,9 @@ def _label_noise(run: Path, limit: int = 24) -> Iterator[Section]:
 
     path = run / "labelled.jsonl"
     rows = read_rows(path) if path.exists() and path.stat().st_size else []
-    judged = [(abs(row.unsafe_score - row.label), row) for row in rows if row.label is not None and row.unsafe_score is not None]
-    doubtful = sorted((pair for pair in judged if pair[0] > 0.5), key=lambda pair: -pair[0])
+    judged = [(row.unsafe_score, row.label, row) for row in rows if row.label is not None and row.unsafe_score is not None]
+    doubtful = [(abs(score - label), row) for score, label, row in judged if (score >= 0.5) != label]       # as teacher.audit counts
+    doubtful.sort(key=lambda pair: -pair[0])
     if judged:
         note = f"The teacher contradicts {len(doubtful)} of {len(judged)} labels that rows brought along; the most confident first."
         yield Section(heading="Labels in doubt", notes=[note], rows=_columns(row for _, row in doubtful[:limit]))

@@ -193,6 +193,7 @@ def test_the_papers_recipe(student, tmp_path):
     with runs.RunFolder(tmp_path / "run") as run:
         outcome = pipeline.run_config(run, tables, data_folder=tmp_path, quiet=True)
     assert outcome["distil"]["steps"] == 4 and (tmp_path / "run" / "guard" / "model.safetensors").exists()
+    assert "| teacher | unnamed | unknown | 80 |" in (tmp_path / "run" / "guard" / "README.md").read_text()
 
 
 def test_layers_and_new_head(student, tmp_path):
