@@ -685,7 +685,7 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
                                licence=config.licence or "unknown")
     path = _teacher_path(config.teacher, folder)
-    if path.is_file() and path.suffix != ".gguf":
+    if holds_scores(config.teacher, folder):
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
     options = {**options, "device": config.device}
     if teacher.is_language_model(path):
@@ -699,6 +699,12 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
     guard = teacher.GuardTeacher.from_pretrained(name, **reading, **options)
     guard.licence = config.licence or guard.licence
     return guard
+
+
+def holds_scores(name: str, folder: Path) -> bool:
+    """Whether a teacher's name means a file of scores."""
+    path = _teacher_path(name, folder)
+    return path.is_file() and path.suffix != ".gguf"
 
 
 def _teacher_path(name: str, folder: Path) -> Path:
