@@ -294,7 +294,7 @@ class _Measure:
             raise DataError(f"[frontier] teacher: {config.teacher} is a file of scores, which costs nothing; name a model")
         if guard is not None and not isinstance(guard, Guard):
             raise DataError(f"[frontier] teacher: {config.teacher} is neither an encoder nor a language model")
-        path = pipeline._teacher_path(config.teacher, self._folder)
+        path = pipeline.teacher_path(config.teacher, self._folder)
         row = {"name": Path(config.teacher).name, "kind": "teacher", **self._worth(opened), **self._cost({"teacher": msgspec.to_builtins(config), "folder": str(self._folder)})}
         if guard is not None:
             return row | self._size(guard, path)

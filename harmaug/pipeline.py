@@ -684,7 +684,7 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
                                template=None if template is None else ChatTemplate.load(template),
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
                                licence=config.licence or "unknown")
-    path = _teacher_path(config.teacher, folder)
+    path = teacher_path(config.teacher, folder)
     if holds_scores(config.teacher, folder):
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
     options = {**options, "device": config.device}
@@ -703,11 +703,11 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
 
 def holds_scores(name: str, folder: Path) -> bool:
     """Whether a teacher's name means a file of scores."""
-    path = _teacher_path(name, folder)
+    path = teacher_path(name, folder)
     return path.is_file() and path.suffix != ".gguf"
 
 
-def _teacher_path(name: str, folder: Path) -> Path:
+def teacher_path(name: str, folder: Path) -> Path:
     """A file of scores lies beside the data; models are found as everywhere."""
     if name == teacher.STANDIN:
         return teacher.standin_folder()
@@ -721,7 +721,7 @@ def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = 
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
     named = (name, f"in {dtype}" if dtype else "", f"on {backend}" if backend != "native" else "")
-    return {" ".join(filter(None, named)): sha256(_teacher_path(name, folder))}
+    return {" ".join(filter(None, named)): sha256(teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
