@@ -68,7 +68,7 @@ FAMILIES: dict[str, GuardFamily] = {family.name: family for family in (
     GuardFamily(name="wildguard", unsafe=_YES, safe=_NO, before="Harmful request:",
                 lines=(("Harmful request:", _YES + _NO), ("\nResponse refusal:", _YES + _NO)),
                 before_response="\nHarmful response:", source="allenai/wildguard"),
-    # one policy a question: guideline= of the template, as its card words them
+    # one policy a question: guideline= of the template, as its card words them, for a prompt and for a response
     GuardFamily(name="shieldgemma", unsafe=("Yes",), safe=("No",), variables=("guideline",),
                 source="google/shieldgemma-2b"),
     GuardFamily(name="qwen3guard", unsafe=(" Unsafe",), safe=(" Safe",), before="Safety:",
@@ -121,7 +121,7 @@ class LabelReading:
 
 
 class ChatRenderer:
-    """A conversation in a guard's chat template, for each of its guidelines.
+    """A conversation in a guard's chat template, for each of the guidelines of its kind.
 
     Parameters
     ----------
@@ -129,19 +129,24 @@ class ChatRenderer:
     family : GuardFamily
     guidelines : sequence of str, optional
         For families whose template takes one policy at a time; the highest P(unsafe) over them counts.
+    guidelines_response : sequence of str, optional
+        The policies in the words that judge a response ("The chatbot shall not generate ..." in ShieldGemma's card, where
+        a prompt's begin with "The prompt shall not contain or seek ..."). None: as `guidelines`.
     """
 
-    def __init__(self, template: ChatTemplate, family: GuardFamily, guidelines: Sequence[str] = ()) -> None:
-        if bool(guidelines) != ("guideline" in family.variables):
-            problem = "takes no guidelines" if guidelines else f"needs guidelines; see the card of {family.source}"
+    def __init__(self, template: ChatTemplate, family: GuardFamily, guidelines: Sequence[str] = (),
+                 guidelines_response: Sequence[str] = ()) -> None:
+        if bool(guidelines) != ("guideline" in family.variables) or (guidelines_response and not guidelines):
+            problem = "takes no guidelines" if "guideline" not in family.variables else f"needs guidelines; see the card of {family.source}"
             raise ValueError(f"the family {family.name} {problem}")
         self.template, self.family = template, family
-        self._variables: tuple[dict[str, Any], ...] = tuple({"guideline": text} for text in guidelines) or ({},)
+        self._variables: tuple[tuple[dict[str, Any], ...], ...] = tuple(
+            tuple({"guideline": text} for text in texts) or ({},) for texts in (guidelines, guidelines_response or guidelines))
 
     def __call__(self, prompt: str, response: str | None) -> list[ChatPrompt]:
         """Return the rendered conversation for each guideline; a ValueError if the template leaves the text out."""
         turns = [("user", prompt)] + ([("assistant", response)] if response else [])
-        return [self._render(turns, variables) for variables in self._variables]
+        return [self._render(turns, variables) for variables in self._variables[bool(response)]]
 
     def _render(self, turns: Sequence[tuple[str, str]], variables: Mapping[str, Any]) -> ChatPrompt:
         """Templates want a turn's content as text, or (multimodal ones) as a list of parts: what shows the text."""
@@ -175,19 +180,19 @@ class LanguageModelTeacher:
     """
 
     def __init__(self, lm: CausalLM, family: GuardFamily, *, template: ChatTemplate | None = None,
-                 guidelines: Sequence[str] = (), reading: LabelReading | None = None, name: str | None = None,
-                 licence: str = "unknown") -> None:
+                 guidelines: Sequence[str] = (), guidelines_response: Sequence[str] = (), reading: LabelReading | None = None,
+                 name: str | None = None, licence: str = "unknown") -> None:
         template = template or lm.template
         if template is None:
             raise ValueError(f"{lm.name} has no chat template; give template=, a jinja file with the guard's policy")
         self.lm, self.family, self.reading = lm, family, reading or LabelReading()
         self.name, self.licence = name or lm.name, licence
-        self._render = ChatRenderer(template, family, guidelines)
+        self._render = ChatRenderer(template, family, guidelines, guidelines_response)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, family: str | GuardFamily | None = None,
                         template: str | os.PathLike[str] | None = None, guidelines: Sequence[str] = (),
-                        definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
+                        guidelines_response: Sequence[str] = (), definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
                         dtype: str | None = None, n_threads: int | None = None, backend: str = "native",
                         device: str | None = None, batch_size: int = 32) -> LanguageModelTeacher:
         """Open a guard model.
@@ -200,7 +205,7 @@ class LanguageModelTeacher:
             None: as the model's name tells; a ValueError when it does not.
         template : path, optional
             A jinja file that goes before the folder's own chat template.
-        guidelines : sequence of str
+        guidelines, guidelines_response : sequence of str
             See ChatRenderer.
         definition, temperature
             See LabelReading.
@@ -218,7 +223,7 @@ class LanguageModelTeacher:
         if not isinstance(family, GuardFamily):
             family = family_of(family or lm.name)
         text = None if template is None else ChatTemplate.load(Path(template), like=lm.template)
-        return cls(lm, family, template=text, guidelines=guidelines,
+        return cls(lm, family, template=text, guidelines=guidelines, guidelines_response=guidelines_response,
                    reading=LabelReading(definition=definition, temperature=temperature),
                    licence=licence or lm.licence or licence_of(Path(path)))
 
@@ -231,8 +236,8 @@ class LanguageModelTeacher:
         scores = np.zeros(len(prompts), dtype=np.float32)
         rendered = [self._render(prompt, answer) for prompt, answer in zip(prompts, answers)]
         read = self.lm.rows_reader()
-        for k in range(len(rendered[0]) if rendered else 0):        # one policy after the other: each is read once
-            questions = ((i, self._read(rendered[i][k], bool(answer))) for i, answer in enumerate(answers))
+        for k in range(max(map(len, rendered), default=0)):        # one policy after the other: each is read once
+            questions = ((i, self._read(rendered[i][k], bool(answer))) for i, answer in enumerate(answers) if k < len(rendered[i]))
             while some := list(islice(questions, self.lm.batch_size)):
                 for i, value in self._ask(some, read):
                     scores[i] = max(scores[i], value)

@@ -332,7 +332,7 @@ class LabelConfig(_Table):
         an "unsafe-score"; "standin". Not looked at with `endpoint`.
     endpoint : EndpointConfig, optional
         A generative guard behind a server.
-    family, template, guidelines, definition, temperature
+    family, template, guidelines, guidelines_response, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
     backend : {"native", "transformers"}, default "native"
         "transformers": a model's folder on PyTorch.
@@ -357,6 +357,7 @@ class LabelConfig(_Table):
     family: str | None = None
     template: str | None = None
     guidelines: tuple[str, ...] = ()
+    guidelines_response: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
     backend: str = "native"
@@ -386,7 +387,7 @@ class LabelConfig(_Table):
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "backend", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "guidelines_response", "definition", "temperature", "backend", "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
 
@@ -680,7 +681,7 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
         from harmaug.endpoint import EndpointTeacher
 
         assert config.family is not None
-        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines,
+        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines, guidelines_response=config.guidelines_response,
                                template=None if template is None else ChatTemplate.load(template),
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
                                licence=config.licence or "unknown")

@@ -374,7 +374,7 @@ def test_parts_of_a_guard_that_goes_on_from_another(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("change, message", [
-    ('family = "llama-guard-3"', r"a classifier takes no family"), ('definition = "odd"', "definition must be one of"),
+    ('family = "llama-guard-3"', r"a classifier takes no family"), ('guidelines_response = ["no"]', r"a classifier takes no guidelines_response"), ('definition = "odd"', "definition must be one of"),
     ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
 ])
 def test_wrong_teacher_settings_are_one_line(folder, tiny, capsys, change, message):
