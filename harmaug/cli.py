@@ -122,8 +122,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _dtype(evaluate, "with --model: ")
 
     report = verbs.add_parser("report", help="write RUN/report.html")
-    _common(report)
+    _common(report, run=False, threads=False)
     report.add_argument("folder", nargs="?", metavar="RUN")
+    report.add_argument("--out", "--run", dest="out", metavar="RUN", help="the same")
     report.set_defaults(run=_report)
 
     score = verbs.add_parser("score", help="rows in, rows with score and flagged out, in order")
@@ -133,7 +134,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _number(score, "--batch-size", int, 32, "rows scored together")
     _engine(score)
     _dtype(score)
-    _common(score)
+    _common(score, run=False)
     score.set_defaults(run=_score)
 
     serve = verbs.add_parser("serve", help="the guard over HTTP: /v1/moderations, /score, /healthz")
@@ -145,7 +146,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _number(serve, option, int, default, what)
     _number(serve, "--timeout", float, 30.0, "seconds for a request to arrive, and again to be scored")
     _number(serve, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
-    _common(serve)
+    _common(serve, run=False)
     serve.set_defaults(run=_serve)
 
     if argv[:1] == ["models"]:      # its parser needs the registry; --help need not
@@ -212,14 +213,17 @@ def _engine(parser: argparse.ArgumentParser, *, rows: bool = True, trains: bool 
                         help="; or ".join(what) + " (default: local and native, or what CONFIG says)")
 
 
-def _common(parser: argparse.ArgumentParser, out: str | None = None) -> None:
-    named = f" (default: {out})" if out else ""
-    parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
-    parser.add_argument("--seed", type=int, metavar="N", help="before the seeds of the configuration")
-    _number(parser, "--n-threads", int, None, "threads; changes no result", "what the machine offers")
+def _common(parser: argparse.ArgumentParser, out: str | None = None, *, run: bool = True, threads: bool = True) -> None:
+    """Options of every verb; with `run` those of one that writes a run folder, with `threads` of one that computes."""
+    if run:
+        named = f" (default: {out})" if out else ""
+        parser.add_argument("--out", "--run", dest="out", metavar="RUN", default=out, help="run folder" + named)
+        parser.add_argument("--seed", type=int, metavar="N", help="before the seeds of the configuration")
+        parser.add_argument("--allow-mixed", action="store_true", help="resume what another instruction set, version or model began; marks rows")
+    if threads:
+        _number(parser, "--n-threads", int, None, "threads; changes no result", "what the machine offers")
     for option, what in (("--json", "print the result as JSON"), ("--quiet", "no progress"),
-                         ("--offline", "never use the network"), ("--debug", "show the traceback of an error"),
-                         ("--allow-mixed", "resume what another instruction set, version or model began; marks rows")):
+                         ("--offline", "never use the network"), ("--debug", "show the traceback of an error")):
         parser.add_argument(option, action="store_true", help=what)
 
 
@@ -250,37 +254,34 @@ def _run(args: argparse.Namespace) -> int:
         from harmaug.evaluate_cli import refuse_unused
 
         if args.model or args.scores:
+            for option in ("out", "data", "allow_mixed"):
+                if getattr(args, option):
+                    raise ValueError(f"--{option.replace('_', '-')} is for the evaluation of a run: --model and --scores write none")
             return _evaluate_files(args)
         refuse_unused(args)
     if args.config is None and args.out is None:
         raise ValueError(f"harmaug {args.only} needs CONFIG, or --out RUN of a run that was begun")
-    tables = pipeline.read_config(args.config) if args.config is not None else None
+    out = args.out or Path("runs") / Path(args.config).stem
     engine = getattr(args, "engine", None)
-    chosen = engine if engine in ("native", "torch") else (tables or {}).get("distil", {}).get("engine")
-    together = chosen == "torch" and int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
-    if together and os.environ.get("RANK") != "0":      # the first one alone has the run folder
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1      # torchrun started several processes
+    helps = several and os.environ.get("RANK") != "0"       # the first one alone has the run folder
+    tables, where, data = ({}, "", "") if helps and engine == "torch" else _configuration(args, out)
+    if args.only is None and args.sweep:
+        if several or args.dry_run:
+            raise ValueError(f"--sweep goes without {'torchrun' if several else '--dry-run'}, which is for one configuration")
+        return _sweep(args, tables, out, data)
+    if "sweep" in tables:
+        raise ValueError(f"{where}: has the table [sweep]; run it with `harmaug run --sweep`")
+    together = several and (engine if engine in ("native", "torch") else tables.get("distil", {}).get("engine")) == "torch"
+    if together and helps:
         from harmaug.torch_processes import help_first
 
         help_first()
         return 0
-    out = args.out or Path("runs") / Path(args.config).stem
-    if args.config is None and not (Path(out) / "run.json").is_file():
-        raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
-    if args.only is None and args.sweep:
-        return _sweep(args, tables or {}, out)
-    if tables is not None and "sweep" in tables:
-        raise ValueError(f"{args.config}: has the table [sweep]; run it with `harmaug run --sweep`")
     if getattr(args, "dry_run", False):
-        return _dry_run(args, tables, out)
+        return _dry_run(args, tables, out, where, data)
     with RunFolder(out, allow_mixed=args.allow_mixed) as run:
         args.resume = [] if args.out else ["--out", str(out)]
-        where, data = args.config, args.data or Path(args.config or ".").parent
-        if tables is None:
-            begun = run.info.get("config")
-            if begun is None:
-                raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
-            tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
-            args.seed = begun["seed"] if args.seed is None else args.seed
         tables = _with_options(args, tables)
         report = pipeline.run_config(run, tables, where=where, data_folder=data, seed=args.seed,
                                      n_threads=args.n_threads, engine=engine, only=args.only, quiet=args.quiet,
@@ -318,14 +319,30 @@ def _run(args: argparse.Namespace) -> int:
     return int(bool(refused))
 
 
-def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) -> int:
+def _configuration(args: argparse.Namespace, out: str | Path) -> tuple[dict[str, Any], str, str | Path]:
+    """Return tables, their name for messages, and where relative file names begin: of CONFIG, or as the run was begun."""
+    from harmaug.pipeline import read_config
+    from harmaug.runs import read_info
+
+    if args.config is not None:
+        return read_config(args.config), args.config, args.data or Path(args.config).parent
+    if not (Path(out) / "run.json").is_file():
+        raise ValueError(f"{out}: not a run folder: no run.json; name a CONFIG")
+    begun = read_info(Path(out)).get("config")
+    if begun is None:
+        raise ValueError(f"{out}: begun without a configuration; name a CONFIG")
+    args.seed = begun["seed"] if args.seed is None else args.seed
+    return begun["tables"], begun["where"], args.data or begun["data"]
+
+
+def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, data: str | Path) -> int:
     from harmaug.sweep import format_summary, run_sweep
 
     if args.seed is not None:
         raise ValueError("--seed with --sweep: the seeds stand in [sweep]")
     args.resume = [] if args.out else ["--out", str(out)]
-    table = run_sweep(out, tables, where=args.config, data_folder=args.data or Path(args.config).parent, n_threads=args.n_threads,
-                      quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
+    table = run_sweep(out, tables, where=args.config, data_folder=data, n_threads=args.n_threads,
+                      engine=args.engine, quiet=args.quiet, allow_mixed=args.allow_mixed, tell=_teller(args.quiet or args.json))
     if args.json:
         _print_json(table)
     else:
@@ -334,16 +351,10 @@ def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path) ->
     return 0
 
 
-def _dry_run(args: argparse.Namespace, tables: Any, out: str | Path) -> int:
+def _dry_run(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, where: str, data: str | Path) -> int:
     from harmaug import dry_run
-    from harmaug.runs import read_info
 
-    where, data, seed = args.config, args.data or Path(args.config or ".").parent, args.seed
-    if tables is None:
-        begun = read_info(Path(out))["config"]
-        tables, where, data = begun["tables"], begun["where"], args.data or begun["data"]
-        seed = begun["seed"] if seed is None else seed
-    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=seed, only=args.only)
+    report = dry_run.plan(tables, out, where=where, data_folder=data, seed=args.seed, only=args.only)
     if args.json:
         _print_json(report)
     else:

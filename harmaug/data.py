@@ -32,6 +32,26 @@ class DataError(ValueError):
     """Bad input rows; the message names the file and the row."""
 
 
+class RowError(DataError):
+    """What a teacher has against row `row` of those that it was given; who knows the row's name puts that instead."""
+
+    def __init__(self, row: int, problem: str) -> None:
+        super().__init__(row, problem)
+        self.row, self.problem = row, problem
+
+    def __str__(self) -> str:
+        return f"conversation {self.row}: {self.problem}"
+
+
+@contextlib.contextmanager
+def at_row(row: int) -> Iterator[None]:
+    """A ValueError within is a RowError."""
+    try:
+        yield
+    except ValueError as error:
+        raise RowError(row, str(error)) from None
+
+
 class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_score": "unsafe-score"}):
     """One labelled or unlabelled prompt, alone or with a response.
 
@@ -301,13 +321,20 @@ def identity(row: Row) -> tuple[str, str]:
     return normalise(row.prompt), normalise(row.response or "")
 
 
-def require_labels(rows: Iterable[Row], where: str) -> None:
-    """Raise DataError unless every row has a hard label and both classes occur."""
+def require_labels(rows: Iterable[Row], where: str, *, both: bool = True) -> None:
+    """Raise DataError unless every row has a hard label, of 0 or 1 and scores in [0, 1], and (with `both`) both classes occur."""
     classes = set()
     for i, row in enumerate(rows):
+        at = f"{where}, row {i + 1}"
+        if row.label not in (None, 0, 1):
+            raise DataError(f"{at}: a label is 0 or 1, got {repr(row.label)[:24]}")
+        _score(row.unsafe_score, "unsafe-score", at)
+        _score(row.soft_label, "soft_label", at)
         if row.hard_label is None:
-            raise DataError(f"{where}, row {i + 1}: neither a label nor an unsafe-score")
+            raise DataError(f"{at}: neither a label nor an unsafe-score")
         classes.add(row.hard_label)
+    if not both:
+        return
     if not classes:
         raise DataError(f"{where}: the set is empty, no rows")
     if len(classes) == 1:

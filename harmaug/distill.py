@@ -296,7 +296,8 @@ class Distiller:
         Raises
         ------
         DataError
-            If a row has no label, there are no rows, or all of one class.
+            If a row of either kind has no label, or one that is not 0 or 1, or a score outside [0, 1]; if there are no
+            rows, or all of one class.
         ValueError
             If the loss is not finite (the last checkpoint stays), or out holds the checkpoint of another run.
         """
@@ -386,6 +387,7 @@ class _Run:
                  sample_weight: Sequence[float] | None) -> None:
         self.config, self.out, self.keep = config, out, keep
         data.require_labels(rows, "training rows")
+        data.require_labels(validation_rows or (), "validation rows", both=False)
         if sample_weight is not None and len(sample_weight) != len(rows):
             raise ValueError(f"sample_weight must have one number for each of {len(rows)} rows, "
                              f"got {len(sample_weight)}")

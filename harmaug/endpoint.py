@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from harmaug.chat import ChatPrompt, ChatTemplate
 from harmaug.checks import within
+from harmaug.data import at_row
 from harmaug.generator import Generation, Request, SamplerConfig
 from harmaug.guard_families import ChatRenderer, GuardFamily, LabelReading, family_of
 
@@ -234,7 +235,7 @@ class EndpointLM:
         sampling = sampling or SamplerConfig()
         asked = list(requests)
         samples = [(at, i) for at, request in enumerate(asked) for i in range(request.n)]
-        payloads = ({"prompt": str(asked[at].prompt), "seed": _sample_seed(seed, asked[at].first_index + i),
+        payloads = ({"prompt": _raw(asked[at].prompt, self.template), "seed": _sample_seed(seed, asked[at].first_index + i),
                      **_options(sampling, asked[at].stop)} for at, i in samples)
         answers = self.endpoint.map("completions", payloads)
         for (at, i), answer in zip(samples, answers):
@@ -250,6 +251,12 @@ def _stop(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
     """Close the connections and end the loop's thread."""
     closing = asyncio.run_coroutine_threadsafe(client.aclose(), loop)
     closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+
+
+def _raw(prompt: str, template: ChatTemplate) -> str:
+    """The prompt without the begin-of-sequence token, which the server puts there itself; one that also opens turns stays."""
+    rest = prompt.removeprefix(template.bos_token)
+    return str(prompt if template.bos_token in rest else rest)
 
 
 def _options(sampling: SamplerConfig, stop: Sequence[str]) -> dict[str, Any]:
@@ -303,8 +310,8 @@ class EndpointTeacher:
     server renders the conversation itself and its answer is read up to the place where the label comes.
 
     A label outside the told tokens is at most as probable as the least probable of them, and as what they leave of 1:
-    that bound is taken for it, and the row counted in ``account["bounded"]``. With neither label told P(unsafe) is
-    0.5, for nothing is known.
+    that bound is taken for it, and the row counted in ``account["bounded"]``. With neither label told the two-way
+    P(unsafe) is therefore 0.5, and the full one that bound.
 
     Attributes
     ----------
@@ -327,17 +334,19 @@ class EndpointTeacher:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,); an EndpointError when the server fails or its answers hold no log-probabilities."""
-        answers = [None] * len(prompts) if responses is None else responses
-        rows = list(zip(prompts, answers))
+        return np.fromiter(self.score_each(prompts, responses), np.float32, len(prompts))
+
+    def score_each(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Iterator[float]:
+        """Yield what `score` returns, one by one as answers come."""
+        rows = list(zip(prompts, [None] * len(prompts) if responses is None else responses))
         asked = list(self.payloads(rows))
-        scores = np.zeros(len(prompts), dtype=np.float32)
         path = "chat/completions" if self._render is None else "completions"
-        for (i, _), answer in zip(asked, self.endpoint.map(path, (payload for _, payload in asked))):
+        answers = self.endpoint.map(path, (payload for _, payload in asked))
+        for i, of_row in itertools.groupby(asked, key=lambda item: item[0]):
             response = rows[i][1]
             before = self._before(response) if self._render is None or (response and self.family.lines) else ""
-            told = _at_label(_logprobs(answer, self.endpoint.config.url), before, self.family)
-            scores[i] = max(scores[i], self._value(told))
-        return scores
+            told = (_at_label(_logprobs(next(answers), self.endpoint.config.url), before, self.family) for _ in of_row)
+            yield max(map(self._value, told))
 
     def payloads(self, rows: Iterable[tuple[str, str | None]]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield what is posted for (prompt, response) pairs, each with the place of its pair.
@@ -354,8 +363,10 @@ class EndpointTeacher:
                           "top_logprobs": top}
                 continue
             before = self.family.lines[0][0] if written else self._before(response)
-            for text in self._render(prompt, response):
-                yield i, {"prompt": str(text) + ("" if text.endswith(before) else before),
+            with at_row(i):
+                chats = self._render(prompt, response)
+            for text in chats:
+                yield i, {"prompt": _raw(text, self._render.template) + ("" if text.endswith(before) else before),
                           "max_tokens": 48 if written else 1, "temperature": 0, "logprobs": top}
 
     def _before(self, response: str | None) -> str:
@@ -364,7 +375,7 @@ class EndpointTeacher:
 
     def _value(self, told: Mapping[str, float]) -> float:
         """P(unsafe) of the told tokens' log-probabilities."""
-        floor = min(told.values(), default=0.0)
+        floor = min(told.values(), default=math.log(0.5))       # of nothing told: the middle
         left = max(1.0 - sum(map(math.exp, told.values())), 1e-12)
         weights: dict[str, float | None] = {}
         for label, words, others in (("unsafe", self.family.unsafe, self.family.safe),
@@ -373,8 +384,6 @@ class EndpointTeacher:
             weights[label] = float(np.logaddexp.reduce(found)) if found else None
         if None in weights.values():
             self.account["bounded"] += 1
-            if weights["unsafe"] is weights["safe"]:
-                return 0.5
         bound = min(floor, math.log(left))
         unsafe, safe = (bound if value is None else value for value in weights.values())
         return min(self.reading.of_log_weights(unsafe, safe, 0.0), 1.0)

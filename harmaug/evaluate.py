@@ -41,7 +41,9 @@ Floats = NDArray[np.float64]
 class Scorer(Shape):
     """What is evaluated: anything with a ``score`` method, such as a Guard or a Teacher."""
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]: ...
+    def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
+        """Return P(unsafe), shape (n,), of n prompts, each with its response or None."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

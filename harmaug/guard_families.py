@@ -7,6 +7,7 @@ sampled. The policy is the chat template of the guard's own folder.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from harmaug.chat import ChatPrompt, ChatTemplate
 from harmaug.checks import one_of, within
+from harmaug.data import RowError, at_row
 from harmaug.generator import CausalLM, open_lm
 
 DEFINITIONS = ("two-way", "full")
@@ -151,7 +153,7 @@ class ChatRenderer:
     def _render(self, turns: Sequence[tuple[str, str]], variables: Mapping[str, Any]) -> ChatPrompt:
         """Templates want a turn's content as text, or (multimodal ones) as a list of parts: what shows the text."""
         last = turns[-1][1].strip()
-        for content in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+        for content in (str, lambda text: [{"type": "text", "text": text}]):
             messages = [{"role": role, "content": content(text)} for role, text in turns]
             try:
                 text = self.template.render(messages, **variables)
@@ -160,7 +162,7 @@ class ChatRenderer:
                     raise
                 continue
             # as its own text, not inside Python's notation of a list
-            if last in text and "'type': 'text'" not in text:
+            if last in text and not any(str(m["content"]) in text for m in messages if isinstance(m["content"], list)):
                 return text
         raise ValueError(f"{self.template.name}: the chat template leaves the last turn's text out")
 
@@ -230,18 +232,24 @@ class LanguageModelTeacher:
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,): of the prompt, or of the response where there is one.
 
-        A ValueError names the place in `prompts` of a conversation that exceeds the model's context.
+        A RowError names the place in `prompts` of a conversation that exceeds the model's context.
         """
-        answers = [None] * len(prompts) if responses is None else responses
-        scores = np.zeros(len(prompts), dtype=np.float32)
-        rendered = [self._render(prompt, answer) for prompt, answer in zip(prompts, answers)]
-        read = self.lm.rows_reader()
-        for k in range(max(map(len, rendered), default=0)):        # one policy after the other: each is read once
-            questions = ((i, self._read(rendered[i][k], bool(answer))) for i, answer in enumerate(answers) if k < len(rendered[i]))
-            while some := list(islice(questions, self.lm.batch_size)):
-                for i, value in self._ask(some, read):
+        return np.fromiter(self.score_each(prompts, responses), np.float32, len(prompts))
+
+    def score_each(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Iterator[float]:
+        """Yield what `score` returns, one by one; on transformers the conversations that are read together."""
+        rows = enumerate(zip(prompts, [None] * len(prompts) if responses is None else responses))
+        readers = defaultdict[tuple[int, bool], Any](self.lm.rows_reader)     # one for each guideline of each kind, so that each policy is read once
+        while some := list(islice(rows, self.lm.batch_size)):
+            scores = dict.fromkeys((i for i, _ in some), 0.0)
+            chats = []
+            for i, (prompt, answer) in some:
+                with at_row(i):
+                    chats += [((k, bool(answer)), i, text) for k, text in enumerate(self._render(prompt, answer))]
+            for k in dict.fromkeys(chat[0] for chat in chats):
+                for i, value in self._ask([(i, self._read(text, k[1])) for at, i, text in chats if at == k], readers[k]):
                     scores[i] = max(scores[i], value)
-        return scores
+            yield from scores.values()
 
     def _ask(self, questions: list[tuple[int, _Question]], read: Callable[..., Iterable[Any]]) -> Iterator[tuple[int, float]]:
         """Answer what several conversations ask the model, side by side."""
@@ -258,7 +266,7 @@ class LanguageModelTeacher:
                 questions = [(i, question) for i, question, _ in asked]
                 given = list(read([ids for _, _, ids in asked])) if asked else []
         except ValueError as error:
-            raise ValueError(f"conversation {i}: {error}") from None
+            raise RowError(i, str(error)) from None
 
     def _read(self, text: str, paired: bool) -> _Question:
         """Yields ids, is sent the logits after them, and returns P(unsafe)."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             inputs[file] = _finished(run, before, file)
     make = by if name is not None else lambda: teacher.as_teacher(by)
     name = name or (by if isinstance(by, str) else getattr(by, "name", getattr(by, "__name__", type(by).__name__)))
+    earlier = run.info["stages"].get("label", {}).get("account", {})
     stage = run.stage("label", config={"teacher": name, **(settings or {})}, inputs=inputs, models=models, makes=(LABELLED,))
     if stage.done:
         return _account(stage)
@@ -153,20 +155,29 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
             _count_label(counts, old)
         begun = journal.next_key
         scorer = make() if begun < len(rows) else None
-        if scorer is not None:
-            stage.entry["teacher"] = dict(teacher.describe(scorer))
-            scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size, engine=engine)
-            for _, row, score in progress(scored, len(rows), "label", begun=begun, quiet=quiet):
-                extra = {**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp}
-                category = row.category or table.assign(row.prompt)
-                labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=category,
-                                                   extra=extra)
-                journal.append(labelled)
-                _count_label(counts, labelled.to_dict())
-                stage.account(counts | getattr(scorer, "account", {}))
-            counts |= getattr(scorer, "account", {})
+
+        def account() -> dict[str, Any]:
+            """What the teacher counts, requests and money, is added to that of earlier calls."""
+            spent = Counter({key: n for key, n in earlier.items() if key not in counts})
+            spent.update(getattr(scorer, "account", {}))
+            return {**counts, **spent}
+
+        try:
+            if scorer is not None:
+                stage.entry["teacher"] = dict(teacher.describe(scorer))
+                scored = teacher.label_rows(scorer, rows[begun:], batch_size=batch_size, engine=engine)
+                for _, row, score in progress(scored, len(rows), "label", begun=begun, quiet=quiet):
+                    extra = {**row.extra, "key": journal.next_key, "teacher": scorer.name, **stage.stamp}
+                    category = row.category or table.assign(row.prompt)
+                    labelled = msgspec.structs.replace(row, unsafe_score=score, soft_label=None, category=category,
+                                                       extra=extra)
+                    journal.append(labelled)
+                    _count_label(counts, labelled.to_dict())
+                    stage.account(account())
+        finally:
+            stage.account(account())
     stage.entry["audit"] = teacher.audit(rows_of(run / LABELLED))
-    stage.account(counts, done=True)
+    stage.account(account(), done=True)
     return _account(stage)
 
 
@@ -334,6 +345,8 @@ class LabelConfig(_Table):
         A generative guard behind a server.
     family, template, guidelines, guidelines_response, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
+    top_logprobs : int, default 20
+        With `endpoint`: how many tokens' log-probabilities are asked for. Some servers allow fewer.
     backend : {"native", "transformers"}, default "native"
         "transformers": a model's folder on PyTorch.
     device : str, optional
@@ -360,6 +373,7 @@ class LabelConfig(_Table):
     guidelines_response: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
+    top_logprobs: int = 20
     backend: str = "native"
     device: str | None = None
     dtype: str | None = None
@@ -367,12 +381,14 @@ class LabelConfig(_Table):
     cache: bool = True
 
     def __post_init__(self) -> None:
-        within(self, batch_size=">= 1")
+        within(self, batch_size=">= 1", top_logprobs=">= 1")
         check_engine(self.engine)
         one_of("backend", self.backend, BACKENDS)
         LabelReading(definition=self.definition, temperature=self.temperature)
         if self.endpoint is not None and self.family is None:
             raise ValueError("an endpoint needs family: which words its guard answers with")
+        if self.endpoint is None and self.top_logprobs != 20:
+            raise ValueError("top_logprobs needs an endpoint: other teachers have all logits")
 
     @property
     def name(self) -> str:
@@ -387,8 +403,16 @@ class LabelConfig(_Table):
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "guidelines_response", "definition", "temperature", "backend", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "guidelines_response", "definition", "temperature", "top_logprobs", "backend",
+                                         "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
+
+    def recorded(self, folder: Path) -> dict[str, Any]:
+        """`reading`, and the sha256 of the template's text: what run.json holds and scores are kept under."""
+        if self.template is None:
+            return self.reading()
+        source = ChatTemplate.load(folder / self.template).source
+        return {**self.reading(), "template_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
 class EvaluateConfig(_Table):
@@ -551,7 +575,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             assert config.label is not None
             models = _digest_of_model(config.label.teacher, config.label.endpoint, folder)
             return label(run, partial(load_teacher, config.label, models=models, folder=folder, **threads), seeds,
-                         name=config.label.name, models=models, settings=config.label.reading(), table=table,
+                         name=config.label.name, models=models, settings=config.label.recorded(folder), table=table,
                          batch_size=config.label.rows_at_once, engine=rows_on or config.label.engine, quiet=quiet)
         if name == "distil":
             return distil(run, None if config.label is not None else seeds, config=config.distil, models=of_student(),
@@ -671,10 +695,11 @@ def load_teacher(config: LabelConfig, *, models: Mapping[str, str], folder: Path
     made: teacher.Teacher = open_teacher(config, folder, options)
     if not config.cache or isinstance(made, teacher.ScoresTeacher):
         return made
-    return teacher.CachedTeacher(made, repr((sorted(models.items()), sorted(config.reading().items()))))
+    return teacher.CachedTeacher(made, repr((sorted(models.items()), sorted(config.recorded(folder).items()))))
 
 
 def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Return the teacher that a table [label] names; `folder` is where its relative paths begin."""
     reading = config.reading()
     template = None if config.template is None else folder / config.template
     if config.endpoint is not None:
@@ -684,7 +709,7 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
         return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines, guidelines_response=config.guidelines_response,
                                template=None if template is None else ChatTemplate.load(template),
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
-                               licence=config.licence or "unknown")
+                               top_logprobs=config.top_logprobs, licence=config.licence or "unknown")
     path = teacher_path(config.teacher, folder)
     if holds_scores(config.teacher, folder):
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
@@ -751,6 +776,7 @@ def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) ->
 
 
 def model_path(name: str) -> Path:
+    """Return the folder or file of a model: a path, or a name of models.REGISTRY."""
     from harmaug import models
 
     return models.resolve(name)

@@ -56,7 +56,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         Gets the lines that a person reads.
     """
     config = config or QuickstartConfig()
-    _announce(out, offline, tell)
+    _announce(out, config.responses, offline, tell)
 
     from harmaug import diversity, models, pipeline, safety, teacher
     from harmaug.augment import AugmentConfig
@@ -91,7 +91,7 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
         account = pipeline.augment(run, load_generator, shown, config=recipe, evaluation_rows=unseen,
                                    encoder=diversity.ENCODER, **of_generator)
         tell(f"augment: {pipeline.describe('augment', account)}")
-        # the paper's pairs, said plainly: short compliant texts of a 135M model, none to CBRNE rows
+        # the paper's pairs: short compliant texts of a 135M model, none to CBRNE rows
         answers = RespondConfig(responses="pairs", max_new_tokens=40, limit=config.responses, seed=config.seed)
         account = pipeline.respond(run, load_generator, config=answers, **of_generator)
         tell(f"respond: {pipeline.describe('respond', account)}")
@@ -136,7 +136,7 @@ def _train(run: Any, sets: Mapping[str, Sequence[Any]], validation: Sequence[Any
     return places
 
 
-def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], None]) -> None:
+def _announce(out: str | os.PathLike[str], responses: int, offline: bool, tell: Callable[[str], None]) -> None:
     from harmaug import _C, models
 
     tell("harmaug quickstart: from 300 labelled rows to a measured guard, with small real models")
@@ -152,6 +152,7 @@ def _announce(out: str | os.PathLike[str], offline: bool, tell: Callable[[str], 
     else:
         tell(f"download nothing{'' if missing else ': the models are here'}")
     tell(f"then {takes}; everything goes into {out}, and the same command goes on where it was stopped")
+    tell(f"to {responses} instructions it writes a refusing and, but for CBRNE, a complying response of at most 40 tokens; --responses 0 writes none")
 
 
 def weights_mb(folder: str | os.PathLike[str]) -> float:

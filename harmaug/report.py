@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from harmaug.data import Row, atomic_file, read_object
+from harmaug.data import DataError, Row, atomic_file, columns_of_stream, read_object
 
 if TYPE_CHECKING:
     from harmaug.plots import Chart
@@ -29,6 +29,7 @@ _DIVERSITY = {
     "nearest_held_out": "mean similarity to the nearest evaluation row", "clusters": "clusters (DBSCAN, cosine 0.5, 5 texts)",
     "noise": "share of texts in no cluster", "clusters_of": "texts that were clustered", "clusters_by": "their encoder",
     "clusters_note": "no clusters"}
+_NOT_DROPPED = ("done", "tokens", "kept", "refusal", "compliance", "seeds_blocked")      # counts of an account; what is kept has kinds, and seeds were not asked for
 _LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
@@ -77,7 +78,8 @@ def _templates() -> Any:
 def report_run(folder: str | os.PathLike[str]) -> Path:
     """Write report.html of a run folder from what it holds, and return its path.
 
-    A ValueError if it is not a run folder, or a file in it is damaged.
+    A torn last line, of a run that was killed or is still at work, is left out. A RunError if it is not a run folder; a
+    RunError or DataError names the file in it that is damaged.
     """
     from harmaug.runs import RunError, read_info
 
@@ -88,9 +90,11 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
         sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
+    except DataError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise RunError(f"{run}: run.json, metrics.json or scores.jsonl is damaged: not what a run writes") from None
-    write_report(run / "report.html", f"harmaug run {run.name}", sections, notes=metrics.get("notes", ()),
+        raise RunError(f"{run}: run.json, metrics.json or diversity.json is damaged: not what a run writes") from None
+    write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=metrics.get("notes", ()),
                  rows=_sample(run), info=info)
     return run / "report.html"
 
@@ -201,9 +205,12 @@ def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:
     charts: list[Chart] = []
     for name, stage in stages.items():
         account = stage.get("account") or {}
-        counts = {what: n for what, n in account.items() if type(n) is int and n and what not in ("done", "tokens", "kept")}
+        counts = {what: n for what, n in account.items() if type(n) is int and n and what not in _NOT_DROPPED}
         if "asked" in account and "kept" in account:
             charts.append(funnel.chart({**counts, "kept": account["kept"]}, f"{name}: asked, dropped, kept"))
+    if not stages:
+        yield Section(heading="Yield and cost", notes=["No stage has run yet."])
+        return
     yield Section(heading="Yield and cost", charts=charts, tables=[costs(stages), *(lines for _, lines in accounts(stages))])
 
 
@@ -232,10 +239,7 @@ def _diversity(run: Path, stages: Mapping[str, Any]) -> Iterator[Section]:
 
 def _label_noise(run: Path, limit: int = 24) -> Iterator[Section]:
     """Rows whose own label contradicts the teacher's score, the most confident first."""
-    from harmaug.data import read_rows
-
-    path = run / "labelled.jsonl"
-    rows = read_rows(path) if path.exists() and path.stat().st_size else []
+    rows = _whole_rows(run / "labelled.jsonl")
     judged = [(row.unsafe_score, row.label, row) for row in rows if row.label is not None and row.unsafe_score is not None]
     doubtful = [(abs(score - label), row) for score, label, row in judged if (score >= 0.5) != label]       # as teacher.audit counts
     doubtful.sort(key=lambda pair: -pair[0])
@@ -263,13 +267,19 @@ def accounts(stages: Mapping[str, Any]) -> list[tuple[str, list[list[Any]]]]:
 
 def _sample(run: Path, limit: int = 24) -> list[dict[str, Any]]:
     """Some rows of the run's last row stage, evenly spread."""
-    from harmaug.data import read_rows
     from harmaug.respond import spread
 
     for name in ("labelled.jsonl", "instructions.jsonl"):
-        if (run / name).exists() and (run / name).stat().st_size:
-            return _columns(spread(read_rows(run / name), limit))
+        rows = _whole_rows(run / name)
+        if rows:
+            return _columns(spread(rows, limit))
     return []
+
+
+def _whole_rows(path: Path) -> list[Row]:
+    """The rows of a stage's file, none where it is not there, without a torn last line."""
+    whole, end, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    return [Row.from_dict(columns, where) for where, columns in columns_of_stream(io.BytesIO(whole + end), str(path))]
 
 
 class Table:
@@ -292,7 +302,7 @@ class Table:
         return "\n".join(text + self.notes)
 
     def to_csv(self) -> str:
-        """Return the cells as CSV, numbers in full; an interval takes one cell."""
+        """Return the cells as CSV, numbers in full; an interval takes one cell, of three decimals."""
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([["" if cell is None else cell if isinstance(cell, float) else _plain(cell)
                                                          for cell in line] for line in self.lines])

@@ -139,6 +139,7 @@ class Batcher:
                 for i, score in enumerate(np.asarray(scores, dtype=np.float32))]
 
     def close(self) -> None:
+        """Wait for what is being scored, and end the threads."""
         self._pool.shutdown()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from harmaug import datasets, pipeline
 from harmaug.checks import one_of
 from harmaug.data import DataError, write_rows
+from harmaug.engines import TRAINERS, check_engine
 from harmaug.runs import RowFile, RunError, RunFolder, changes, read_info, sha256
 
 __all__ = ["Axis", "axes_of", "format_summary", "plan_of", "points_of", "run_sweep", "summary"]
@@ -150,7 +151,7 @@ def plan_of(tables: Mapping[str, Any], where: str) -> tuple[list[Axis], dict[str
 
 
 def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "configuration", data_folder: str | Path = ".",
-              n_threads: int | None = None, quiet: bool = False, allow_mixed: bool = False,
+              n_threads: int | None = None, engine: str | None = None, quiet: bool = False, allow_mixed: bool = False,
               tell: Callable[[str], None] = lambda line: None) -> list[dict[str, Any]]:
     """Run every point that is not done, and return the table: what `summary` makes of all points.
 
@@ -159,7 +160,7 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
     out : path
         A run folder of its own: points/NAME are the points' run folders, sweep.jsonl has a line for each that is done,
         summary.jsonl the table.
-    tables, where, data_folder, n_threads, quiet, tell
+    tables, where, data_folder, n_threads, engine, quiet, tell
         As for `pipeline.run_config`.
 
     Raises
@@ -169,6 +170,8 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
     RunError
         If a point that is done was made of other data or models than those that are there, unless allow_mixed.
     """
+    if engine not in (None, *TRAINERS):
+        check_engine(engine)
     axes, plan = plan_of(tables, where)
     known: dict[Path, str] = {}
     inputs = {name: _inputs(settings, where, Path(data_folder), known) for name, (_, settings) in plan.items()}
@@ -191,7 +194,8 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
                 folder.parent.mkdir(mode=0o700, exist_ok=True)
                 with RunFolder(folder, allow_mixed=allow_mixed) as place:
                     shared = _adopt(place, settings, [(run / "points" / other, plan[other][1]) for other in plan if other != name])
-                    report = pipeline.run_config(place, settings, where=where, data_folder=data_folder, n_threads=n_threads, quiet=quiet, tell=tell)
+                    report = pipeline.run_config(place, settings, where=where, data_folder=data_folder, n_threads=n_threads, engine=engine,
+                                                 quiet=quiet, tell=tell)
                 done[name] = {**_line(name, point, report, shared), "inputs": inputs[name]}
                 results.append(done[name])
         finally:

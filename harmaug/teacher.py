@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harmaug import engines, models
 from harmaug.checks import one_of
-from harmaug.data import DataError, Row, identity, read_object, read_rows
+from harmaug.data import DataError, Row, RowError, identity, read_object, read_rows
 from harmaug.evaluate import metrics
 from harmaug.generator import BACKENDS
 
@@ -26,7 +27,11 @@ STANDIN = "standin"
 
 
 class Teacher(Protocol):
-    """What labels rows; rows record its name, and run.json the licence of its outputs or weights ("unknown" else)."""
+    """What labels rows; rows record its name, and run.json the licence of its outputs or weights ("unknown" else).
+
+    One that scores row by row has ``score_each`` besides, with the parameters of ``score``, which yields floats in order:
+    what it has yielded is kept when the next one fails.
+    """
 
     name: str
     licence: str
@@ -92,7 +97,11 @@ class CallableTeacher:
 
 
 class ScoresTeacher:
-    """A file of scores as a teacher: rows with an "unsafe-score", looked up by prompt and response."""
+    """A file of scores as a teacher: rows with an "unsafe-score", looked up by prompt and response.
+
+    A row that stands there in other letter case or spacing only is taken where all such rows have one score. A DataError
+    names a row without a score, or with another one than an earlier row of the same texts.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, licence: str = "unknown") -> None:
         self.name, self.licence = Path(path).name, licence
@@ -100,13 +109,24 @@ class ScoresTeacher:
         lacking = next((i for i, row in enumerate(rows) if row.unsafe_score is None), None)
         if lacking is not None:
             raise DataError(f"{os.fspath(path)}, row {lacking + 1}: no unsafe-score")
-        self._scores = {identity(row): row.unsafe_score for row in rows}
+        self._scores: dict[tuple[str, str], float | None] = {}
+        self._alike: dict[tuple[str, str], set[float | None]] = {}
+        for i, row in enumerate(rows):
+            if self._scores.setdefault((row.prompt, row.response or ""), row.unsafe_score) != row.unsafe_score:
+                raise DataError(f"{os.fspath(path)}, row {i + 1}: another unsafe-score than an earlier row of the same texts")
+            self._alike.setdefault(identity(row), set()).add(row.unsafe_score)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,), NaN for a row that the file lacks."""
         answers = [None] * len(prompts) if responses is None else responses
-        keys = (identity(Row(prompt=prompt, response=answer or None)) for prompt, answer in zip(prompts, answers))
-        return np.array([self._scores.get(key, np.nan) for key in keys], dtype=np.float32)
+        scores = np.full(len(prompts), np.nan, dtype=np.float32)
+        for i, (prompt, answer) in enumerate(zip(prompts, answers)):
+            alike = self._alike.get(identity(Row(prompt=prompt, response=answer)), set())
+            exact = self._scores.get((prompt, answer or ""))
+            if exact is None and len(alike) > 1:
+                raise RowError(i, f"{self.name} has it in other letter case or spacing only, with {len(alike)} different scores")
+            scores[i] = next(iter(alike), np.nan) if exact is None else exact
+        return scores
 
 
 class CachedTeacher:
@@ -139,16 +159,41 @@ class CachedTeacher:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
+        return np.fromiter(self.score_each(prompts, responses), np.float32, len(prompts))
+
+    def score_each(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Iterator[float]:
+        """Yield what `score` returns, new scores as the teacher gives them."""
         answers = [None] * len(prompts) if responses is None else responses
         keys = [self._key(prompt, answer) for prompt, answer in zip(prompts, answers)]
-        scores = np.array([self._get(key) for key in keys], dtype=np.float32)
-        new = [int(i) for i in np.flatnonzero(np.isnan(scores))]
-        self._cached += len(keys) - len(new)
-        if new:
-            found = self.teacher.score([prompts[i] for i in new], [answers[i] for i in new])
-            scores[new] = found
-            self._put([(keys[i], float(scores[i])) for i in new if not np.isnan(scores[i])])
-        return scores
+        scores = [self._get(key) for key in keys]
+        new = [i for i, score in enumerate(scores) if np.isnan(score)]
+        found = self._score_new([keys[i] for i in new], [prompts[i] for i in new], [answers[i] for i in new])
+        try:
+            for score in scores:
+                self._cached += not np.isnan(score)
+                yield next(found) if np.isnan(score) else score
+        except RowError as error:
+            raise RowError(new[error.row], error.problem) from None
+
+    def _score_new(self, keys: Sequence[bytes], prompts: Sequence[str], answers: Sequence[str | None]) -> Iterator[float]:
+        """Score rows and keep the scores: of a batch at once, else once a second and at the end, whatever ends it."""
+        found = _scores_of(self.teacher, prompts, answers)
+        if not hasattr(self.teacher, "score_each"):
+            scored = list(zip(keys, found))
+            self._put(scored)
+            yield from (score for _, score in scored)
+            return
+        fresh: list[tuple[bytes, float]] = []
+        kept_at = time.monotonic()
+        try:
+            for key, score in zip(keys, found):
+                fresh.append((key, score))
+                if time.monotonic() - kept_at > 1:
+                    self._put(fresh)
+                    fresh, kept_at = [], time.monotonic()
+                yield score
+        finally:
+            self._put(fresh)
 
     def find(self, rows: Iterable[Row]) -> dict[int, float]:
         """Return the scores that are kept, by the place of their row."""
@@ -165,7 +210,8 @@ class CachedTeacher:
         try:
             if self._database is not None:
                 with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", entries)
+                    self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)",
+                                               [entry for entry in entries if 0 <= entry[1] <= 1])
         except sqlite3.Error as error:      # a full disk must not stop a run
             _log.warning("teacher scores are no longer cached: %s", error)
             self._database = None
@@ -178,7 +224,7 @@ class CachedTeacher:
     def _get(self, key: bytes) -> float:
         if self._database is None:
             return float("nan")
-        found = self._database.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+        found = self._database.execute("SELECT score FROM scores WHERE key = ? AND score BETWEEN 0 AND 1", (key,)).fetchone()
         return float("nan") if found is None else float(found[0])
 
     @staticmethod
@@ -223,27 +269,41 @@ def is_language_model(path: Path) -> bool:
     return path.suffix == ".gguf" or any(path.glob("*.gguf"))
 
 
+def _scores_of(teacher: Teacher, prompts: Sequence[str], responses: Sequence[str | None]) -> Iterator[float]:
+    """Yield a teacher's scores, each as soon as it gives it; a RowError unless there is one for each row."""
+    each = getattr(teacher, "score_each", None)
+    if each is not None:
+        yield from each(prompts, responses)
+        return
+    scores = np.asarray(teacher.score(prompts, responses), dtype=np.float32)
+    if scores.shape != (len(prompts),):
+        raise RowError(0, f"teacher {teacher.name} gave scores of shape {scores.shape} for {len(prompts)} rows from here on")
+    yield from scores.tolist()
+
+
 def label_rows(teacher: Teacher, rows: Sequence[tuple[str, Row]], *, batch_size: int = 256,
                engine: str = "local") -> Iterator[tuple[str, Row, float]]:
     """Yield (where, row, P(unsafe)) in order; `where` names a row in messages, such as "instructions.jsonl, row 3".
 
     The teacher gets `batch_size` rows at once; `engine` is that of engines.map_rows. A DataError names the row whose
-    score is NaN or outside [0, 1], or the batch that did not get one for each row.
+    score is NaN or outside [0, 1], or that the teacher cannot score, or the batch that did not get one for each row.
     """
     if engine != "local" and isinstance(teacher, CachedTeacher):
         yield from _label_elsewhere(teacher, rows, batch_size, engine)
         return
 
-    def score(batch: Sequence[tuple[str, Row]]) -> list[float]:
-        given = teacher.score([row.prompt for _, row in batch], [row.response for _, row in batch])
-        scores = np.asarray(given, dtype=np.float32)
-        if scores.shape != (len(batch),):
-            raise DataError(f"teacher {teacher.name}: scores of shape {scores.shape} for {len(batch)} rows "
-                            f"from {batch[0][0]} on")
-        for (where, _), value in zip(batch, scores.tolist()):
-            if not 0 <= value <= 1:
-                raise DataError(f"{where}: the score of teacher {teacher.name} must be in [0, 1], got {value}")
-        return list(map(_shortest, scores))
+    def each(batch: Sequence[tuple[str, Row]]) -> Iterator[float]:
+        scores = _scores_of(teacher, [row.prompt for _, row in batch], [row.response for _, row in batch])
+        try:
+            for i, value in enumerate(scores):
+                if not 0 <= value <= 1:
+                    raise RowError(i, f"the score of teacher {teacher.name} must be in [0, 1], got {value}")
+                yield _shortest(np.float32(value))
+        except RowError as error:
+            raise DataError(f"{batch[error.row][0]}: {error.problem}") from None
+
+    def score(batch: Sequence[tuple[str, Row]]) -> Iterable[float]:
+        return each(batch) if engine == "local" or hasattr(teacher, "score_each") else list(each(batch))
 
     for (where, row), value in engines.map_rows(score, rows, engine=engine, batch_size=batch_size):
         yield where, row, value

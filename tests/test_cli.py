@@ -129,6 +129,7 @@ def test_score_errors_name_the_line_and_keep_what_was_scored(capsys, fakes, monk
 
 def test_score_options_are_checked(capsys, fakes, tmp_path):
     assert "--threshold must be in [0, 1], got 2.0" in fails(capsys, "score", "--model", "m", "--threshold", "2")
+    assert "unrecognized arguments: --out --seed 1" in fails(capsys, "score", "--model", "m", "--out", "x", "--seed", "1")
     assert "--batch-size must be >= 1, got 0" in fails(capsys, "score", "--model", "m", "--batch-size", "0")
     assert f"{tmp_path / 'none'}: no such file" in fails(capsys, "score", "--model", "m", str(tmp_path / "none"))
 
@@ -213,6 +214,21 @@ def test_stage_order_and_folder_errors(capsys, fakes, folder):
     assert "stage augment was begun with another samples (then 32, now 33)" in fails(capsys, "augment", "config.toml", "--out", "other")
 
 
+def test_torchruns_processes_read_the_engine_of_the_run(capsys, fakes, folder, monkeypatch):
+    from harmaug import torch_processes
+
+    helped = []
+    monkeypatch.setattr(torch_processes, "help_first", lambda: helped.append(True))
+    Path("config.toml").write_text(CONFIG + '[distil]\nengine = "torch"\n')
+    run(capsys, "augment", "config.toml", "--out", "r", "--quiet")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    before = Path("r/run.json").read_bytes()
+    run(capsys, "distil", "--out", "r")
+    run(capsys, "distil", "--out", "not on this machine", "--engine", "torch")
+    assert helped == [True] * 2 and Path("r/run.json").read_bytes() == before
+
+
 def test_nan_teacher_names_the_row(capsys, fakes, folder, monkeypatch):
     monkeypatch.setattr(pipeline, "load_teacher", lambda config, **options: pipeline.teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1) + [np.nan], config.name))
     line = fails(capsys, "run", "config.toml", "--out", "r")
@@ -244,6 +260,7 @@ def test_gates_thresholds_and_baselines(capsys, fakes, folder):
     Path("more.csv").write_text("prompt,label\n" + "".join(f"{'p' * n},{n > 20:d}\n" for n in (5, 10, 15, 22, 25, 30, 18, 35)))
     out = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "auprc>=0.9,fpr<=0.5", "--junit", "j.xml", "--draws", "20").out
     assert "AUPRC" in out and 'failures="0"' in Path("j.xml").read_text()
+    assert "--out is for the evaluation of a run" in fails(capsys, "evaluate", "--model", "m", "more.csv", "--out", "r")
     err = run(capsys, "evaluate", "--model", "m", "more.csv", "--gate", "precision>1,fpr<=0.5", "--junit", "j.xml", "--draws", "0", status=1).err
     assert "gate precision>1 failed for more: precision is 1.0000, wanted > 1" in err
     assert 'failures="1"' in Path("j.xml").read_text()

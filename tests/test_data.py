@@ -172,6 +172,16 @@ def test_require_labels():
         data.require_labels([Row(prompt="a", label=1)], "set")
     with pytest.raises(DataError, match="set, row 2: neither a label nor an unsafe-score"):
         data.require_labels([Row(prompt="a", label=1), Row(prompt="b")], "set")
+    data.require_labels([Row(prompt="a", label=1)], "set", both=False)
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"label": 2}, "a label is 0 or 1, got 2"), ({"label": -1}, "got -1"), ({"unsafe_score": float("nan")}, "unsafe-score must be a number in .0, 1., got nan"),
+    ({"label": 1, "soft_label": float("inf")}, "soft_label must be .* got inf"), ({"label": 0, "unsafe_score": 1.5}, "got 1.5"),
+])
+def test_rows_made_in_python_are_checked(bad, message):
+    with pytest.raises(DataError, match=f"^set, row 3: .*{message}"):
+        data.require_labels([Row(prompt="a", label=0), Row(prompt="b", label=1), Row(prompt="c", **bad)], "set")
 
 
 def test_a_pipe_is_read(tmp_path):

@@ -295,10 +295,13 @@ def test_patience_stops_early(student):
     ([], "training rows: the set is empty"),
     ([Row(prompt="a", label=1)] * 3, "one class only, every row is unsafe"),
     ([Row(prompt="a", label=1), Row(prompt="b")], "training rows, row 2: neither a label nor an unsafe-score"),
+    ([Row(prompt="a", unsafe_score=float("nan"))], "training rows, row 1: unsafe-score must be a number in .0, 1., got nan"),
 ])
 def test_sets_that_cannot_be_learnt(student, rows, message):
     with pytest.raises(DataError, match=message):
         Distiller(config(student)).fit(rows)
+    with pytest.raises(DataError, match="validation rows, row 2: neither a label"):
+        Distiller(config(student)).fit(rows_of(8), [Row(prompt="a", label=1), Row(prompt="b")])
 
 
 def test_loss_that_explodes_names_step_and_checkpoint(student, tmp_path):

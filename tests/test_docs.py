@@ -47,7 +47,7 @@ def blocks(path: Path, *languages: str) -> list[tuple[str, str]]:
 def test_the_first_ten_lines_of_the_readme() -> None:
     lines = README.splitlines()[:10]
     assert "independent implementation" in lines[2] and "not affiliated with the paper's authors" in lines[2]
-    assert "`pip install . && harmaug quickstart`" in "\n".join(lines) and "`pip install '.[test]' && pytest`" in "\n".join(lines)
+    assert "`pip install . && harmaug quickstart`" in "\n".join(lines) and "`pip install '.[test]' && pytest -n 2`" in "\n".join(lines)
     assert sum(line.startswith("|") for line in lines) >= 4
 
 
@@ -135,6 +135,17 @@ def test_settings_and_commands_are_known(path: Path) -> None:
             words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
             if words[:1] == ["harmaug"]:
                 cli._parser(words[1:]).parse_args(words[1:])
+
+
+def test_every_page_and_module_is_reached() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in nav] == []
+    index = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    assert [page for page in pages if page.startswith("reference/") and f"({page.removeprefix('reference/')})" not in index + "(index.md)"] == []
+    assert [name for name in harmaug.__all__ if f"harmaug.{name}" not in index] == []
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "harmaug").glob("[a-z]*.py") if f"`{path.name}`" not in design] == []
 
 
 def test_every_block_has_a_known_tag() -> None:

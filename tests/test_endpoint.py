@@ -12,8 +12,11 @@ import pytest
 from fake_server import serving
 
 from harmaug.chat import ChatTemplate
+from harmaug.data import Row
 from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError, EndpointLM, EndpointTeacher
 from harmaug.generator import Request, SamplerConfig, in_order
+from harmaug.guard_families import LabelReading
+from harmaug.teacher import CachedTeacher, label_rows
 
 TEMPLATE = ChatTemplate(source="{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
 
@@ -191,6 +194,42 @@ def test_a_label_that_is_not_told_is_bounded(told, value):
     with serving(lambda *a: raw_answer(("x", told))) as server:
         teacher = EndpointTeacher(config(server), "llama-guard-2", template=TEMPLATE)
         assert teacher.score(["a"]) == pytest.approx([value]) and teacher.account["bounded"] == 1
+
+
+@pytest.mark.parametrize("told, value", [({"I": -0.001, "The": -8}, math.exp(-8)), (tops(x=0.7, y=0.2), 0.1), ({}, 0.5)])
+def test_the_full_probability_of_a_label_that_is_not_told_is_bounded_too(told, value):
+    teacher = EndpointTeacher(EndpointConfig(url="http://x", model="m"), "llama-guard-2", reading=LabelReading(definition="full"))
+    assert teacher._value(told) == pytest.approx(value)
+
+
+def test_answers_before_one_that_fails_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMAUG_CACHE", str(tmp_path))
+    status = [400]
+
+    def answer(path, payload):
+        _, body, _ = raw_answer(("x", tops(safe=0.75, unsafe=0.25)))
+        return status[0] if payload["prompt"].startswith("<user>23") else 200, body, {}
+
+    rows = [(f"file, row {i + 1}", Row(prompt=str(i))) for i in range(24)]
+    with serving(answer) as server:
+        first, again = (CachedTeacher(EndpointTeacher(config(server), "llama-guard-2", template=TEMPLATE), "m") for _ in range(2))
+        got = []
+        with pytest.raises(EndpointError, match="status 400"):
+            got.extend(label_rows(first, rows))
+        assert len(got) == 23 and len(server.seen) == 24
+        status[0] = 200
+        assert [score for *_, score in label_rows(again, rows)] == [0.25] * 24 and again.account["requests"] == 1 and again.account["cached"] == 23
+
+
+@pytest.mark.parametrize("bos, begin, prompt", [("<s>", "{{ bos_token }}[user]", "[user]a[guard]"), ("<s>", "<s>[user]", "[user]a[guard]"),
+                                                ("[", "[user]", "[user]a[guard]"), ("", "[user]", "[user]a[guard]")])
+def test_the_server_begins_the_sequence(bos, begin, prompt):
+    template = ChatTemplate(source=begin + "{{ messages[0].content }}[guard]", bos_token=bos)
+    with serving(lambda path, payload: raw_answer(("x", tops(safe=0.9))) if "logprobs" in payload else complete(path, payload)) as server:
+        EndpointTeacher(config(server), "llama-guard-2", template=template, top_logprobs=5).score(["a"])
+        lm = EndpointLM(config(server), template)
+        list(lm.stream([Request(prompt=lm.chat_prompt([{"role": "user", "content": "a"}]), n=1)]))
+    assert [payload["prompt"] for _, payload, _ in server.seen] == [prompt] * 2 and server.seen[0][1]["logprobs"] == 5
 
 
 def test_teacher_errors(quick):

@@ -5,7 +5,9 @@ import tiny_llama
 
 from harmaug import _C, CausalLM
 from harmaug.chat import ChatTemplate
+from harmaug.data import DataError, Row
 from harmaug.guard_families import FAMILIES, ChatRenderer, GuardFamily, LabelReading, LanguageModelTeacher, family_of
+from harmaug.teacher import CachedTeacher, label_rows
 
 POLICY = "Task: is the last turn unsafe under the policy? " + "Rule: be kind to each other. " * 2
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
@@ -120,6 +122,29 @@ def test_templates_of_parts_and_templates_that_leave_the_text_out(model):
     assert [str(text) for text in render("hello", "world")] == ["[user]hello[assistant]world"]
     with pytest.raises(ValueError, match="leaves the last turn's text out"):
         ChatRenderer(ChatTemplate(source="only the policy"), FAMILIES["llama-guard-3"])("hello", None)
+
+
+@pytest.mark.parametrize("source", [TURNS, "{% for m in messages %}[{{ m.role }}] {{ m.content[0].text }}\n{% endfor %}"])
+def test_a_prompt_may_hold_the_notation_of_a_part(source):
+    prompt = "print([{'type': 'text', 'text': 'hi'}])"
+    text, = ChatRenderer(ChatTemplate(source=source), FAMILIES["llama-guard-3"])(prompt, None)
+    assert text == f"[user] {prompt}\n"
+    notation = ChatTemplate(source="{% if messages[0].content is string %}x{% else %}{{ messages[0].content }}{% endif %}")
+    with pytest.raises(ValueError, match="leaves the last turn's text out"):
+        ChatRenderer(notation, FAMILIES["llama-guard-3"])("hi", None)
+
+
+def test_rows_come_one_by_one_and_errors_name_them_through_the_cache(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMAUG_CACHE", str(tmp_path))
+    teacher = LanguageModelTeacher(model[0], FAMILIES["shieldgemma"], template=ChatTemplate(source=TEMPLATES["shieldgemma"]), guidelines=["A.", "B."])
+    cached = CachedTeacher(teacher, "m")
+    rows = [(f"file, row {i + 1}", Row(prompt=prompt)) for i, prompt in enumerate(["a", "b", "c", "long " * 400, "d"])]
+    cached.score(["b"])
+    got = []
+    with pytest.raises(DataError, match=r"^file, row 4: \d+ tokens; the model's context takes 1\.\.900"):
+        got.extend(score for *_, score in label_rows(cached, rows))
+    assert np.array_equal(np.float32(got), teacher.score(["a", "b", "c"])) and cached.account == {"cached": 1}
+    assert len(list(label_rows(cached, rows[:3]))) == 3 and cached.account == {"cached": 4}
 
 
 def test_errors_name_the_conversation_and_the_words(model):

@@ -1,4 +1,5 @@
 """The experiment of benchmarks/harmaug_small.py, whole over tiny models: it goes on from its lines, and the confirming run waits for a committed plan."""
+import ast
 import importlib.util
 import json
 import math
@@ -14,6 +15,7 @@ from test_pipeline import write_bert, write_llama
 
 from harmaug import eda
 from harmaug.data import Row
+from harmaug.report import Table
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PLAN = """
@@ -224,3 +226,13 @@ def test_statistics():
         hits += low <= 0.8 <= high
     assert 0.91 < hits / draws < 0.99
     assert module.ratio_interval([1.0, 2.0, 3.0], [0.1, -0.1, 0.01])[1:] == (-math.inf, math.inf)
+
+
+def test_the_notebook_shows_what_is_recorded(monkeypatch):
+    notebook = BENCHMARKS.parent / "notebooks" / "07_experiment.ipynb"
+    cell = next(cell for cell in json.loads(notebook.read_text())["cells"] if "harmaug_small.Plan" in "".join(cell["source"]))
+    monkeypatch.chdir(notebook.parent)
+    *body, last = ast.parse("".join(cell["source"])).body
+    names = {"Table": Table, "np": np}
+    exec(compile(ast.Module(body, []), notebook.name, "exec"), names)
+    assert repr(eval(compile(ast.Expression(last.value), notebook.name, "eval"), names)) == "".join(cell["outputs"][0]["data"]["text/plain"])

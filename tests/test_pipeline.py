@@ -341,6 +341,44 @@ def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny
     assert cli.main(["run", "config.toml", "--out", "r3", "--quiet"]) == 0
     account = json.loads(Path("r3/run.json").read_text())["stages"]["label"]["account"]
     assert account["cached"] == account["rows"] and Path("r3/labelled.jsonl").read_bytes() == Path("r/labelled.jsonl").read_bytes()
+    # another policy in the file of the same name is another teacher too
+    Path("policy.jinja").write_text("Think again.\n" + Path("policy.jinja").read_text())
+    capsys.readouterr()
+    assert cli.main(["label", "config.toml", "--out", "r", "--quiet"]) == 2 and "begun with another template_sha256" in capsys.readouterr().err
+    label = pipeline.LabelConfig(teacher=str(tiny[0]), family="llama-guard-3", template="policy.jinja")
+    scorer = pipeline.load_teacher(label, models=stages["label"]["made_by"][0]["models"])
+    scorer.score([rows[0].prompt])
+    assert scorer.account == {"cached": 0}
+
+
+class Paid:
+    """Counts its requests, one for each row; fails at the third."""
+
+    name, licence, score = "paid", "MIT", None
+
+    def __init__(self):
+        self.account = {"requests": 0, "cost": 0.0}
+
+    def score_each(self, prompts, responses=None):
+        for _ in prompts:
+            self.account["requests"] += 1
+            self.account["cost"] += 0.5
+            if self.account["requests"] == 3:
+                raise ValueError("no more")
+            yield 0.25
+
+
+def test_what_earlier_calls_cost_is_in_the_account(tmp_path):
+    rows = [Row(prompt=f"p{i}", label=0) for i in range(5)]
+    for done in (2, 4):
+        with RunFolder(tmp_path / "r") as run, pytest.raises(ValueError, match="no more"):
+            pipeline.label(run, Paid(), rows, quiet=True)
+        assert runs.read_info(tmp_path / "r")["stages"]["label"]["account"]["done"] == done
+    with RunFolder(tmp_path / "r") as run:
+        account = pipeline.label(run, Paid(), rows, quiet=True)
+        assert (account["done"], account["requests"], account["cost"]) == (5, 7, 3.5)
+        run.info["stages"]["label"]["done"] = False     # killed before the closing: nothing is asked
+        assert pipeline.label(run, Paid(), rows, quiet=True)["cost"] == 3.5
 
 
 def test_labels_of_one_class_and_a_card_that_fails(folder, tiny, monkeypatch):
@@ -376,6 +414,7 @@ def test_parts_of_a_guard_that_goes_on_from_another(tmp_path, caplog):
 @pytest.mark.parametrize("change, message", [
     ('family = "llama-guard-3"', r"a classifier takes no family"), ('guidelines_response = ["no"]', r"a classifier takes no guidelines_response"), ('definition = "odd"', "definition must be one of"),
     ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
+    ("top_logprobs = 5", "top_logprobs needs an endpoint"),
 ])
 def test_wrong_teacher_settings_are_one_line(folder, tiny, capsys, change, message):
     text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8)

@@ -99,13 +99,22 @@ def test_the_page_of_a_run(tmp_path):
     data.write_rows(run / "scores.jsonl", (line for p in (part, safe) for line in p.lines()))
     data.write_rows(run / "labelled.jsonl", [Row(prompt=f"secret {i}", label=i % 2, unsafe_score=0.25) for i in range(10)])
     info = json.loads((run / "run.json").read_text())
-    info["stages"] = {"augment": {"seconds": 5.0, "account": {"asked": 20, "refusal": 8, "kept": 12, "done": 20, "tokens": 300}}}
+    info["stages"] = {"augment": {"seconds": 5.0, "account": {"asked": 20, "contradicts": 8, "refusal": 7, "compliance": 5, "kept": 12, "done": 20, "tokens": 300}}}
     data.write_json(run / "run.json", info)
     page = report_run(run).read_text()
     outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
     assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
     assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
     assert "over-refusal: safe" in page and "\\begin{tabular}" in page and "mine,300," in page
+    assert "No stage has run yet" not in page and ">refusal<" not in page.split("asked, dropped, kept")[1].split("</svg>")[0]
+    # a killed run leaves a torn line; a damaged one is named
+    whole = (run / "labelled.jsonl").read_text()
+    (run / "labelled.jsonl").write_text(whole + '{"prompt": "torn')
+    assert "contradicts 5 of 10 labels" in report_run(run).read_text()
+    (run / "labelled.jsonl").write_text(whole + '{"prompt": "torn\n')
+    with pytest.raises(data.DataError, match="labelled.jsonl, line 11"):
+        report_run(run)
+    (run / "labelled.jsonl").write_text(whole)
     for broken in ('{"datasets": 3}', '{"datasets": {"a": {}}}'):
         (run / "metrics.json").write_text(broken)
         with pytest.raises(ValueError, match="is damaged"):

@@ -141,9 +141,25 @@ def test_errors_name_the_place(folder, capsys, old, new, says):
     assert not Path("r").exists()
 
 
-def test_with_and_without_the_table(folder, capsys):
+def test_with_and_without_the_table(folder, monkeypatch, capsys):
     assert cli.main(["run", "sweep.toml", "--out", "r", "--quiet"]) == 2 and "run it with `harmaug run --sweep`" in capsys.readouterr().err
     assert cli.main(["run", "sweep.toml", "--sweep", "--seed", "1", "--out", "r", "--quiet"]) == 2 and "the seeds stand in [sweep]" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"the table \[sweep\] is missing"):
         sweep.axes_of({"data": {}}, "x")
+    assert cli.main(["run", "sweep.toml", "--sweep", "--dry-run", "--out", "r"]) == 2 and "--sweep goes without --dry-run" in capsys.readouterr().err
+    assert cli.main(["run", "sweep.toml", "--sweep", "--engine", "odd", "--out", "s"]) == 2 and "engine must be one of local, ray" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["run", "sweep.toml", "--sweep", "--engine", "torch", "--out", "s"]) == 2 and "--sweep goes without torchrun" in capsys.readouterr().err
+    assert not Path("s").exists()
     shutil.rmtree("r", ignore_errors=True)
+
+
+def test_the_engine_trains_every_point(folder, monkeypatch):
+    engines = []
+
+    def run_config(place, settings, *, engine, **options):
+        engines.append(engine)
+        return {"evaluate": {"mean": {}, "datasets": {}, "stages": {}}}
+
+    monkeypatch.setattr(pipeline, "run_config", run_config)
+    assert cli.main(["run", "sweep.toml", "--sweep", "--engine", "torch", "--out", "r", "--quiet"]) == 0 and engines == ["torch"] * 4

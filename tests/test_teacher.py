@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from harmaug import teacher
-from harmaug.data import DataError, Row
+from harmaug.data import DataError, Row, RowError
 
 ROWS = [(f"set, row {i + 1}", Row(prompt="p" * (i % 9 + 1), response="r" if i % 2 else None)) for i in range(50)]
 
@@ -30,8 +30,41 @@ def test_a_score_that_is_none_names_the_row(bad, message):
 
 
 def test_too_few_scores_are_named():
-    with pytest.raises(DataError, match=r"teacher short: scores of shape \(3,\) for 4 rows from set, row 1 on"):
+    with pytest.raises(DataError, match=r"set, row 1: teacher short gave scores of shape \(3,\) for 4 rows from here on"):
         list(teacher.label_rows(teacher.CallableTeacher(lambda p, r: [0.5] * (len(p) - 1), "short"), ROWS, batch_size=4))
+
+
+class OneByOne:
+    """Row by row; `stops` at a prompt."""
+
+    name, licence = "one by one", "MIT"
+
+    def __init__(self, stops):
+        self.stops, self.asked = stops, []
+
+    def score_each(self, prompts, responses=None):
+        for i, prompt in enumerate(prompts):
+            self.asked.append(prompt)
+            if prompt == self.stops:
+                raise RowError(i, "too long")
+            yield int(prompt) / 100
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_is_scored_row_by_row_is_kept_when_one_fails(cache, cached):
+    rows = [(f"file, row {i + 1}", Row(prompt=str(i))) for i in range(30)]
+    inner, got = OneByOne("25"), []
+    first = teacher.CachedTeacher(inner, "m") if cached else inner
+    if cached:
+        first.score(["3", "4"])
+    with pytest.raises(DataError, match="^file, row 26: too long$"):
+        for found in teacher.label_rows(first, rows):
+            got.append(found[2])
+            assert len(inner.asked) <= len(got) + 2     # each row before the next is asked for
+    assert got == [i / 100 for i in range(25)]
+    if cached:
+        again = teacher.CachedTeacher(OneByOne(None), "m")
+        assert len(list(teacher.label_rows(again, rows))) == 30 and again.teacher.asked == ["25", "26", "27", "28", "29"] and again.account == {"cached": 25}
 
 
 def test_as_teacher():
@@ -98,6 +131,16 @@ def test_without_a_cache_every_row_is_scored(cache, monkeypatch, spoil):
         assert teacher.CachedTeacher(inner, "m").score(["a"]) == np.float32(0.1) and len(seen) == n
 
 
+def test_wrong_scores_are_not_kept(cache):
+    with pytest.raises(DataError, match=r"set, row 1: teacher one gave scores of shape \(1,\) for 50 rows"):
+        list(teacher.label_rows(teacher.CachedTeacher(teacher.CallableTeacher(lambda p, r: [0.7], "one"), "m"), ROWS))
+    with pytest.raises(DataError, match=r"set, row 2: the score of teacher high must be in \[0, 1\], got 1.7"):
+        high = teacher.CallableTeacher(lambda p, r: [1.7 if x == "r" else 0.2 for x in r], "high")
+        list(teacher.label_rows(teacher.CachedTeacher(high, "m"), ROWS))
+    mended = teacher.CachedTeacher(teacher.CallableTeacher(lambda p, r: [0.5] * len(p), "high"), "m")
+    assert [score for *_, score in teacher.label_rows(mended, ROWS[:4])] == [0.2, 0.5, 0.2, 0.5]
+
+
 def test_a_file_of_scores(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"prompt": "a", "unsafe-score": 0.25}\n{"prompt": "a", "response": "b", "unsafe-score": 1}\n')
@@ -107,6 +150,16 @@ def test_a_file_of_scores(tmp_path):
         list(teacher.label_rows(file, [("here, row 1", Row(prompt="c"))]))
     path.write_text('{"prompt": "a", "label": 1}\n')
     with pytest.raises(DataError, match=r"scores.jsonl, row 1: no unsafe-score"):
+        teacher.ScoresTeacher(path)
+    lines = [f'{{"prompt": "{prompt}", "response": "{response}", "unsafe-score": {score}}}\n'
+             for prompt, response, score in (("QUJD", "", 0.9), ("qujd", "", 0.1), ("q", "  ", 0.3), ("q", "", 0.6), ("One", "", 0.5))]
+    path.write_text("".join(lines))
+    file = teacher.ScoresTeacher(path)
+    assert file.score(["QUJD", "qujd", "q", "q", "one"], ["", None, "  ", None, None]).tolist() == pytest.approx([0.9, 0.1, 0.3, 0.6, 0.5])
+    with pytest.raises(DataError, match="here, row 2: scores.jsonl has it in other letter case or spacing only, with 2 different scores"):
+        list(teacher.label_rows(file, [("here, row 1", Row(prompt="q")), ("here, row 2", Row(prompt="Qujd"))]))
+    path.write_text(lines[0] + lines[0].replace("0.9", "0.8"))
+    with pytest.raises(DataError, match="scores.jsonl, row 2: another unsafe-score than an earlier row of the same texts"):
         teacher.ScoresTeacher(path)
 
 
