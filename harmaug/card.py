@@ -13,11 +13,9 @@ import jinja2
 
 from harmaug.data import Row, atomic_file
 
-_log = logging.getLogger(__name__)
-
-
 NAME = "README.md"
 _HEAD = "| part | name | licence or terms | rows |"
+_log = logging.getLogger(__name__)
 
 
 def data_of(rows: Iterable[Row]) -> list[dict[str, str]]:

@@ -286,7 +286,8 @@ class Distiller:
             Choose the best step. None: validation_fraction of the rows.
         out : path, optional
             Folder for the guard (with LoRA, a PEFT adapter, unless `layers`, or a student that is an adapter itself,
-            leaves it no base), log.csv, and, while it runs, checkpoints: the same call after a crash goes on from the last one and ends with the same weights.
+            leaves it no base), log.csv, and, while it runs, checkpoints: the same call after a crash goes on from the
+            last one and ends with the same weights. What a guard before left there is removed.
         progress : bool, optional
             Show a progress bar. None: on a terminal or in a notebook.
         sample_weight : sequence of float, optional

@@ -91,7 +91,8 @@ def test_from_an_adapter(place, monkeypatch):
     Path("lora.toml").write_text(CONFIG.replace("max_steps = 60", "max_steps = 2\nlora_rank = 2").replace("[distil]", '[distil]\nstudent = "bert"'))
     assert cli.main(["distil", "lora.toml", "--out", "lora", "--quiet"]) == 0 and Path("lora/guard/adapter_config.json").exists()
     assert cli.main(["distil", "lora.toml", "--from", "lora/guard", "--out", "lora2", "--quiet"]) == 0
-    assert "| student | guard | unknown |  |\n| student of guard | bert | unknown |  |\n| data of guard | unnamed | unknown | 120 |" in Path("lora2/guard/README.md").read_text()
+    parts = "| student | guard | unknown |  |\n| student of guard | bert | unknown |  |\n| data of guard | unnamed | unknown | 120 |"
+    assert parts in Path("lora2/guard/README.md").read_text()
 
 
 @pytest.mark.parametrize("options, says", [

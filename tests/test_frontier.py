@@ -76,6 +76,7 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 @pytest.mark.parametrize("more", [{"model_type": "deberta-v2", "position_buckets": 8}, {"model_type": "llama", "num_key_value_heads": 1}])
 def test_a_shape_is_measured_where_it_fits(folder, monkeypatch, more):
+    monkeypatch.setattr(frontier, "_free_memory", lambda: 1 << 40)
     measure = frontier._Measure({"one": pipeline.read_rows("test.jsonl")}, 128, Path(), 1, folder, "bert")
     config = {**TINY, **more}
     row, before = measure.shape("tiny", config, "shape"), set(folder.iterdir())
@@ -96,7 +97,8 @@ def test_every_student_is_looked_at_before_one_is_trained(folder, capsys):
 
 
 def test_a_file_of_scores_is_no_first_row(folder, caplog, capsys):
-    Path("scores.jsonl").write_text("".join(json.dumps({**json.loads(line), "unsafe-score": 0.5}) + "\n" for line in Path("seed.jsonl").read_text().splitlines()))
+    rows = [json.loads(line) for line in Path("seed.jsonl").read_text().splitlines()]
+    Path("scores.jsonl").write_text("".join(json.dumps({**row, "unsafe-score": 0.5}) + "\n" for row in rows))
     Path("config.toml").write_text(CONFIG.replace("[distil]", '[label]\nteacher = "scores.jsonl"\n[distil]'))
     assert cli.main(["label", "config.toml", "--out", "r", "--quiet"]) == 0
     assert cli.main(["distil", "config.toml", "--student", "bert:1", "--out", "r", "--quiet"]) == 0

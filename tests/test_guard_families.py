@@ -79,7 +79,8 @@ def test_a_response_has_guidelines_of_its_own(model):
     render = ChatRenderer(template, family, asked, answered)
     assert [[text.split("\n")[0] for text in render(prompt, response)] for prompt, response in ROWS[:2]] == [asked, answered]
     got = LanguageModelTeacher(model[0], family, template=template, guidelines=asked, guidelines_response=answered).score(*zip(*ROWS))
-    want = [max(expected(model, family, TEMPLATES["shieldgemma"], prompt, response, reading, guideline) for guideline in (answered if response else asked)) for prompt, response in ROWS]
+    want = [max(expected(model, family, TEMPLATES["shieldgemma"], prompt, response, reading, guideline) for guideline in (answered if response else asked))
+            for prompt, response in ROWS]
     assert got == pytest.approx(want, rel=2e-4, abs=1e-7)
     for name, says in (("shieldgemma", "needs guidelines"), ("llama-guard-3", "takes no guidelines")):
         with pytest.raises(ValueError, match=says):

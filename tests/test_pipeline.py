@@ -320,7 +320,7 @@ def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny
     assert cli.main(["run", "config.toml", "--out", "r"]) == 0
     rows = read_rows("r/labelled.jsonl")
     audit = teacher.audit(rows)
-    assert f"against 82 human labels: kappa {audit['kappa']:.3f}, accuracy {audit['accuracy']:.3f}; it contradicts {audit['fp'] + audit['fn']:.0f}, " in capsys.readouterr().out
+    assert teacher.describe_audit(audit) in capsys.readouterr().out and audit["n"] == 82
     by_hand = LanguageModelTeacher.from_pretrained(tiny[0], family="llama-guard-3", template="policy.jinja")
     assert [row.unsafe_score for row in rows] == pytest.approx(by_hand.score([r.prompt for r in rows], [r.response for r in rows]), abs=1e-7)
     stages = json.loads(Path("r/run.json").read_text())["stages"]
@@ -395,24 +395,30 @@ def test_labels_of_one_class_and_a_card_that_fails(folder, tiny, monkeypatch):
 
 
 def test_parts_of_a_guard_that_goes_on_from_another(tmp_path, caplog):
-    rows = [Row(prompt="a", label=1, source="mine", license="CC-X"), Row(prompt="b", unsafe_score=0.5, extra={"teacher": "big"}), Row(prompt="c", generator="lm|1", soft_label=1),
-            Row(prompt="d", response="e", generator="rm", label=0), Row(prompt="f", generator="eda", source="eda:swap", license="CC-X")]
+    rows = [Row(prompt="a", label=1, source="mine", license="CC-X"), Row(prompt="b", unsafe_score=0.5, extra={"teacher": "big"}),
+            Row(prompt="c", generator="lm|1", soft_label=1), Row(prompt="d", response="e", generator="rm", label=0),
+            Row(prompt="f", generator="eda", source="eda:swap", license="CC-X")]
     stages = {"augment": {"generator": {"name": "lm|1", "licence": "MIT", "dtype": "int8"}}}
     data = [("data", "eda:swap", "CC-X", "1"), ("data", "mine", "CC-X", "1"), ("data", "unnamed", "unknown", "1")]
-    made = [("generator", "lm/1", "MIT", "1"), ("responder", "rm", "unknown", "1"), ("teacher", "big", "unknown", "1"), ("teacher", "unnamed", "unknown", "1"), *data]
-    card.write_card(tmp_path, card.parts_of(stages, rows, "bert", "apache-2.0"), title="g", version="1", audit={}, counts={"rows": 5, "merged": 0, "train": 5, "validation": 0, "steps": 1})
+    made = [("generator", "lm/1", "MIT", "1"), ("responder", "rm", "unknown", "1"), ("teacher", "big", "unknown", "1"),
+            ("teacher", "unnamed", "unknown", "1"), *data]
+    counts = {"rows": 5, "merged": 0, "train": 5, "validation": 0, "steps": 1}
+    card.write_card(tmp_path, card.parts_of(stages, rows, "bert", "apache-2.0"), title="g", version="1", audit={}, counts=counts)
     before = card.read_parts(tmp_path)
     assert [tuple(part.values()) for part in before] == [("student", "bert", "apache-2.0", ""), *made]
     assert "licence unknown of responder rm, teacher big, teacher unnamed, data unnamed" in caplog.text
     before[3]["licence"] = "llama3"
     again = card.parts_of({}, rows[1:2], "g", "unknown", before)
-    assert [(part["role"], part["name"], part["licence"]) for part in again[:3]] == [("student", "g", "unknown"), ("student of g", "bert", "apache-2.0"), ("generator of g", "lm/1", "MIT")]
+    assert [tuple(part.values()) for part in again[:3]] == [("student", "g", "unknown", ""), ("student of g", "bert", "apache-2.0", ""),
+                                                           ("generator of g", "lm/1", "MIT", "1")]
     assert [tuple(part.values()) for part in again[-2:]] == [("teacher", "big", "llama3", "1"), ("data", "unnamed", "unknown", "1")]
-    assert {part["role"] for part in card.parts_of({}, [], "h", "unknown", again)[2:]} >= {"teacher of g", "data of h"} and card.read_parts(tmp_path / "none") == []
+    assert {part["role"] for part in card.parts_of({}, [], "h", "unknown", again)[2:]} >= {"teacher of g", "data of h"}
+    assert card.read_parts(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("change, message", [
-    ('family = "llama-guard-3"', r"a classifier takes no family"), ('guidelines_response = ["no"]', r"a classifier takes no guidelines_response"), ('definition = "odd"', "definition must be one of"),
+    ('family = "llama-guard-3"', r"a classifier takes no family"),
+    ('guidelines_response = ["no"]', r"a classifier takes no guidelines_response"), ('definition = "odd"', "definition must be one of"),
     ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
     ("top_logprobs = 5", "top_logprobs needs an endpoint"),
 ])

@@ -188,8 +188,8 @@ def test_audit_against_scikit_learn():
 
 
 @pytest.mark.parametrize("text, licence", [
-    ("license: other\nlicense_name: llama3", "llama3"), ('license: "apache-2.0"', "apache-2.0"), ("license:\n- mit\n- 'cc-by-4.0'\ntags:\n- x", "mit, cc-by-4.0"), ("license: [mit, gpl]", "mit, gpl"),
-    ("license: other", "other"), ("tags: [license]", "unknown"), ("license:", "unknown"),
+    ("license: other\nlicense_name: llama3", "llama3"), ('license: "apache-2.0"', "apache-2.0"), ("license: [mit, gpl]", "mit, gpl"),
+    ("license:\n- mit\n- 'cc-by-4.0'\ntags:\n- x", "mit, cc-by-4.0"), ("license: other", "other"), ("tags: [license]", "unknown"), ("license:", "unknown"),
 ])
 def test_the_licence_of_a_card(tmp_path, text, licence):
     (tmp_path / "README.md").write_text(f"---\n{text}\n---\nlicense: below\n")
