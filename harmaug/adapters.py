@@ -9,6 +9,7 @@ from pathlib import Path
 from harmaug import _C, models
 from harmaug.data import read_object
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _CLASSIFIERS = ("classifier", "classifier.out_proj")
 BEFORE_CLASSIFIER = ("pooler.dense.weight", "classifier.dense.weight", "pre_classifier.weight", "head.dense.weight")
@@ -18,7 +19,7 @@ _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "alora_invocation_to
 
 def base_folder(adapter: Path, download: bool) -> Path:
     """Find the base model's folder, beside the adapter or by its name."""
-    path = adapter / "adapter_config.json"
+    path = adapter / CONFIG
     name = read_object(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise _C.FormatError(f"{path}: base_model_name_or_path is missing")
@@ -34,8 +35,8 @@ def base_folder(adapter: Path, download: bool) -> Path:
 
 def merge(adapter: Path, base: Path) -> _C.EncoderParams:
     """Return W + alpha / r * B A for the matrices that were adapted, and the tensors that were trained whole."""
-    scale = _scale(adapter / "adapter_config.json")
-    path = adapter / "adapter_model.safetensors"
+    scale = _scale(adapter / CONFIG)
+    path = adapter / WEIGHTS
     file = _C.TensorFile(path)
     whole, pairs = _tensors(path, file)
     heads = [name for name in _CLASSIFIERS if f"{name}.weight" in whole and f"{name}.bias" in whole]

@@ -168,7 +168,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _distil_options(parser: argparse.ArgumentParser) -> None:
     for option, name, what in (("--student", "MODEL[:LAYERS]", "train this one, and each further one, instead of [distil]'s, and compare their costs"),
-                               ("--shape", "NAME", "with --student: a further row that is computed, such as llama-3-8b"),
+                               ("--shape", "NAME", "with --student: a further row, of a published shape such as llama-3-8b"),
                                ("--replay", "FILE|RUN", "with --from: old rows to replay")):
         parser.add_argument(option, action="append", default=[], metavar=name, help=f"{what}; may be repeated")
     parser.add_argument("--teacher", metavar="MODEL", help="with --student: the first row (default: [label]'s teacher)")

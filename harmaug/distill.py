@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from harmaug import _C, data, evaluate, models, runs, students
+from harmaug import _C, adapters, data, evaluate, models, runs, students
 from harmaug.batches import DrawOrder, TokenRows
 from harmaug.checks import one_of, within
 from harmaug.data import Row
 from harmaug.engines import TRAINERS
 from harmaug.guard import Guard, write_thresholds
-from harmaug.tokenizer import Tokenizer
+from harmaug.tokenizer import Tokenizer, tokenizer_files
 
 if TYPE_CHECKING:
     from harmaug.torch_engine import TorchTrainer
@@ -64,7 +64,7 @@ class DistillConfig:
     Parameters
     ----------
     student : str
-        Folder or fetched name of the model to start from.
+        Folder or fetched name of the model to start from; an adapter is merged into its base model.
     layers : tuple of int, optional
         Encoder layers of it to keep, such as (0, 2, 4). None: all.
     new_head : bool, optional
@@ -285,8 +285,9 @@ class Distiller:
         validation_rows : iterable of Row, optional
             Choose the best step. None: validation_fraction of the rows.
         out : path, optional
-            Folder for the guard (with LoRA, a PEFT adapter, unless `layers` leaves it no base), log.csv, and, while it
-            runs, checkpoints: the same call after a crash goes on from the last one and ends with the same weights.
+            Folder for the guard (with LoRA, a PEFT adapter, unless `layers`, or a student that is an adapter itself,
+            leaves it no base), log.csv, and, while it runs, checkpoints: the same call after a crash goes on from the
+            last one and ends with the same weights. What a guard before left there is removed.
         progress : bool, optional
             Show a progress bar. None: on a terminal or in a notebook.
         sample_weight : sequence of float, optional
@@ -405,9 +406,10 @@ class _Run:
             kept, held = split_validation(merged, config.validation_fraction, config.seed)
             train, validation = [merged[i] for i in kept], [merged[i] for i in held]
         data.require_labels(train, "training rows without those held out for validation")
-        self.folder = models.resolve(config.student)
+        self.source = models.resolve(config.student)
+        self.folder = students.base_of(self.source)
         self.tokenizer = Tokenizer.from_pretrained(self.folder)
-        self.params = students.read_student(self.folder, config)
+        self.params = students.read_student(self.source, config)
         max_length = min(config.max_length, self.params.config["max_tokens"])
         self.train_set, self.validation = (TokenRows(train, self.tokenizer, max_length),
                                            TokenRows(validation, self.tokenizer, max_length))
@@ -541,7 +543,7 @@ class _Run:
         config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in keeps}
         here = runs.machine()
         of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(),
-              "student": runs.sha256(self.folder), "version": here["harmaug"],
+              "student": " ".join(map(runs.sha256, dict.fromkeys((self.source, self.folder)))), "version": here["harmaug"],
               "instruction set": here["cpu_isa"] if self.torch is None else None}
         return msgspec.json.decode(msgspec.json.encode(of))  # type: ignore[no-any-return]
 
@@ -614,9 +616,15 @@ class _Run:
             self.torch.share(None)      # nobody returns before it is written
 
     def _write(self, guard: Guard) -> None:
-        if self.config.lora_rank and self.config.layers is None:
-            self.trainer.save_adapter(self.out / "adapter_model.safetensors", "float16")
-            data.write_json(self.out / "adapter_config.json", self._adapter_config())
+        if self.out.resolve() not in (self.source.resolve(), self.folder.resolve()):
+            for name in ("config.json", "model.safetensors", *tokenizer_files(self.out)):      # an earlier guard's would be opened with this one
+                (self.out / name).unlink(missing_ok=True)
+        if self.config.lora_rank and self.config.layers is None and self.folder == self.source:
+            self.trainer.save_adapter(self.out / adapters.WEIGHTS, "float16")
+            data.write_json(self.out / adapters.CONFIG, self._adapter_config())
+            if students.unsafe_first(self.folder):      # the adapter's head has 1 unsafe, whatever its base says
+                names = {"id2label": {"0": "safe", "1": "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+                data.write_json(self.out / "config.json", {**data.read_object(self.folder / "config.json"), **names})
             write_thresholds(self.out, guard.thresholds)
         else:
             guard.save_pretrained(self.out)

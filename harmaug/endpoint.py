@@ -320,7 +320,7 @@ class EndpointTeacher:
     """
 
     def __init__(self, endpoint: Endpoint | EndpointConfig, family: str | GuardFamily, *,
-                 template: ChatTemplate | None = None, guidelines: Sequence[str] = (),
+                 template: ChatTemplate | None = None, guidelines: Sequence[str] = (), guidelines_response: Sequence[str] = (),
                  reading: LabelReading | None = None, top_logprobs: int = 20, licence: str = "unknown") -> None:
         self.endpoint = endpoint if isinstance(endpoint, Endpoint) else Endpoint(endpoint)
         self.family = family if isinstance(family, GuardFamily) else family_of(family)
@@ -328,7 +328,7 @@ class EndpointTeacher:
         self.name = self.endpoint.config.model
         if template is None and self.family.variables:
             raise ValueError(f"the family {self.family.name} needs a template: a chat interface takes no guidelines")
-        self._render = None if template is None else ChatRenderer(template, self.family, guidelines)
+        self._render = None if template is None else ChatRenderer(template, self.family, guidelines, guidelines_response)
         self.account = self.endpoint.account
         self.account["bounded"] = 0
 

@@ -1,7 +1,7 @@
 """What a guard costs beside what it is worth: several students of one teacher, trained, measured and put into one table.
 
-Costs are measured in a process of their own, one text at a time through ``score``; a shape that is too big to be had is
-counted from its configuration, and its row says "computed".
+Costs are measured in a process of their own, one text at a time through ``score``: of a shape with random weights where
+these fit into the memory that is free, else it is counted from its configuration, and its row says "computed".
 """
 from __future__ import annotations
 
@@ -9,28 +9,39 @@ import csv
 import dataclasses
 import io
 import json
+import logging
+import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from harmaug import data, evaluate, models, pipeline, runs
+from harmaug import _C, data, evaluate, models, pipeline, runs, students
+from harmaug.chat import ChatTemplate
 from harmaug.checks import within
 from harmaug.data import DataError, Row
 from harmaug.distill import DistillConfig
+from harmaug.generator import CausalLM
 from harmaug.guard import Guard
+from harmaug.guard_families import FAMILIES, LanguageModelTeacher
 from harmaug.respond import spread
+from harmaug.teacher import ScoresTeacher
+from harmaug.tokenizer import Tokenizer
 from harmaug.versions import cpu_model
 
 __all__ = ["SHAPES", "FrontierConfig", "flops", "format_frontier", "frontier", "parse_student"]
+
+_log = logging.getLogger(__name__)
 
 _DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128100, "position_buckets": 256}
 _LAYERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -43,7 +54,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-3-8b": {**_LLAMA3, **dict(zip(_LAYERS, (4096, 32, 32, 14336)))},
     "llama-3.2-1b": {**_LLAMA3, **dict(zip(_LAYERS, (2048, 16, 32, 8192))), "tie_word_embeddings": True},
 }
-"""Published shapes whose costs can be counted without their weights: DeBERTa v3 with a two-label head, Llama 3."""
+"""Published shapes whose costs can be had without their weights: DeBERTa v3 with a two-label head, Llama 3."""
+
+_COUNTED = ("model_type", "vocab_size", *_LAYERS, "position_buckets", "num_key_value_heads", "head_dim", "tie_word_embeddings")
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "deberta-v2": {"architectures": ["DebertaV2ForSequenceClassification"], "max_position_embeddings": 512, "relative_attention": True,
+                   "share_att_key": True, "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "position_biased_input": False,
+                   "type_vocab_size": 0, "pooler_hidden_act": "gelu", "layer_norm_eps": 1e-7},
+    "llama": {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+}
+_FREE_SHARE = 0.6       # of the free memory that a shape's weights may take
 
 COLUMNS = ("name", "kind", "parameters", "gflops", "gflops_share", "mb", "f1", "auprc", "ms", "ms_share", "peak_mb", "peak_mb_share", "note")
 _SHARES = ("gflops", "ms", "peak_mb")
@@ -63,7 +83,7 @@ class FrontierConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         What stands in the first row: a guard's folder or fetched name, "standin", or a shape. None: the teacher of
         [label], where there is that table.
     shapes : tuple of str
-        Further rows that are computed: names of SHAPES, or config.json files of such models.
+        Further rows, measured with random weights or computed: names of SHAPES, or config.json files of such models.
     int8 : bool
         Export each student as int8 too, into NAME-int8, unless it fails the gate.
     max_dp, max_dauprc : float
@@ -91,20 +111,21 @@ def parse_student(spec: str) -> tuple[str, tuple[int, ...] | None]:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such model.
     DataError
         For more layers than the model has.
     """
-    found = _SPEC.fullmatch(spec)
-    if found is None or os.path.exists(spec):
-        return spec, None
+    found = None if os.path.exists(spec) else _SPEC.fullmatch(spec)
+    name = spec if found is None else found[1]
+    settings = data.read_object(students.base_of(models.resolve(name)) / "config.json")
+    if found is None:
+        return name, None
     numbers = tuple(int(n) for n in found[2].split(","))
-    settings = data.read_object(models.resolve(found[1]) / "config.json")
     n = int(settings.get("num_hidden_layers") or settings.get("n_layers") or 0)
-    if len(numbers) > 1:
-        return found[1], numbers
-    if not 1 <= numbers[0] <= n:
-        raise DataError(f"student {spec}: {found[1]} has {n} layers")
-    return found[1], tuple(i * n // numbers[0] for i in range(numbers[0]))
+    if max(numbers) >= n + (len(numbers) == 1) or numbers == (0,):
+        raise DataError(f"student {spec}: {name} has {n} layers")
+    return name, numbers if len(numbers) > 1 else tuple(i * n // numbers[0] for i in range(numbers[0]))
 
 
 def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, config: FrontierConfig, base: DistillConfig,
@@ -134,7 +155,7 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
     Raises
     ------
     DataError
-        If two students share a folder, a shape is unknown, or there is no evaluation set.
+        If two students share a folder, a student or shape is unknown, or there is no evaluation set: before any training.
     """
     if not datasets:
         raise DataError("[frontier] needs evaluation sets: files under [data.evaluation]")
@@ -144,17 +165,22 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
         if slug in specs:
             raise DataError(f"[frontier] students: {specs[slug]} and {spec} share the folder students/{slug}")
         specs[slug] = spec
-    shapes = {name: _shape(name) for name in (*config.shapes, *([config.teacher] if config.teacher in SHAPES else []))}
-    measure = _Measure(datasets, config.tokens, folder, n_threads)
+    for left in run.path.glob(".shape-*"):      # of a process that was killed
+        shutil.rmtree(left)
+    chosen = {slug: parse_student(spec) for slug, spec in specs.items()}
+    shapes = {name: _shape(name) for name in config.shapes}
+    measure = _Measure(datasets, config.tokens, folder, n_threads, run.path, next(iter(chosen.values()))[0])
     table = []
     if config.teacher in SHAPES:
-        table.append(_computed(config.teacher, shapes[config.teacher], config.tokens, "teacher"))
-    elif config.teacher is not None or teacher is not None:
-        opened = pipeline.LabelConfig(teacher=config.teacher) if config.teacher is not None else teacher
-        table.append(measure.teacher(opened))
+        table.append(measure.shape(config.teacher, SHAPES[config.teacher], "teacher"))
+    elif config.teacher is not None:
+        table.append(measure.teacher(pipeline.LabelConfig(teacher=config.teacher)))
+    elif teacher is not None and teacher.endpoint is None and pipeline.holds_scores(teacher.teacher, folder):
+        _log.warning("[frontier] no first row: the teacher of [label], %s, is a file of scores, which costs nothing; --teacher names a model", teacher.teacher)
+    elif teacher is not None:
+        table.append(measure.teacher(teacher))
     refused = {}
-    for slug, spec in specs.items():
-        student, layers = parse_student(spec)
+    for slug, (student, layers) in chosen.items():
         own = dataclasses.replace(base, student=student, layers=layers)
         pipeline.distil(run, rows, config=own, name=f"distil_{slug}", folder=f"students/{slug}",
                         models={student: runs.sha256(models.resolve(student))}, quiet=quiet)
@@ -166,7 +192,7 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
                 table.append(measure.guard(place.with_name(f"{slug}-int8"), f"{slug}-int8", "int8"))
             else:
                 refused[f"{slug}-int8"] = reason
-    table += [_computed(name, shapes[name], config.tokens, "shape") for name in config.shapes]
+    table += [measure.shape(name, shapes[name], "shape") for name in config.shapes]
     _add_shares(table)
     here = runs.machine()
     result = {"rows": table, "refused": refused, "tokens": config.tokens, "texts": len(measure.texts), "cpu": cpu_model(), "cpu_isa": here["cpu_isa"],
@@ -201,14 +227,34 @@ def flops(config: Mapping[str, Any], tokens: int) -> float:
 
 def parameters(config: Mapping[str, Any]) -> int:
     """Return the number of weights of a Llama, or of a DeBERTa v3 with a pooler and two labels."""
-    tables = 1 if config.get("tie_word_embeddings") else 2
+    return sum(math.prod(shape) for _, shape in _tensors(config))
+
+
+def _tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every weight, under transformers' names."""
     h, inner, layers, vocab = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
     if config["model_type"] == "llama":
         width = int(config.get("head_dim") or h // config["num_attention_heads"])
         heads, kv = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
-        return int(tables * vocab * h + layers * (2 * h * heads + 2 * h * kv + 3 * h * inner + 2 * h) + h)
-    layer = 4 * (h * h + h) + 2 * h * inner + inner + h + 4 * h
-    return vocab * h + 2 * h + 2 * int(config["position_buckets"]) * h + 2 * h + layers * layer + h * h + h + 2 * h + 2
+        matrices = {"self_attn.q_proj": (heads, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, heads),
+                    "mlp.gate_proj": (inner, h), "mlp.up_proj": (inner, h), "mlp.down_proj": (h, inner)}
+        yield "model.embed_tokens.weight", (vocab, h)
+        yield "model.norm.weight", (h,)
+        if not config.get("tie_word_embeddings"):
+            yield "lm_head.weight", (vocab, h)
+        for i in range(layers):
+            for name, shape in {**matrices, "input_layernorm": (h,), "post_attention_layernorm": (h,)}.items():
+                yield f"model.layers.{i}.{name}.weight", shape
+        return
+    blocks = {**{f"attention.self.{name}_proj": (h, h) for name in ("query", "key", "value")}, "attention.output.dense": (h, h),
+              "attention.output.LayerNorm": (h,), "intermediate.dense": (inner, h), "output.dense": (h, inner), "output.LayerNorm": (h,)}
+    yield "deberta.embeddings.word_embeddings.weight", (vocab, h)
+    yield "deberta.encoder.rel_embeddings.weight", (2 * int(config["position_buckets"]), h)
+    pairs = {"deberta.embeddings.LayerNorm": (h,), "deberta.encoder.LayerNorm": (h,), "pooler.dense": (h, h), "classifier": (2, h)}
+    pairs |= {f"deberta.encoder.layer.{i}.{name}": shape for i in range(layers) for name, shape in blocks.items()}
+    for name, shape in pairs.items():
+        yield f"{name}.weight", shape
+        yield f"{name}.bias", shape[:1]
 
 
 def format_frontier(result: Mapping[str, Any]) -> str:
@@ -231,8 +277,10 @@ def format_frontier(result: Mapping[str, Any]) -> str:
 class _Measure:
     """Measures models on the same sets and texts."""
 
-    def __init__(self, datasets: Mapping[str, Sequence[Row]], tokens: int, folder: Path, n_threads: int | None) -> None:
+    def __init__(self, datasets: Mapping[str, Sequence[Row]], tokens: int, folder: Path, n_threads: int | None, scratch: Path = Path(),
+                 student: str = "") -> None:
         self._datasets, self._tokens, self._folder, self._n_threads = datasets, tokens, folder, n_threads
+        self._scratch, self._student = scratch, student
         rows = [row for rows in datasets.values() for row in rows]
         self.texts = [[row.prompt, row.response] for row in spread(rows, _TEXTS)]
 
@@ -242,9 +290,11 @@ class _Measure:
             raise DataError("[frontier] teacher: one behind a server cannot be timed here; name a shape or a folder")
         opened: Any = pipeline.open_teacher(config, self._folder, self._options())
         guard = getattr(opened, "guard", None)
+        if isinstance(opened, ScoresTeacher):
+            raise DataError(f"[frontier] teacher: {config.teacher} is a file of scores, which costs nothing; name a model")
         if guard is not None and not isinstance(guard, Guard):
             raise DataError(f"[frontier] teacher: {config.teacher} is neither an encoder nor a language model")
-        path = pipeline._teacher_path(config.teacher, self._folder)
+        path = pipeline.teacher_path(config.teacher, self._folder)
         row = {"name": Path(config.teacher).name, "kind": "teacher", **self._worth(opened), **self._cost({"teacher": msgspec.to_builtins(config), "folder": str(self._folder)})}
         if guard is not None:
             return row | self._size(guard, path)
@@ -258,6 +308,20 @@ class _Measure:
         """A row of a guard's folder."""
         guard = Guard.from_pretrained(folder, **self._options())
         return {"name": name, "kind": kind, **self._worth(guard), **self._cost({"guard": str(folder)}), **self._size(guard, folder)}
+
+    def shape(self, name: str, config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        """A row of a shape: timed with random weights where these fit into memory and disk, else computed."""
+        row = _computed(name, config, self._tokens, kind)
+        student = students.base_of(models.resolve(self._student))
+        n_tokens = Tokenizer.from_pretrained(student).vocab_size
+        size = 4 * row["parameters"]        # and as much again for packed weights on the disk
+        if size > _FREE_SHARE * _free_memory() or 2 * size > shutil.disk_usage(self._scratch).free or n_tokens > config["vocab_size"]:
+            return row
+        with tempfile.TemporaryDirectory(prefix=".shape-", dir=self._scratch) as scratch:
+            _write_shape(Path(scratch), config)
+            for texts in (self.texts[:1], self.texts):      # once before, as a guard's packed weights are in the cache when it is measured
+                cost = self._cost({"shape": scratch, "student": str(student)}, texts, Path(scratch) / "cache")
+        return row | cost | {"note": "random weights"}
 
     def _options(self) -> dict[str, Any]:
         return {} if self._n_threads is None else {"n_threads": self._n_threads}
@@ -275,10 +339,11 @@ class _Measure:
         return {"parameters": weights.size if weights is not None else None, "gflops": flops(guard.config, self._tokens) / 1e9, "mb": size,
                 "note": "8-bit weights" if weights is None else ""}
 
-    def _cost(self, what: Mapping[str, Any]) -> dict[str, Any]:
-        """Median milliseconds of a text and peak memory, of a process of its own."""
-        job = {**what, "texts": self.texts, "options": self._options()}
-        done = subprocess.run([sys.executable, "-m", "harmaug.frontier"], input=msgspec.json.encode(job), capture_output=True)
+    def _cost(self, what: Mapping[str, Any], texts: Sequence[Any] | None = None, cache: Path | None = None) -> dict[str, Any]:
+        """Median milliseconds of a text and peak memory, of a process of its own; what it caches goes to `cache`, if anything does."""
+        job = {**what, "texts": self.texts if texts is None else texts, "options": self._options()}
+        own = {} if cache is None or models.cache_folder() is None else {"HARMAUG_CACHE": str(cache)}
+        done = subprocess.run([sys.executable, "-m", "harmaug.frontier"], input=msgspec.json.encode(job), capture_output=True, env={**os.environ, **own})
         if done.returncode:
             raise DataError(f"[frontier] measuring {next(iter(what.values()))} failed: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
         found: dict[str, Any] = json.loads(done.stdout)
@@ -306,6 +371,37 @@ def _computed(name: str, config: Mapping[str, Any], tokens: int, kind: str) -> d
     return {"name": Path(name).stem if os.path.exists(name) else name, "kind": kind, "parameters": n, "gflops": flops(config, tokens) / 1e9,
             "mb": n * (4 if wide else 2) / 1e6, "f1": None, "auprc": None, "ms": None, "peak_mb": None, "sets": {},
             "note": f"computed; {'32' if wide else '16'}-bit weights"}
+
+
+def _write_shape(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a model of random weights."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal(max(math.prod(shape) for _, shape in _tensors(config)), np.float32)
+    weights = {name: np.ones(shape, np.float32) if "norm" in name.lower() and name.endswith("weight") else noise[:math.prod(shape)].reshape(shape)
+               for name, shape in _tensors(config)}
+    _C.write_safetensors(folder / "model.safetensors", weights, dtype="BF16" if config["model_type"] == "llama" else "F32")
+    data.write_json(folder / "config.json", {**_SETTINGS[config["model_type"]], **{name: config[name] for name in _COUNTED if name in config}})
+
+
+def _open_shape(folder: Path, student: Path, n_threads: int | None = None) -> Any:
+    """A guard of such a model, with another one's tokenizer: one of encoders, or a generative one without a policy."""
+    settings, tokenizer = data.read_object(folder / "config.json"), Tokenizer.from_pretrained(student)
+    if settings["model_type"] != "llama":
+        encoder = _C.Encoder(folder, n_threads=n_threads or 0, cache=models.cache_place("weights"))
+        return Guard(encoder, tokenizer, settings, folder, max_length=settings["max_position_embeddings"])
+    lm = CausalLM(_C.CausalLM(folder, n_threads=n_threads or 0), tokenizer, name=folder.name)
+    return LanguageModelTeacher(lm, FAMILIES["llama-guard-2"], template=ChatTemplate(source="{% for m in messages %}{{ m.content }}\n{% endfor %}"))
+
+
+def _free_memory() -> int:
+    """Bytes that are free here, by the system and by the container's limit; 0 where nobody tells."""
+    try:
+        free = int(re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    except (OSError, IndexError):
+        return 0
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 def _shape(name: str) -> dict[str, Any]:
@@ -363,6 +459,8 @@ def _measure_here() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.read())
     if "guard" in job:
         scorer: Any = Guard.from_pretrained(job["guard"], **job["options"])
+    elif "shape" in job:
+        scorer = _open_shape(Path(job["shape"]), Path(job["student"]), **job["options"])
     else:
         scorer = pipeline.open_teacher(msgspec.convert(job["teacher"], pipeline.LabelConfig), Path(job["folder"]), job["options"])
     taken = []

@@ -193,7 +193,7 @@ class Guard:
             raise NotADirectoryError(f"{folder}: a guard is a folder with config.json and model.safetensors")
         threads = _thread_count(n_threads)
         options: dict[str, Any] = {"max_length": max_length, "long": long}
-        if not (folder / "adapter_config.json").exists():
+        if not (folder / adapters.CONFIG).exists():
             settings = read_object(folder / "config.json")
             dtype = dtype or ("int8" if settings.get("quantization_config") else "float32")
             encoder = _open_encoder(folder, dtype, threads)
@@ -465,7 +465,8 @@ class Guard:
         ----------
         folder : str or path-like
             Made when it does not exist. config.json, model.safetensors, the tokenizer's files, and thresholds.json when
-            a threshold was fitted.
+            a threshold was fitted. An adapter and a thresholds.json that were there before are removed: they would be
+            opened in place of this guard's.
         dtype : str, optional
             "float32", "float16", "bfloat16" or "int8"; None: that of the guard. Transformers loads all but "int8", which
             it refuses for its shapes. Opened with the same dtype, a folder of "bfloat16" or "int8" gives the scores of a
@@ -501,6 +502,8 @@ class Guard:
         path = target / "tokenizer_config.json"
         about = read_object(path) if path.exists() else {"tokenizer_class": "BertTokenizer"} if kind == "bert" else {}
         write_json(path, {**about, "model_max_length": self.max_length})
+        for name in (adapters.CONFIG, adapters.WEIGHTS):
+            (target / name).unlink(missing_ok=True)
         write_thresholds(target, self.thresholds)
 
     def _label_names(self) -> list[str]:

@@ -70,7 +70,7 @@ FAMILIES: dict[str, GuardFamily] = {family.name: family for family in (
     GuardFamily(name="wildguard", unsafe=_YES, safe=_NO, before="Harmful request:",
                 lines=(("Harmful request:", _YES + _NO), ("\nResponse refusal:", _YES + _NO)),
                 before_response="\nHarmful response:", source="allenai/wildguard"),
-    # one policy a question: guideline= of the template, as its card words them
+    # one policy a question: guideline= of the template, as its card words them, for a prompt and for a response
     GuardFamily(name="shieldgemma", unsafe=("Yes",), safe=("No",), variables=("guideline",),
                 source="google/shieldgemma-2b"),
     GuardFamily(name="qwen3guard", unsafe=(" Unsafe",), safe=(" Safe",), before="Safety:",
@@ -123,7 +123,7 @@ class LabelReading:
 
 
 class ChatRenderer:
-    """A conversation in a guard's chat template, for each of its guidelines.
+    """A conversation in a guard's chat template, for each of the guidelines of its kind.
 
     Parameters
     ----------
@@ -131,19 +131,24 @@ class ChatRenderer:
     family : GuardFamily
     guidelines : sequence of str, optional
         For families whose template takes one policy at a time; the highest P(unsafe) over them counts.
+    guidelines_response : sequence of str, optional
+        The policies in the words that judge a response ("The chatbot shall not generate ..." in ShieldGemma's card, where
+        a prompt's begin with "The prompt shall not contain or seek ..."). None: as `guidelines`.
     """
 
-    def __init__(self, template: ChatTemplate, family: GuardFamily, guidelines: Sequence[str] = ()) -> None:
-        if bool(guidelines) != ("guideline" in family.variables):
-            problem = "takes no guidelines" if guidelines else f"needs guidelines; see the card of {family.source}"
+    def __init__(self, template: ChatTemplate, family: GuardFamily, guidelines: Sequence[str] = (),
+                 guidelines_response: Sequence[str] = ()) -> None:
+        if bool(guidelines) != ("guideline" in family.variables) or (guidelines_response and not guidelines):
+            problem = "takes no guidelines" if "guideline" not in family.variables else f"needs guidelines; see the card of {family.source}"
             raise ValueError(f"the family {family.name} {problem}")
         self.template, self.family = template, family
-        self._variables: tuple[dict[str, Any], ...] = tuple({"guideline": text} for text in guidelines) or ({},)
+        self._variables: tuple[tuple[dict[str, Any], ...], ...] = tuple(
+            tuple({"guideline": text} for text in texts) or ({},) for texts in (guidelines, guidelines_response or guidelines))
 
     def __call__(self, prompt: str, response: str | None) -> list[ChatPrompt]:
         """Return the rendered conversation for each guideline; a ValueError if the template leaves the text out."""
         turns = [("user", prompt)] + ([("assistant", response)] if response else [])
-        return [self._render(turns, variables) for variables in self._variables]
+        return [self._render(turns, variables) for variables in self._variables[bool(response)]]
 
     def _render(self, turns: Sequence[tuple[str, str]], variables: Mapping[str, Any]) -> ChatPrompt:
         """Templates want a turn's content as text, or (multimodal ones) as a list of parts: what shows the text."""
@@ -177,19 +182,19 @@ class LanguageModelTeacher:
     """
 
     def __init__(self, lm: CausalLM, family: GuardFamily, *, template: ChatTemplate | None = None,
-                 guidelines: Sequence[str] = (), reading: LabelReading | None = None, name: str | None = None,
-                 licence: str = "unknown") -> None:
+                 guidelines: Sequence[str] = (), guidelines_response: Sequence[str] = (), reading: LabelReading | None = None,
+                 name: str | None = None, licence: str = "unknown") -> None:
         template = template or lm.template
         if template is None:
             raise ValueError(f"{lm.name} has no chat template; give template=, a jinja file with the guard's policy")
         self.lm, self.family, self.reading = lm, family, reading or LabelReading()
         self.name, self.licence = name or lm.name, licence
-        self._render = ChatRenderer(template, family, guidelines)
+        self._render = ChatRenderer(template, family, guidelines, guidelines_response)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, family: str | GuardFamily | None = None,
                         template: str | os.PathLike[str] | None = None, guidelines: Sequence[str] = (),
-                        definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
+                        guidelines_response: Sequence[str] = (), definition: str = "two-way", temperature: float = 1.0, licence: str | None = None,
                         dtype: str | None = None, n_threads: int | None = None, backend: str = "native",
                         device: str | None = None, batch_size: int = 32) -> LanguageModelTeacher:
         """Open a guard model.
@@ -202,7 +207,7 @@ class LanguageModelTeacher:
             None: as the model's name tells; a ValueError when it does not.
         template : path, optional
             A jinja file that goes before the folder's own chat template.
-        guidelines : sequence of str
+        guidelines, guidelines_response : sequence of str
             See ChatRenderer.
         definition, temperature
             See LabelReading.
@@ -220,7 +225,7 @@ class LanguageModelTeacher:
         if not isinstance(family, GuardFamily):
             family = family_of(family or lm.name)
         text = None if template is None else ChatTemplate.load(Path(template), like=lm.template)
-        return cls(lm, family, template=text, guidelines=guidelines,
+        return cls(lm, family, template=text, guidelines=guidelines, guidelines_response=guidelines_response,
                    reading=LabelReading(definition=definition, temperature=temperature),
                    licence=licence or lm.licence or licence_of(Path(path)))
 
@@ -234,15 +239,15 @@ class LanguageModelTeacher:
     def score_each(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> Iterator[float]:
         """Yield what `score` returns, one by one; on transformers the conversations that are read together."""
         rows = enumerate(zip(prompts, [None] * len(prompts) if responses is None else responses))
-        readers = defaultdict[int, Any](self.lm.rows_reader)        # one for each guideline, so that each policy is read once
+        readers = defaultdict[tuple[int, bool], Any](self.lm.rows_reader)     # one for each guideline of each kind, so that each policy is read once
         while some := list(islice(rows, self.lm.batch_size)):
             scores = dict.fromkeys((i for i, _ in some), 0.0)
             chats = []
             for i, (prompt, answer) in some:
                 with at_row(i):
-                    chats += [(k, i, text, bool(answer)) for k, text in enumerate(self._render(prompt, answer))]
+                    chats += [((k, bool(answer)), i, text) for k, text in enumerate(self._render(prompt, answer))]
             for k in dict.fromkeys(chat[0] for chat in chats):
-                for i, value in self._ask([(i, self._read(text, paired)) for at, i, text, paired in chats if at == k], readers[k]):
+                for i, value in self._ask([(i, self._read(text, k[1])) for at, i, text in chats if at == k], readers[k]):
                     scores[i] = max(scores[i], value)
             yield from scores.values()
 

@@ -144,6 +144,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     if stage.done:
         return _account(stage)
     rows = [(f"seed row {i + 1}", row) for i, row in enumerate(seed_rows) if not safety.blocked_row(row)]
+    stage.entry["data"] = card.data_of(row for _, row in rows)
     counts: dict[str, Any] = {"rows": 0, "seed": len(rows), "seeds_blocked": len(seed_rows) - len(rows), "done": 0,
                               "flagged": 0, "categories": {}}
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
@@ -208,6 +209,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     if not stage.done:
         rows = rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
+        stage.entry["parts"] = _parts(run, config.student, usable)
         if config.student == TFIDF:
             from harmaug.integrations.sklearn import TfidfGuard
 
@@ -216,21 +218,22 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
             return _account(stage)
         distiller = Distiller(config)
         distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
-        _write_card(run, folder, distiller, usable)
+        (run / folder / card.NAME).unlink(missing_ok=True)
         stage.account(summary(distiller), done=True)
+    if config.student != TFIDF and "parts" in stage.entry and not (run / folder / card.NAME).exists():     # a card that fails costs no training
+        card.write_card(run / folder, stage.entry["parts"], title=folder, version=machine()["harmaug"],
+                        counts=stage.entry["account"], audit=run.info["stages"].get("label", {}).get("audit") or {})
     return _account(stage)
 
 
-def _write_card(run: RunFolder, folder: str, distiller: Distiller, rows: Sequence[Row]) -> None:
+def _parts(run: RunFolder, student: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     from harmaug.models import known_at
 
-    known = known_at(distiller.config.student)
-    student = known.name if known else Path(distiller.config.student).name
-    licence = known.licence if known else teacher.licence_of(Path(distiller.config.student))
-    parts = card.parts_of(run.info["stages"], rows, student, licence)
-    card.write_card(run / folder, parts, title=folder, student=student, version=machine()["harmaug"],
-                    counts=distiller.counts_, steps=distiller.n_steps_,
-                    audit=run.info["stages"].get("label", {}).get("audit") or {})
+    known = known_at(student)
+    licence = known.licence if known else teacher.licence_of(Path(student))
+    parts = card.parts_of(run.info["stages"], rows, known.name if known else Path(student).name, licence,
+                          card.read_parts(Path(student)))
+    return parts[1:] if student == TFIDF else parts     # it starts from no weights
 
 
 def summary(distiller: Distiller) -> dict[str, Any]:
@@ -341,7 +344,7 @@ class LabelConfig(_Table):
         an "unsafe-score"; "standin". Not looked at with `endpoint`.
     endpoint : EndpointConfig, optional
         A generative guard behind a server.
-    family, template, guidelines, definition, temperature
+    family, template, guidelines, guidelines_response, definition, temperature
         Of a generative guard: see LanguageModelTeacher.from_pretrained.
     top_logprobs : int, default 20
         With `endpoint`: how many tokens' log-probabilities are asked for. Some servers allow fewer.
@@ -368,6 +371,7 @@ class LabelConfig(_Table):
     family: str | None = None
     template: str | None = None
     guidelines: tuple[str, ...] = ()
+    guidelines_response: tuple[str, ...] = ()
     definition: str = "two-way"
     temperature: float = 1.0
     top_logprobs: int = 20
@@ -400,7 +404,8 @@ class LabelConfig(_Table):
     def reading(self) -> dict[str, Any]:
         """What decides a generative guard's score besides its weights, where it is set."""
         plain = type(self)()
-        return {name: value for name in ("family", "template", "guidelines", "definition", "temperature", "top_logprobs", "backend", "dtype")
+        return {name: value for name in ("family", "template", "guidelines", "guidelines_response", "definition", "temperature", "top_logprobs", "backend",
+                                         "dtype")
                 if (value := getattr(self, name)) != getattr(plain, name)}
 
     def recorded(self, folder: Path) -> dict[str, Any]:
@@ -598,6 +603,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     for name in wanted:
         report[name] = make(name)
         tell(f"{name}: {describe(name, report[name])}")
+        if name == "label" and (audit := run.info["stages"]["label"].get("audit")):
+            tell(teacher.describe_audit(audit))
     return report
 
 
@@ -700,12 +707,12 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
         from harmaug.endpoint import EndpointTeacher
 
         assert config.family is not None
-        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines,
+        return EndpointTeacher(config.endpoint, config.family, guidelines=config.guidelines, guidelines_response=config.guidelines_response,
                                template=None if template is None else ChatTemplate.load(template),
                                reading=LabelReading(definition=config.definition, temperature=config.temperature),
                                top_logprobs=config.top_logprobs, licence=config.licence or "unknown")
-    path = _teacher_path(config.teacher, folder)
-    if path.is_file() and path.suffix != ".gguf":
+    path = teacher_path(config.teacher, folder)
+    if holds_scores(config.teacher, folder):
         return teacher.ScoresTeacher(path, licence=config.licence or "unknown")
     options = {**options, "device": config.device}
     if teacher.is_language_model(path):
@@ -721,7 +728,13 @@ def open_teacher(config: LabelConfig, folder: Path, options: Mapping[str, Any]) 
     return guard
 
 
-def _teacher_path(name: str, folder: Path) -> Path:
+def holds_scores(name: str, folder: Path) -> bool:
+    """Whether a teacher's name means a file of scores."""
+    path = teacher_path(name, folder)
+    return path.is_file() and path.suffix != ".gguf"
+
+
+def teacher_path(name: str, folder: Path) -> Path:
     """A file of scores lies beside the data; models are found as everywhere."""
     if name == teacher.STANDIN:
         return teacher.standin_folder()
@@ -735,7 +748,7 @@ def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = 
     if endpoint is not None:
         return {endpoint.model: f"served at {endpoint.url}"}
     named = (name, f"in {dtype}" if dtype else "", f"on {backend}" if backend != "native" else "")
-    return {" ".join(filter(None, named)): sha256(_teacher_path(name, folder))}
+    return {" ".join(filter(None, named)): sha256(teacher_path(name, folder))}
 
 
 def describe(stage: str, account: Mapping[str, Any]) -> str:

@@ -258,8 +258,9 @@ def _diversity(run: Path, stages: Mapping[str, Any]) -> Iterator[Section]:
 def _label_noise(run: Path, limit: int = 24) -> Iterator[Section]:
     """Rows whose own label contradicts the teacher's score, the most confident first."""
     rows = _whole_rows(run / "labelled.jsonl")
-    judged = [(abs(row.unsafe_score - row.label), row) for row in rows if row.label is not None and row.unsafe_score is not None]
-    doubtful = sorted((pair for pair in judged if pair[0] > 0.5), key=lambda pair: -pair[0])
+    judged = [(row.unsafe_score, row.label, row) for row in rows if row.label is not None and row.unsafe_score is not None]
+    doubtful = [(abs(score - label), row) for score, label, row in judged if (score >= 0.5) != label]       # as teacher.audit counts
+    doubtful.sort(key=lambda pair: -pair[0])
     if judged:
         note = f"The teacher contradicts {len(doubtful)} of {len(judged)} labels that rows brought along; the most confident first."
         yield Section(heading="Labels in doubt", notes=[note], rows=_columns(row for _, row in doubtful[:limit]))

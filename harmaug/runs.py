@@ -293,13 +293,13 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             self.info["stages"].pop(name, None)
         entry = self.info["stages"].setdefault(name, {**now, "made_by": [made_by], "done": False})
         for part in ("config", "inputs"):
-            changed = _changes(entry[part], now[part])
+            changed = changes(entry[part], now[part])
             if changed:
                 raise RunError(f"{self.path}: stage {name} was begun with another {changed}; "
                                "take them back or use another run folder")
         if made_by not in entry["made_by"] and not entry["done"]:
             if not self._allow_mixed:
-                changed = _changes(entry["made_by"][-1], made_by)
+                changed = changes(entry["made_by"][-1], made_by)
                 raise RunError(f"{self.path}: stage {name} was begun with another {changed}, so its rows would not be "
                                "one machine's; --allow-mixed goes on all the same and marks each row")
             entry["made_by"].append(made_by)
@@ -387,7 +387,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _changes(before: Any, after: Any) -> str:
+def changes(before: Any, after: Any) -> str:
     """Name what differs, with short values."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
 

@@ -1,11 +1,12 @@
 """What a student is made of: the weights it starts from, and the settings of its family that training needs."""
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harmaug import _C, data
-from harmaug.guard import UNSAFE_NAMES
+from harmaug import _C, adapters, data
+from harmaug.guard import UNSAFE_NAMES, Guard
 
 if TYPE_CHECKING:
     from harmaug.distill import DistillConfig
@@ -48,16 +49,33 @@ def dropout_names(kind: str) -> tuple[str, ...]:
     return tuple(name for name, _ in _DROPOUT.get(kind, _OF_OTHERS))
 
 
+def base_of(folder: Path) -> Path:
+    """Where config.json and the tokenizer of a student are: its folder or, of an adapter, the base model's."""
+    if not (folder / adapters.CONFIG).exists():
+        return folder
+    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise ValueError(f"{folder}: an adapter with a tokenizer of its own; train on what Guard.from_pretrained(folder).save_pretrained(other) writes")
+    return adapters.base_folder(folder, False)
+
+
+def unsafe_first(folder: Path) -> bool:
+    """Whether a folder's config.json names label 0 of two unsafe."""
+    labels = data.read_object(folder / "config.json").get("id2label")
+    return isinstance(labels, dict) and len(labels) == 2 and str(labels.get("0")).lower() in UNSAFE_NAMES
+
+
 def read_student(folder: Path, config: DistillConfig) -> _C.EncoderParams:
-    """Weights to start from: with the head of the folder, or a new one of two labels."""
+    """Weights to start from, an adapter's merged: with the head of the folder, or a new one of two labels."""
+    if (folder / adapters.CONFIG).exists():
+        with tempfile.TemporaryDirectory(prefix="harmaug-") as merged:
+            Guard.from_pretrained(folder).save_pretrained(merged)
+            return read_student(Path(merged), config)
     settings = data.decode_json((folder / "config.json").read_text(), str(folder / "config.json"))
     new_head = config.new_head
     if new_head is None:
         new_head = not any("SequenceClassification" in str(name) for name in settings.get("architectures") or [])
     params = _C.EncoderParams.read(folder, layers=config.layers, new_head=2 if new_head else 0, seed=config.seed)
-    labels = settings.get("id2label")
-    first = str(labels.get("0")).lower() if isinstance(labels, dict) and params.config["num_labels"] == 2 else ""
-    if not new_head and first in UNSAFE_NAMES:      # from here on, as in every guard that is written, 1 is unsafe
+    if not new_head and params.config["num_labels"] == 2 and unsafe_first(folder):      # from here on, as in every guard that is written, 1 is unsafe
         classifier = "classifier.out_proj" if "classifier.out_proj.weight" in params.names else "classifier"
         for name in (f"{classifier}.weight", f"{classifier}.bias"):
             params.set(name, params.get(name)[::-1])

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from harmaug import pipeline
+from harmaug import datasets, pipeline
 from harmaug.checks import one_of
 from harmaug.data import DataError, write_rows
 from harmaug.engines import TRAINERS, check_engine
-from harmaug.runs import RowFile, RunFolder, read_info
+from harmaug.runs import RowFile, RunError, RunFolder, changes, read_info, sha256
 
 __all__ = ["Axis", "axes_of", "format_summary", "plan_of", "points_of", "run_sweep", "summary"]
 
@@ -167,16 +167,25 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
     ------
     DataError
         For a wrong [sweep], or settings of a point that are wrong: all are checked before the first one runs.
+    RunError
+        If a point that is done was made of other data or models than those that are there, unless allow_mixed.
     """
     if engine not in (None, *TRAINERS):
         check_engine(engine)
     axes, plan = plan_of(tables, where)
+    known: dict[Path, str] = {}
+    inputs = {name: _inputs(settings, where, Path(data_folder), known) for name, (_, settings) in plan.items()}
     with RunFolder(out, allow_mixed=allow_mixed) as run:
         run.info["sweep"] = {"tables": dict(tables), "where": where, "data": str(Path(data_folder).resolve())}
         run.save()
         results = RowFile(run / "sweep.jsonl")
         try:
             done = {row["name"]: row for _, row in results.rows()}
+            for name in plan if not allow_mixed else ():
+                changed = changes(done.get(name, {}).get("inputs", inputs[name]), inputs[name])     # older lines do not tell
+                if changed:
+                    raise RunError(f"{run.path}: point {name} was made of another {changed}; take them back or use another run folder; "
+                                   "--allow-mixed keeps it as it is")
             for i, (name, (point, settings)) in enumerate(plan.items()):
                 if name in done:
                     continue
@@ -187,7 +196,7 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
                     shared = _adopt(place, settings, [(run / "points" / other, plan[other][1]) for other in plan if other != name])
                     report = pipeline.run_config(place, settings, where=where, data_folder=data_folder, n_threads=n_threads, engine=engine,
                                                  quiet=quiet, tell=tell)
-                done[name] = _line(name, point, report, shared)
+                done[name] = {**_line(name, point, report, shared), "inputs": inputs[name]}
                 results.append(done[name])
         finally:
             results.close()
@@ -236,6 +245,24 @@ def format_summary(table: Sequence[Mapping[str, Any]]) -> str:
         lines.append([*shown, str(entry["n"]), f"{entry['rows']:.0f}",
                       *(_text(entry[name][metric]) for name in sets for metric in _METRICS)])
     return repr(Table(lines, ["mean ± sample standard deviation over seeds; F1 at the threshold of [evaluate]; rows: those trained on"]))
+
+
+def _inputs(settings: Mapping[str, Any], where: str, folder: Path, known: dict[Path, str]) -> dict[str, str]:
+    """Return the sha256 of each file and model that a configuration names; `known` holds those that were read before."""
+    config = pipeline.Config.from_dict(settings, where)
+    files = [entry if isinstance(entry, str) else entry.file for entry in config.data.seed]
+    files += [name for name in (config.data.categories, config.generator.template, config.label and config.label.template) if name]
+    paths = {name: folder / name for name in files}
+    for entry in config.data.evaluation.values():
+        name = entry if isinstance(entry, str) else entry.file
+        paths[name] = datasets.resolve(name if name in datasets.MANIFEST else folder / name)
+    if (config.augment or config.respond) and config.generator.endpoint is None:
+        paths[config.generator.model] = pipeline.model_path(config.generator.model)
+    if config.label is not None and config.label.endpoint is None:
+        paths[config.label.teacher] = pipeline.teacher_path(config.label.teacher, folder)
+    if config.distil is not None and config.distil.student != pipeline.TFIDF:
+        paths[config.distil.student] = pipeline.model_path(config.distil.student)
+    return {name: known.get(path) or known.setdefault(path, sha256(path)) for name, path in paths.items()}
 
 
 def _line(name: str, point: Point, report: Mapping[str, Any], shared: list[str]) -> dict[str, Any]:

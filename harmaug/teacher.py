@@ -364,16 +364,28 @@ def audit(rows: Iterable[Row], *, worst: int = 20) -> dict[str, Any]:
                                "score": float(scores[i])} for i in wrong]}
 
 
+def describe_audit(audit: Mapping[str, Any]) -> str:
+    """Return what `audit` found in one line, without a row's text."""
+    kappa = "-" if audit["kappa"] is None else f"{audit['kappa']:.3f}"
+    return (f"the teacher against {audit['n']} human labels: kappa {kappa}, accuracy {audit['accuracy']:.3f}; it contradicts "
+            f"{int(audit['fp'] + audit['fn'])}, label noise as likely as its errors: the report shows them behind a click, the most confident first")
+
+
 def describe(teacher: Teacher) -> Mapping[str, str]:
     """Return name and licence, as run.json records them."""
     return {"name": teacher.name, "licence": teacher.licence}
 
 
 def licence_of(folder: Path) -> str:
-    """Read the licence out of a model card's front matter."""
-    card = folder / "README.md"
-    if card.is_file():
-        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
-            if line.startswith("license:"):
-                return line.split(":", 1)[1].strip() or "unknown"
-    return "unknown"
+    """Read the licence out of a model card's front matter: of "other" its license_name, of a list all, "unknown" without one."""
+    path, found, name = folder / "README.md", {"license": "", "license_name": ""}, ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    end = lines.index("---", 1) if "---" in lines[1:] else 40
+    for line in lines[:end]:
+        item = line.strip().removeprefix("- ") if line.lstrip().startswith("- ") else None
+        if item is None:
+            name, _, item = line.partition(":")
+        if name in found:
+            found[name] += f",{item.split(' #')[0].strip(' []')}"
+    licences, names = ([part.strip(" \"'") for part in text.split(",") if part.strip(" \"'")] for text in found.values())
+    return ", ".join((names if licences == ["other"] else licences) or licences) or "unknown"

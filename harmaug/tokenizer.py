@@ -170,7 +170,7 @@ class Tokenizer:
         if pattern is not None:
             self._options |= {"pattern": pattern, "special_tokens": dict(special_tokens or {})}
         self._held: dict[str, bytes] | None = None
-        self._stamps = {file: _stamp(file) for file in _files(self.path).values()}
+        self._stamps = {file: _stamp(file) for file in tokenizer_files(self.path).values()}
         self._tokenizer = _C.Tokenizer(_entry(self.path), **self._options, cache=models.cache_place("tokenizers"))
         if self._tokenizer.cache_note:
             _log.info("tokenizer cache: %s", self._tokenizer.cache_note)
@@ -230,12 +230,12 @@ class Tokenizer:
         for file, stamp in self._stamps.items():
             if _stamp(file) != stamp:
                 raise OSError(f"{file}: has changed since the tokenizer was opened: what it was made from is not there any more")
-        return {name: _metadata(file) if file.suffix == ".gguf" else file.read_bytes() for name, file in _files(self.path).items()}
+        return {name: _metadata(file) if file.suffix == ".gguf" else file.read_bytes() for name, file in tokenizer_files(self.path).items()}
 
     def _read_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for name in ("tokenizer_config.json", "special_tokens_map.json"):       # the later one wins, unless the first lists the added tokens
-            file = _files(self.path).get(name)
+            file = tokenizer_files(self.path).get(name)
             if file is not None and "added_tokens_decoder" not in settings:
                 read = _C.json_loads(file.read_bytes(), name=str(file))
                 if type(read) is not dict:
@@ -410,7 +410,7 @@ def as_transformers(tokenizer: Tokenizer) -> Any:
     return TransformersTokenizer(tokenizer)
 
 
-def _files(path: Path) -> dict[str, Path]:
+def tokenizer_files(path: Path) -> dict[str, Path]:
     """The files of a tokenizer, under the names that `save_pretrained` gives them."""
     if path.suffix == ".gguf" and path.is_file():
         return {"tokenizer.gguf": path}
@@ -433,7 +433,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 def _entry(path: Path) -> Path:
     """What the C core opens: the path, or the one GGUF file of a folder without any other vocabulary."""
-    return _files(path).get("tokenizer.gguf", path)
+    return tokenizer_files(path).get("tokenizer.gguf", path)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -92,6 +92,15 @@ def test_a_run_folder_as_replay_and_the_table(place, monkeypatch, capsys):
     assert report["evaluate"]["model"] == {"name": "guard", "sha256": runs.sha256("table/guard")}
 
 
+def test_from_an_adapter(place, monkeypatch):
+    monkeypatch.chdir(place)
+    Path("lora.toml").write_text(CONFIG.replace("max_steps = 60", "max_steps = 2\nlora_rank = 2").replace("[distil]", '[distil]\nstudent = "bert"'))
+    assert cli.main(["distil", "lora.toml", "--out", "lora", "--quiet"]) == 0 and Path("lora/guard/adapter_config.json").exists()
+    assert cli.main(["distil", "lora.toml", "--from", "lora/guard", "--out", "lora2", "--quiet"]) == 0
+    parts = "| student | guard | unknown |  |\n| student of guard | bert | unknown |  |\n| data of guard | unnamed | unknown | 120 |"
+    assert parts in Path("lora2/guard/README.md").read_text()
+
+
 @pytest.mark.parametrize("options, says", [
     (("--from", "guard", "--replay", "empty"), "no labelled.jsonl: neither a file of rows nor a run folder"), (("--from", "nowhere"), "model 'nowhere' was not found"),
     (("--from", "guard", "--replay", "bare.jsonl"), "bare.jsonl, row 1: neither a label nor an unsafe-score"),

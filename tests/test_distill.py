@@ -193,6 +193,7 @@ def test_the_papers_recipe(student, tmp_path):
     with runs.RunFolder(tmp_path / "run") as run:
         outcome = pipeline.run_config(run, tables, data_folder=tmp_path, quiet=True)
     assert outcome["distil"]["steps"] == 4 and (tmp_path / "run" / "guard" / "model.safetensors").exists()
+    assert "| teacher | unnamed | unknown | 80 |" in (tmp_path / "run" / "guard" / "README.md").read_text()
 
 
 def test_layers_and_new_head(student, tmp_path):
@@ -223,6 +224,40 @@ def test_lora_adapter_is_a_guard(student, tmp_path):
     np.testing.assert_allclose(
         Guard.from_pretrained(tmp_path / "adapter").logits(prompts), fitted.guard_.logits(prompts), atol=2e-2
     )  # stored as float16
+
+
+def test_the_last_fit_into_a_folder_is_what_opens(student, tmp_path):
+    """Adapter after weights, weights after an adapter, another student's tokenizer and a threshold before both."""
+    rows, out = rows_of(60), tmp_path / "guard"
+    other = Path(student_of(tmp_path / "other", "roberta", type_vocab_size=2))
+    (other / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(54, -1, -1))]))
+    for name, changes in ((str(other), {}), (student, {"lora_rank": 2}), (student, {}), (student, {"lora_rank": 2}), (str(other), {})):
+        fitted = Distiller(config(name, max_steps=2, **changes)).fit(rows, out=out, progress=False)
+        opened = Guard.from_pretrained(out)
+        np.testing.assert_allclose(opened.score(["w1 w2", "w11 w12"]), fitted.guard_.score(["w1 w2", "w11 w12"]), atol=1e-3)
+        assert (out / "adapter_config.json").exists() == bool(changes) and opened.thresholds == {}
+        (out / "thresholds.json").write_text('{"threshold": 0.125}')
+
+
+def test_an_adapter_is_a_student(student, tmp_path):
+    rows, adapter = rows_of(60), tmp_path / "adapter"
+    Distiller(config(student, lora_rank=2, max_steps=20, lr=1e-2)).fit(rows, out=adapter, progress=False)
+    (adapter / "thresholds.json").write_text('{"threshold": 0.125}')
+    fitted = Distiller(config(str(adapter), lora_rank=2, max_steps=1, lr=0.0)).fit(rows, out=tmp_path / "guard", progress=False)
+    test = [row.prompt for row in rows]
+    np.testing.assert_allclose(fitted.guard_.score(test), Guard.from_pretrained(adapter).score(test), atol=1e-6)
+    assert np.abs(fitted.guard_.score(test) - Guard.from_pretrained(student).score(test)).max() > 0.01
+    assert not (tmp_path / "guard" / "adapter_config.json").exists() and fitted.guard_.threshold == Guard.from_pretrained(tmp_path / "guard").threshold == 0.5
+    assert Distiller(config(str(adapter), layers=(1,), max_steps=1)).fit(rows, progress=False).guard_.config["num_hidden_layers"] == 1
+    (adapter / "vocab.txt").write_text("own")
+    with pytest.raises(ValueError, match="adapter: an adapter with a tokenizer of its own"):
+        Distiller(config(str(adapter), max_steps=1)).fit(rows, progress=False)
+
+
+def test_an_adapter_on_a_base_whose_label_0_is_unsafe(tmp_path):
+    base = tiny_bert.write(tmp_path / "base", id2label={"0": "unsafe", "1": "safe"})
+    fitted = Distiller(config(str(base), lora_rank=2, max_steps=2)).fit(rows_of(60), out=tmp_path / "adapter", progress=False)
+    np.testing.assert_allclose(Guard.from_pretrained(tmp_path / "adapter").score(["w1 w2"]), fitted.guard_.score(["w1 w2"]), atol=1e-3)
 
 
 def test_rows_of_weight_0_teach_nothing(student):

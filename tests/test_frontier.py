@@ -3,6 +3,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import encoder_models
 import pytest
@@ -37,7 +38,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_frontier(folder, capsys):
+def test_a_frontier(folder, monkeypatch, capsys):
+    monkeypatch.setattr(frontier, "_free_memory", lambda: 0)
     argv = ["distil", "config.toml", "--student", "bert:2", "--student", "bert:0,1,3", "--teacher", "bert", "--shape", "deberta-v3-large",
             "--shape", "llama-3-8b", "--int8", "--out", "r", "--quiet"]
     assert cli.main(argv) == 0
@@ -69,6 +71,43 @@ def test_a_frontier(folder, capsys):
     assert Path("r/students/bert-2/model.safetensors").stat().st_mtime_ns == before
 
 
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 90}
+
+
+@pytest.mark.parametrize("more", [{"model_type": "deberta-v2", "position_buckets": 8}, {"model_type": "llama", "num_key_value_heads": 1}])
+def test_a_shape_is_measured_where_it_fits(folder, monkeypatch, more):
+    monkeypatch.setattr(frontier, "_free_memory", lambda: 1 << 40)
+    measure = frontier._Measure({"one": pipeline.read_rows("test.jsonl")}, 128, Path(), 1, folder, "bert")
+    config = {**TINY, **more}
+    row, before = measure.shape("tiny", config, "shape"), set(folder.iterdir())
+    assert row["note"] == "random weights" and row["ms"] > 0 and row["peak_mb"] > 10 and row["f1"] is None and set(folder.iterdir()) == before
+    monkeypatch.setattr(frontier, "_free_memory", lambda: 4 * row["parameters"])
+    computed = measure.shape("tiny", config, "shape")
+    assert computed["note"].startswith("computed; ") and computed["ms"] is computed["peak_mb"] is None and computed["parameters"] == row["parameters"]
+    monkeypatch.setattr(frontier, "_free_memory", lambda: 8 * row["parameters"])
+    monkeypatch.setattr(frontier.shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * row["parameters"]))
+    assert measure.shape("tiny", config, "shape")["ms"] is None and measure.shape("tiny", {**config, "vocab_size": 80}, "shape")["ms"] is None
+
+
+def test_every_student_is_looked_at_before_one_is_trained(folder, capsys):
+    for bad, says in (("bert:0,9", "student bert:0,9: bert has 4 layers"), ("bert:0", "bert has 4 layers"), ("nowhere", "model 'nowhere' was not found")):
+        assert cli.main(["distil", "config.toml", "--student", "bert", "--student", bad, "--out", "r", "--quiet"]) == 2
+        assert says in capsys.readouterr().err and not Path("r/students").exists()
+    assert frontier.parse_student("bert:4") == ("bert", (0, 1, 2, 3)) and frontier.parse_student("bert:3,1") == ("bert", (3, 1))
+
+
+def test_a_file_of_scores_is_no_first_row(folder, caplog, capsys):
+    rows = [json.loads(line) for line in Path("seed.jsonl").read_text().splitlines()]
+    Path("scores.jsonl").write_text("".join(json.dumps({**row, "unsafe-score": 0.5}) + "\n" for row in rows))
+    Path("config.toml").write_text(CONFIG.replace("[distil]", '[label]\nteacher = "scores.jsonl"\n[distil]'))
+    assert cli.main(["label", "config.toml", "--out", "r", "--quiet"]) == 0
+    assert cli.main(["distil", "config.toml", "--student", "bert:1", "--out", "r", "--quiet"]) == 0
+    assert "no first row: the teacher of [label], scores.jsonl, is a file of scores" in caplog.text
+    assert [row["kind"] for row in json.loads(Path("r/frontier.json").read_text())["rows"]] == ["student"]
+    assert cli.main(["distil", "config.toml", "--student", "bert:1", "--teacher", "scores.jsonl", "--out", "r", "--quiet"]) == 2
+    assert "teacher: scores.jsonl is a file of scores" in capsys.readouterr().err
+
+
 def test_a_language_model_in_the_first_row(folder):
     Path("policy.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}Answer:")
     teacher = pipeline.LabelConfig(teacher=str(write_llama(folder / "tiny.gguf")), family="llama-guard-3", template="policy.jinja")
@@ -82,7 +121,7 @@ def test_counts_of_shapes(tmp_path):
     place = student_of(tmp_path / "deberta", "deberta-v3")
     settings = json.loads(Path(place, "config.json").read_text())
     params = _C.EncoderParams.read(place)
-    assert frontier.parameters(settings) == params.size
+    assert dict(frontier._tensors(settings)) == {name: params.shape(name) for name in params.names} and frontier.parameters(settings) == params.size
     assert frontier.parameters(frontier.SHAPES["llama-3-8b"]) == 8_030_261_248 and frontier.parameters(frontier.SHAPES["deberta-v3-large"]) == 435_063_810
     assert frontier.parameters(frontier.SHAPES["llama-3.2-1b"]) == 1_235_814_400
     large, llama = (frontier.flops(frontier.SHAPES[name], 128) for name in ("deberta-v3-large", "llama-3-8b"))

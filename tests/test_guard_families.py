@@ -73,6 +73,20 @@ def test_each_family_is_read_where_its_label_comes(model, name, reading):
     assert np.array_equal(got, alone)   # order and neighbours change no bit
 
 
+def test_a_response_has_guidelines_of_its_own(model):
+    family, template, reading = FAMILIES["shieldgemma"], ChatTemplate(source=TEMPLATES["shieldgemma"]), LabelReading()
+    asked, answered = ["The prompt shall not.", "Nor ask."], ["The chatbot shall not."]
+    render = ChatRenderer(template, family, asked, answered)
+    assert [[text.split("\n")[0] for text in render(prompt, response)] for prompt, response in ROWS[:2]] == [asked, answered]
+    got = LanguageModelTeacher(model[0], family, template=template, guidelines=asked, guidelines_response=answered).score(*zip(*ROWS))
+    want = [max(expected(model, family, TEMPLATES["shieldgemma"], prompt, response, reading, guideline) for guideline in (answered if response else asked))
+            for prompt, response in ROWS]
+    assert got == pytest.approx(want, rel=2e-4, abs=1e-7)
+    for name, says in (("shieldgemma", "needs guidelines"), ("llama-guard-3", "takes no guidelines")):
+        with pytest.raises(ValueError, match=says):
+            ChatRenderer(template, FAMILIES[name], (), answered)
+
+
 def test_the_policy_is_computed_once(model):
     lm, _ = model
     teacher = LanguageModelTeacher(lm, FAMILIES["llama-guard-3"], template=ChatTemplate(source=TEMPLATES["llama-guard-3"]))

@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
+from harmaug import card, cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
 from harmaug.distill import DistillConfig
 from harmaug.guard_families import LanguageModelTeacher
@@ -316,15 +316,20 @@ def test_a_language_model_as_teacher_and_what_the_guard_was_made_of(folder, tiny
     text = CONFIG.format(lm=tiny[0], bert=tiny[1], batch_size=8).replace(
         f'teacher = "{tiny[1]}"', f'teacher = "{tiny[0]}"\nfamily = "llama-guard-3"\ntemplate = "policy.jinja"\nlicence = "llama3.1"')
     Path("config.toml").write_text(text)
-    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 0
+    Path("seed.jsonl").write_text(Path("seed.jsonl").read_text() + '{"prompt": "how to harm one more", "label": 1, "source": "mine", "license": "CC-X"}\n')
+    assert cli.main(["run", "config.toml", "--out", "r"]) == 0
     rows = read_rows("r/labelled.jsonl")
+    audit = teacher.audit(rows)
+    assert teacher.describe_audit(audit) in capsys.readouterr().out and audit["n"] == 82
     by_hand = LanguageModelTeacher.from_pretrained(tiny[0], family="llama-guard-3", template="policy.jinja")
     assert [row.unsafe_score for row in rows] == pytest.approx(by_hand.score([r.prompt for r in rows], [r.response for r in rows]), abs=1e-7)
     stages = json.loads(Path("r/run.json").read_text())["stages"]
     assert stages["label"]["teacher"] == {"name": "tiny.gguf", "licence": "llama3.1"} and stages["augment"]["generator"]["licence"] == "unknown"
     assert stages["label"]["config"]["family"] == "llama-guard-3" and stages["label"]["audit"]["n"] == sum(row.label is not None for row in rows)
-    card = Path("r/guard/README.md").read_text()
-    assert "| teacher | tiny.gguf | llama3.1 |" in card and "| generator | tiny.gguf | unknown |" in card and "\n\n\n" not in card
+    text_of = Path("r/guard/README.md").read_text()
+    assert "| teacher | tiny.gguf | llama3.1 |" in text_of and "| generator | tiny.gguf | unknown |" in text_of and "\n\n\n" not in text_of
+    mine = {"role": "data", "name": "mine", "licence": "CC-X", "rows": "1"}
+    assert mine in stages["label"]["data"] and mine in stages["distil"]["parts"] and "| data | mine | CC-X | 1 |" in text_of
     assert "licence unknown of student" in caplog.text
     # another reading is another teacher: the stage does not go on, and its scores are not taken from the cache
     Path("config.toml").write_text(text.replace("[distil]", "temperature = 3.0\n[distil]"))
@@ -376,8 +381,44 @@ def test_what_earlier_calls_cost_is_in_the_account(tmp_path):
         assert pipeline.label(run, Paid(), rows, quiet=True)["cost"] == 3.5
 
 
+def test_labels_of_one_class_and_a_card_that_fails(folder, tiny, monkeypatch):
+    rows = [Row(prompt=f"how to {'harm' if i % 2 else 'help'} {i}", label=1 if i % 2 else None) for i in range(20)]
+    config = DistillConfig(student=str(tiny[1]), max_steps=1, new_head=True, validation_fraction=0.0)
+    with RunFolder("r") as run:
+        pipeline.label(run, lambda prompts, responses: [0.9 if "harm" in prompt else 0.1 for prompt in prompts], rows, quiet=True)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+            patch.setattr(pipeline.card, "write_card", lambda *args, **values: (_ for _ in ()).throw(OSError("full")))
+            pipeline.distil(run, config=config, quiet=True)
+        before = Path("r/guard/model.safetensors").stat().st_mtime_ns
+        assert pipeline.distil(run, config=config, quiet=True)["steps"] == 1 and Path("r/guard/model.safetensors").stat().st_mtime_ns == before
+    assert "10 human labels: kappa -, AUPRC -." in Path("r/guard/README.md").read_text()
+
+
+def test_parts_of_a_guard_that_goes_on_from_another(tmp_path, caplog):
+    rows = [Row(prompt="a", label=1, source="mine", license="CC-X"), Row(prompt="b", unsafe_score=0.5, extra={"teacher": "big"}),
+            Row(prompt="c", generator="lm|1", soft_label=1), Row(prompt="d", response="e", generator="rm", label=0),
+            Row(prompt="f", generator="eda", source="eda:swap", license="CC-X")]
+    stages = {"augment": {"generator": {"name": "lm|1", "licence": "MIT", "dtype": "int8"}}}
+    data = [("data", "eda:swap", "CC-X", "1"), ("data", "mine", "CC-X", "1"), ("data", "unnamed", "unknown", "1")]
+    made = [("generator", "lm/1", "MIT", "1"), ("responder", "rm", "unknown", "1"), ("teacher", "big", "unknown", "1"),
+            ("teacher", "unnamed", "unknown", "1"), *data]
+    counts = {"rows": 5, "merged": 0, "train": 5, "validation": 0, "steps": 1}
+    card.write_card(tmp_path, card.parts_of(stages, rows, "bert", "apache-2.0"), title="g", version="1", audit={}, counts=counts)
+    before = card.read_parts(tmp_path)
+    assert [tuple(part.values()) for part in before] == [("student", "bert", "apache-2.0", ""), *made]
+    assert "licence unknown of responder rm, teacher big, teacher unnamed, data unnamed" in caplog.text
+    before[3]["licence"] = "llama3"
+    again = card.parts_of({}, rows[1:2], "g", "unknown", before)
+    assert [tuple(part.values()) for part in again[:3]] == [("student", "g", "unknown", ""), ("student of g", "bert", "apache-2.0", ""),
+                                                           ("generator of g", "lm/1", "MIT", "1")]
+    assert [tuple(part.values()) for part in again[-2:]] == [("teacher", "big", "llama3", "1"), ("data", "unnamed", "unknown", "1")]
+    assert {part["role"] for part in card.parts_of({}, [], "h", "unknown", again)[2:]} >= {"teacher of g", "data of h"}
+    assert card.read_parts(tmp_path / "none") == []
+
+
 @pytest.mark.parametrize("change, message", [
-    ('family = "llama-guard-3"', r"a classifier takes no family"), ('definition = "odd"', "definition must be one of"),
+    ('family = "llama-guard-3"', r"a classifier takes no family"),
+    ('guidelines_response = ["no"]', r"a classifier takes no guidelines_response"), ('definition = "odd"', "definition must be one of"),
     ("[label.endpoint]\nurl = 'http://x'\nmodel = 'm'", "an endpoint needs family"), ("[label.endpoint]\nurl = 'http://x'\nmode = 'm'", "unknown field `mode`"),
     ("top_logprobs = 5", "top_logprobs needs an endpoint"),
 ])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_guard import write
 
-from harmaug import evaluate, runs
-from harmaug.data import Row
+from harmaug import evaluate, report, runs, teacher
+from harmaug.data import Row, write_rows
 from harmaug.guard import Guard
 from harmaug.plots import Chart, Series
 from harmaug.report import HiddenRows, Section, Table, write_report
@@ -70,6 +70,15 @@ def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     assert "row " + HOSTILE not in page.seen and "row " + HOSTILE in page.hidden
     assert not re.search(r"(?:src|href)\s*=", text)     # self-contained
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_labels_in_doubt_are_those_that_the_audit_counts(tmp_path: Path) -> None:
+    rows = [Row(prompt=f"{label} {score}", label=label, unsafe_score=score) for label in (0, 1) for score in (0.25, 0.5, 0.75)]
+    write_rows(tmp_path / "labelled.jsonl", rows)
+    section, = report._label_noise(tmp_path)
+    found = teacher.audit(rows)
+    assert f"contradicts {len(found['disagreements'])} of 6" in section.notes[0]
+    assert [row["prompt"] for row in section.rows] == [rows[item["row"] - 1].prompt for item in found["disagreements"]]
 
 
 def test_guards_scores_and_runs_show_themselves_without_text(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """harmaug run --sweep: points, what they share, going on after an interruption, the table."""
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_a_sweep_and_one_that_was_interrupted(folder, monkeypatch, capsys):
     Path("sweep.toml").write_text(Path("sweep.toml").read_text().replace("seeds = [3, 4]", "seeds = [3, 4, 5]").replace("[1.0, 2.0]", "[1.0]"))
     assert cli.main(["run", "sweep.toml", "--sweep", "--out", "broken", "--quiet"]) == 0
     assert len(n) == done + 1 and len(lines("broken/sweep.jsonl")) == 5
+    # other rows or another model: what is done was not made of them, unless its line, of an older version, does not tell
+    argv = ["run", "sweep.toml", "--sweep", "--out", "broken", "--quiet"]
+    for path in (Path("one.jsonl"), Path("bert/vocab.txt")):
+        before = Path("broken/sweep.jsonl").read_text()
+        path.write_text(path.read_text() + "\n")
+        assert cli.main(argv) == 2 and re.search(rf"broken: point \S+ was made of another .*{path.parts[0]} \(then \w+, now \w+\)", capsys.readouterr().err)
+        assert cli.main([*argv, "--allow-mixed"]) == 0 and Path("broken/sweep.jsonl").read_text() == before
+        older = [{key: value for key, value in row.items() if key != "inputs"} for row in lines("broken/sweep.jsonl")]
+        Path("broken/sweep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in older))
+        assert cli.main(argv) == 0
+        Path("broken/sweep.jsonl").write_text(before)
 
 
 def test_points():
@@ -123,7 +135,6 @@ def test_points():
     ("[evaluate]\ndraws = 0", "", r"needs the table \[evaluate\]"),
 ])
 def test_errors_name_the_place(folder, capsys, old, new, says):
-    import re
     Path("sweep.toml").write_text(Path("sweep.toml").read_text().replace(old, new))
     assert cli.main(["run", "sweep.toml", "--sweep", "--out", "r", "--quiet"]) == 2
     err = capsys.readouterr().err

@@ -184,3 +184,13 @@ def test_audit_against_scikit_learn():
     assert all(rows[item["row"] - 1].id == item["id"] for item in wrong)
     assert teacher.audit([Row(prompt="x")]) == {}
     assert teacher.audit([Row(prompt="x", label=1, unsafe_score=0.9)])["kappa"] is None
+    assert "1 human labels: kappa -, accuracy 1.000; it contradicts 0," in teacher.describe_audit(teacher.audit([Row(prompt="x", label=1, unsafe_score=0.9)]))
+
+
+@pytest.mark.parametrize("text, licence", [
+    ("license: other\nlicense_name: llama3", "llama3"), ('license: "apache-2.0"', "apache-2.0"), ("license: [mit, gpl]", "mit, gpl"),
+    ("license:\n- mit\n- 'cc-by-4.0'\ntags:\n- x", "mit, cc-by-4.0"), ("license: other", "other"), ("tags: [license]", "unknown"), ("license:", "unknown"),
+])
+def test_the_licence_of_a_card(tmp_path, text, licence):
+    (tmp_path / "README.md").write_text(f"---\n{text}\n---\nlicense: below\n")
+    assert teacher.licence_of(tmp_path) == licence
