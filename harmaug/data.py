@@ -142,7 +142,9 @@ def parse_label(value: Any, where: str = "row") -> int | None:
 
 def is_null(value: Any) -> bool:
     """Tell whether a value says nothing: null, blank text, or NaN, which is pandas' null."""
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
@@ -338,7 +340,7 @@ def require_labels(rows: Iterable[Row], where: str) -> None:
 
 def unpacked(raw: IO[bytes]) -> Any:
     """Return an open binary file or pipe, or what is gzipped in it."""
-    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)  # type: ignore[type-var]
+    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
     return gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == b"\x1f\x8b" else stream
 
 
