@@ -13,8 +13,8 @@ from harmaug.checks import one_of
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
 _DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": 0.5, "protocol": "default", "long": "windows",
-                             "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
-                             "draws": 1000,
+                             "max_length": None, "by": [], "over_refusal": [], "training": None, "training_layout": None,
+                             "layout": None, "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", metavar="NAME|MAPPING",
                         help="of FILE: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
     parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
+    parser.add_argument("--training-layout", metavar="NAME|MAPPING", help="of that FILE, as --layout (default: harmaug's own)")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature first")
@@ -72,7 +73,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
         guard = _open(args.model, args, open_guard)
         if args.training:
-            reading["training"] = evaluate.contamination(data.read_rows(args.training))
+            reading["training"] = evaluate.contamination(
+                datasets.read(datasets.resolve(args.training), args.training_layout))
     fitted = _fit(args, guard, files, layout) if fits else None
     if guard is not None:
         measured = evaluate.score_sets(guard, _named(files), layout=layout, **reading)

@@ -270,22 +270,26 @@ class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SeedFile(_Table):
-    """A file of labelled rows, or so many of them drawn at random."""
+    """A file of labelled rows, or so many of them drawn at random; `layout` as for an evaluation set."""
 
     file: str
+    layout: str | None = None
     limit: int | None = None
     seed: int = 0
 
 
 class EvaluationFile(_Table):
-    """A file of an evaluation set and its layout, a name of harmaug.datasets.MANIFEST."""
+    """A file of an evaluation set and its layout: a name of harmaug.datasets.MANIFEST, or a mapping for parse_layout."""
 
     file: str
     layout: str
 
 
 class DataConfig(_Table):
-    """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
+    """What a run reads: files of labelled rows, evaluation sets by name, a table of categories.
+
+    The name of a fetched set stands for its file.
+    """
 
     seed: tuple[str | SeedFile, ...]
     evaluation: dict[str, str | EvaluationFile] = {}
@@ -593,8 +597,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         require_labels(seeds, f"{where}: the rows of [data] seed")
     found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
              for name, entry in config.data.evaluation.items()}
-    sets = {name: datasets.resolve(entry.file if entry.file in datasets.MANIFEST else folder / entry.file)
-            for name, entry in found.items()}
+    sets = {name: _data_file(folder, entry.file) for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {}
@@ -724,14 +727,19 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
 
 
+def _data_file(folder: Path, name: str) -> Path:
+    return datasets.resolve(name if name in datasets.MANIFEST else folder / name)
+
+
 def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) -> list[Row]:
     rows: list[Row] = []
     for entry in files:
         file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
-        found = read_rows(folder / file.file)
+        path = _data_file(folder, file.file)
+        found = datasets.read(path, file.layout)
         unlabelled = next((i for i, row in enumerate(found) if row.hard_label is None), None) if labelled else None
         if unlabelled is not None:
-            raise DataError(f"{folder / file.file}, row {unlabelled + 1}: neither a label nor an unsafe-score")
+            raise DataError(f"{path}, row {unlabelled + 1}: neither a label nor an unsafe-score")
         if file.limit is not None and file.limit < len(found):
             found = [found[i] for i in sorted(random.Random(file.seed).sample(range(len(found)), file.limit))]
         rows += found

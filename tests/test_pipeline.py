@@ -191,6 +191,23 @@ def test_baselines_by_one_line(folder, tiny, capsys):
     assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
 
 
+def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HARMAUG_DATA", str(folder / "sets"))
+    rows = [(f"{('bake', 'steal')[i % 2]} thing {i}", ("no", "yes")[i % 2]) for i in range(24)]
+    Path("desk.csv").write_text("text,toxic\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    Path("sets").mkdir()
+    Path("sets/xstest.jsonl").write_text("".join(json.dumps({"prompt": f"kill process {i}", "label": i % 2}) + "\n" for i in range(6)))
+    entry = '{ file = "desk.csv", layout = "prompt=text,label=toxic,unsafe=yes,safe=no" }'
+    Path("c.toml").write_text(f'[data]\nseed = ["xstest", {entry}]\nevaluation = {{ desk = {entry} }}\n[distil]\nstudent = "tfidf"\n[evaluate]\ndraws = 0\n')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
+    assert json.loads(Path("r/run.json").read_text())["stages"]["distil"]["account"]["train"] == 30
+    mapped = ["--layout", "prompt=text,label=toxic,unsafe=yes,safe=no"]
+    for training in (["desk.csv", "--training-layout", mapped[1]], ["xstest"]):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training", *training, "--draws", "0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["datasets"]["desk"]["cohort"]["contamination"]["exact"] == (24 if len(training) > 1 else 0)
+
+
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
     Path("test.jsonl").write_text(Path("test.jsonl").read_text() + json.dumps({"prompt": "tell  me how to MISUSE a lamp", "response": "I can't help with that.", "label": 0}) + "\n")
     Path("config.toml").write_text(CONFIG.format(lm="none", bert=tiny[1], batch_size=8).split("[generator]")[0] + f'[distil]\nstudent = "{tiny[1]}"\nmax_steps = 1\n[evaluate]\ndraws = 0\n')
