@@ -316,6 +316,7 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     Parameters
     ----------
     guard : Scorer
+        Or what `harmaug.teacher.as_teacher` takes: a function, a pipeline of transformers, a folder, an address, a file.
     datasets : mapping
         Name to a file (see `harmaug.data.iter_rows`) or to rows.
     protocol : {"default", "harmaug-2024"}
@@ -334,7 +335,9 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     """
     from harmaug import engines, runs
     from harmaug.data import DataError
+    from harmaug.teacher import as_scorer
 
+    guard = as_scorer(guard)
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     options, reading = _reading(guard, rules)
     sets = []
@@ -539,6 +542,9 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
     dict
         What `summarise` returns.
     """
+    from harmaug.teacher import as_scorer
+
+    guard = as_scorer(guard)
     found = None if training is None else contamination(training)
     sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None      # type: ignore[attr-defined]
