@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
+from harmaug import cli, eda, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
 from harmaug.distill import DistillConfig
 from harmaug.guard_families import LanguageModelTeacher
@@ -189,6 +189,28 @@ def test_baselines_by_one_line(folder, tiny, capsys):
     Path("alone.toml").write_text(Path("alone.toml").read_text() + 'baselines = ["plain"]\n')
     capsys.readouterr()
     assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
+
+
+def test_the_baseline_of_changed_words(folder, monkeypatch, capsys):
+    """Its table is looked for before anything is trained; variants near an evaluation row are left out."""
+    monkeypatch.setattr(eda, "WORDNET", folder / "nowhere")
+    seeds = [{"prompt": f"{('bake', 'steal')[i % 2]} a large loaf of bread quickly number {i}", "label": i % 2} for i in range(20)]
+    Path("seed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seeds))
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seeds[:2]))
+    Path("words.json").write_text('{"bread": ["rye"], "quickly": ["rapidly"]}')
+    text = '[data]\nseed = ["seed.jsonl"]\nevaluation = { held_out = "test.jsonl" }\n[distil]\nstudent = "tfidf"\n[evaluate]\ndraws = 20\nbaselines = [%s]\n'
+    Path("c.toml").write_text(text % '"eda"')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "nowhere: no table of synonyms" in capsys.readouterr().err
+    assert not Path("r/guard").exists()
+    Path("c.toml").write_text(text % '"tfidf", { name = "eda", synonyms = "words.json" }')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
+    info, metrics = (json.loads(Path("r", name).read_text()) for name in ("run.json", "metrics.json"))
+    rows = [Row.from_dict(row) for row in seeds]
+    added = eda.eda_rows(rows, 0, rows[:2], table={"bread": ["rye"], "quickly": ["rapidly"]})
+    assert info["stages"]["distil_eda"]["account"]["train"] == 20 + len(added) < 20 + len(eda.eda_rows(rows, 0, table={"bread": ["rye"], "quickly": ["rapidly"]}))
+    assert set(metrics["datasets"]["held_out"]["baselines"]) == {"tfidf", "eda"}
+    Path("c.toml").write_text(text % '{ name = "plain", synonyms = "words.json" }')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "the baseline plain takes no synonyms" in capsys.readouterr().err
 
 
 def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
