@@ -205,9 +205,9 @@ def test_the_baseline_of_changed_words(folder, monkeypatch, capsys):
     Path("c.toml").write_text(text % '"tfidf", { name = "eda", synonyms = "words.json" }')
     assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
     info, metrics = (json.loads(Path("r", name).read_text()) for name in ("run.json", "metrics.json"))
-    rows = [Row.from_dict(row) for row in seeds]
-    added = eda.eda_rows(rows, 0, rows[:2], table={"bread": ["rye"], "quickly": ["rapidly"]})
-    assert info["stages"]["distil_eda"]["account"]["train"] == 20 + len(added) < 20 + len(eda.eda_rows(rows, 0, table={"bread": ["rye"], "quickly": ["rapidly"]}))
+    rows, seed, table = [Row.from_dict(row) for row in seeds], DistillConfig().seed, {"bread": ["rye"], "quickly": ["rapidly"]}
+    added = len(eda.eda_rows(rows, seed, rows[:2], table=table))
+    assert info["stages"]["distil_eda"]["account"]["train"] == 20 + added < 20 + len(eda.eda_rows(rows, seed, table=table))
     assert set(metrics["datasets"]["held_out"]["baselines"]) == {"tfidf", "eda"}
     Path("c.toml").write_text(text % '{ name = "plain", synonyms = "words.json" }')
     assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "the baseline plain takes no synonyms" in capsys.readouterr().err
