@@ -308,7 +308,7 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METR
 # -- sets ---------------------------------------------------------------------------------------------------------
 
 
-def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
                protocol: str = "default", by: Sequence[str] = (), training: Any = None,
                layout: Any = None) -> list[ScoredSet]:
     """Score the rows of evaluation sets.
@@ -316,7 +316,7 @@ def score_sets(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Itera
     Parameters
     ----------
     guard : Scorer
-        Or what `harmaug.teacher.as_teacher` takes: a function, a pipeline of transformers, a folder, an address, a file.
+        Or anything else that `harmaug.teacher.as_teacher` takes: a function, a pipeline of transformers, a folder, an address, a file.
     datasets : mapping
         Name to a file (see `harmaug.data.iter_rows`) or to rows.
     protocol : {"default", "harmaug-2024"}
@@ -528,7 +528,7 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     return report
 
 
-def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
+def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row]], *,
                    threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
                    by: Sequence[str] = (), over_refusal: Sequence[str] = (),
                    training: Iterable[Row] | None = None) -> dict[str, Any]:
@@ -547,7 +547,7 @@ def evaluate_guard(guard: Scorer, datasets: Mapping[str, str | PathLike[str] | I
     guard = as_scorer(guard)
     found = None if training is None else contamination(training)
     sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
-    fitted = guard.threshold if getattr(guard, "thresholds", None) else None      # type: ignore[attr-defined]
+    fitted = guard.threshold if getattr(guard, "thresholds", None) else None
     return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
                      over_refusal=over_refusal)
 
