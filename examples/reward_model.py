@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guard", default="standin")
     parser.add_argument("--red-team", action="store_true")
     arguments = parser.parse_args(argv)
-    rows = ROWS if arguments.file is None else [(str(row["prompt"]), str(row["completion"])) for _, row in iter_columns(arguments.file)]
+    rows = ROWS if arguments.file is None else [(str(row["prompt"] or ""), str(row["completion"] or "")) for _, row in iter_columns(arguments.file)]
     reward = guard_reward(arguments.guard, red_team=arguments.red_team)
     for value in reward([prompt for prompt, _ in rows], [completion for _, completion in rows]):
         print(f"{value:.4f}")

@@ -129,7 +129,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     score = verbs.add_parser("score", help="rows in, rows with score and flagged out, in order")
     score.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
-    score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON or CSV; - (default): stdin")
+    score.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL, JSON, CSV or Parquet; - (default): stdin")
     _number(score, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _number(score, "--batch-size", int, 32, "rows scored together")
     _engine(score)

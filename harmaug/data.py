@@ -1,4 +1,4 @@
-"""Rows in and out: JSON, JSONL and CSV files, gzipped or not, and exact duplicates.
+"""Rows in and out: JSON, JSONL, CSV and Parquet files, gzipped or not, and exact duplicates.
 
 Messages name the file and the line or row, never the text that stands there.
 """
@@ -23,7 +23,8 @@ import msgspec
 from harmaug._C import FormatError
 
 _Line = tuple[int, str]     # its number, from 1
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0, "harmful": 1, "benign": 0}
+_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "safe": 0, "unsafe": 1, "false": 0, "true": 1, "unharmful": 0,
+           "harmful": 1, "benign": 0}
 _PROVENANCE: dict[str, Any] = {"source": str, "id": (str, int), "seed": int, "generator": str, "license": str}
 COLUMNS = ("prompt", "response", "label", "unsafe-score", "soft_label", "category", *_PROVENANCE)
 
@@ -108,14 +109,15 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as a flat dict: the known columns that are set, then the extra ones."""
-        columns = msgspec.to_builtins(self)
+        columns: dict[str, Any] = msgspec.to_builtins(self)
         columns.pop("extra", None)
-        columns.update(self.extra)
-        return columns  # type: ignore[no-any-return]
+        for name, value in self.extra.items():      # a label that was null may have been set since
+            columns.setdefault(name, value)
+        return columns
 
     @classmethod
     def from_dict(cls, columns: dict[str, Any], where: str = "row") -> Row:
-        """Check and convert one row; None and absent columns mean the same, but for a label (see `unknown`).
+        """Check and convert one row; None and absent columns mean the same, but for a label (see `unknown` and `is_null`).
 
         Raises
         ------
@@ -123,12 +125,10 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
             If the prompt is missing or empty, or a column holds what it may not. It begins with `where`, such as
             "rows.jsonl, line 12".
         """
-        if not isinstance(columns, dict):
-            raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
-        get = columns.get
+        get = _object(columns, where).get
         fields: dict[str, Any] = {"prompt": text_of(get("prompt"), "prompt", where)}
         if not fields["prompt"] or fields["prompt"].isspace():
-            problem = "column prompt is missing" if get("prompt") is None else "prompt is empty"
+            problem = "prompt is empty" if "prompt" in columns else "column prompt is missing"
             raise DataError(f"{where}: the {problem}")
         fields["response"] = text_of(get("response"), "response", where) or None
         fields["label"] = parse_label(get("label"), where)
@@ -140,14 +140,16 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
             kinds = _PROVENANCE.get(name)
             if kinds is not None and (value is None or (isinstance(value, kinds) and not isinstance(value, bool))):
                 fields[name] = value
-            elif kinds is not None or name not in COLUMNS or (name == "label" and value is None):
+            elif kinds is not None or name not in COLUMNS:
                 extra[name] = value
+            elif name == "label" and fields["label"] is None:
+                extra[name] = None
         return cls(**fields, extra=extra)
 
 
 def parse_label(value: Any, where: str = "row") -> int | None:
     """Return 0, 1 or None for a label: 0/1, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_null(value):
         return None
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return int(value)
@@ -158,8 +160,15 @@ def parse_label(value: Any, where: str = "row") -> int | None:
     return label
 
 
+def is_null(value: Any) -> bool:
+    """Tell whether a value says nothing: null, blank text, or NaN, which is pandas' null."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
-    """Yield the rows of a JSON list, JSONL or CSV file, gzipped or not; the layout is told from the content.
+    """Yield the rows of a JSON list, JSONL, CSV or Parquet file, gzipped or not; the layout is told from the content.
 
     JSONL and CSV are streamed.
 
@@ -171,7 +180,7 @@ def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """
     found = False
     for where, columns in iter_columns(path):
-        if not found and isinstance(columns, dict) and "prompt" not in columns:
+        if not found and "prompt" not in columns:
             raise DataError(f"{where}: the column prompt is missing{_looks_like(columns)}")
         found = True
         yield Row.from_dict(columns, where)
@@ -189,29 +198,44 @@ def stem(path: str | os.PathLike[str]) -> str:
     return re.sub(r"\.(jsonl|ndjson|json|csv|tsv|parquet)$", "", Path(path).name.removesuffix(".gz"))
 
 
-def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt", null: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) of each row as it stands in the file, unchecked but for its syntax; see iter_rows.
 
-    A CSV header must hold the column that `needs` names. Empty cells are left out, those of the column `null` are None.
+    A CSV header must hold the column that `needs` names. An empty cell of CSV is None.
     """
     name = os.fspath(path)
     try:
         with open(path, "rb") as raw:
-            read = _parquet_columns(raw, name) if raw.peek(4)[:4] == b"PAR1" else columns_of_stream(raw, name, needs=needs, null=null)
-            yield from read
+            for where, columns in columns_of_stream(raw, name, needs=needs):
+                yield where, _object(columns, where)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return a text, gzipped or not, without byte order mark; a DataError names a file that is none."""
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as raw:
+            return "".join(line for _, line in _text_lines(unpacked(raw), name))
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
 
 
 def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False,
-                      needs: str = "prompt", null: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+                      needs: str = "prompt") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, columns) from an open binary file or pipe; `name` stands for it in messages.
 
     With `verbatim` the values of JSON rows are msgspec.Raw: their bytes as they stand in the file.
     """
-    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
-    if stream.peek(2)[:2] == b"\x1f\x8b":
-        stream = gzip.GzipFile(fileobj=stream)
+    stream = unpacked(raw)
+    with _damage_named(name):
+        parquet = stream.peek(4)[:4] == b"PAR1"
+        if parquet and not (stream is raw and raw.seekable()):
+            stream = io.BytesIO(stream.read())
+    if parquet:
+        yield from _parquet_columns(stream, name)
+        return
     lines = _text_lines(stream, name)
     first = next(((n, line) for n, line in lines if line.strip()), None)
     if first is None:
@@ -230,7 +254,7 @@ def columns_of_stream(raw: IO[bytes], name: str, *, verbatim: bool = False,
     elif name.lower().removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
         raise DataError(f"{name}, line {first[0]}: wrong JSON: expected an object or a list of objects")
     else:
-        yield from _csv_columns(first, lines, name, needs, null)
+        yield from _csv_columns(first, lines, name, needs)
 
 
 def decode_json(text: str, where: str, kind: Any = Any) -> Any:
@@ -341,11 +365,23 @@ def require_labels(rows: Iterable[Row], where: str, *, both: bool = True) -> Non
         raise DataError(f"{where}: one class only, every row is {'unsafe' if classes == {1} else 'safe'}")
 
 
-def _raw_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
+def unpacked(raw: IO[bytes]) -> Any:
+    """Return an open binary file or pipe, or what is gzipped in it."""
+    stream: Any = raw if hasattr(raw, "peek") else io.BufferedReader(raw)
+    return gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == b"\x1f\x8b" else stream
+
+
+@contextlib.contextmanager
+def _damage_named(name: str) -> Iterator[None]:
     try:
-        yield from stream
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as exc:
         raise DataError(f"{name}: damaged gzip file ({exc})") from None
+
+
+def _raw_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
+    with _damage_named(name):
+        yield from stream
 
 
 def _text_lines(stream: Iterable[bytes], name: str) -> Iterator[_Line]:
@@ -367,15 +403,30 @@ def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str,
     n = 0
     try:
         for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
-            for columns in batch.to_pylist():
+            for columns in _in_microseconds(batch).to_pylist():
                 n += 1
                 yield f"{name}, row {n}", columns
     except (ArrowException, OSError) as exc:
         raise DataError(f"{name}: damaged Parquet file ({str(exc).splitlines()[0]})") from None
 
 
+def _in_microseconds(batch: Any) -> Any:
+    """The batch without nanoseconds, which neither the standard library nor JSON has a kind for."""
+    import pyarrow
+
+    arrays = []
+    for array in batch.columns:
+        kind = array.type
+        if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
+            array = array.cast(pyarrow.timestamp("us", kind.tz), safe=False)
+        elif pyarrow.types.is_duration(kind) and kind.unit == "ns":
+            array = array.cast(pyarrow.duration("us"), safe=False)
+        arrays.append(array)
+    return pyarrow.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
 def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
-                 needs: str, null: str) -> Iterator[tuple[str, dict[str, Any]]]:
+                 needs: str) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
     offset = first[0] - 1
     limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
@@ -385,6 +436,9 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         if needs not in header:
             raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}"
                             f"{_looks_like(header)}")
+        twice = next((column for column in header if column and header.count(column) > 1), None)
+        if twice is not None:
+            raise DataError(f"{name}, line {first[0]}: the CSV header has the column {twice} twice")
         start = reader.line_num + 1
         for cells in reader:
             where = f"{name}, line {offset + start}"
@@ -393,7 +447,7 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{where}: {len(cells)} cells under a header of {len(header)}")
-            yield where, {column: cell or None for column, cell in zip(header, cells) if cell != "" or column == null}
+            yield where, {column: cell or None for column, cell in zip(header, cells) if column or cell}
     except csv.Error as exc:
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
@@ -405,6 +459,12 @@ def _looks_like(names: Iterable[str]) -> str:
 
     found = guess(names)
     return f"; these look like columns of {found}: read it with layout {found}" if found else ""
+
+
+def _object(columns: Any, where: str) -> dict[str, Any]:
+    if not isinstance(columns, dict):
+        raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
+    return columns
 
 
 def text_of(value: Any, name: str, where: str) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -28,6 +29,8 @@ _LARGEST = 1 << 30      # bytes of a download
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Which column of a file is what; columns that no field names are kept as they are.
 
+    Those that have the name of a field of `Row` that another column fills are kept as original_NAME.
+
     Parameters
     ----------
     prompt : str
@@ -36,9 +39,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     context : str
         A column that is put behind the prompt, after an empty line, where it is not empty.
     label : str
+        "": none of the columns.
     unsafe, safe, unknown : tuple of str
         Patterns of the label's values ("*" stands for any text and, alone, for what no other pattern fits; letter case
-        does not count); a value that none fits is an error. All empty: the spellings of `data.parse_label`. Null is unknown.
+        does not count); a value that none fits is an error. All empty: the spellings of `data.parse_label`. Null (see
+        `data.is_null`) is unknown.
     any_of : tuple of str
         Instead of label: unsafe when one of these columns is 1; unknown when all are missing.
     votes : tuple of str
@@ -46,9 +51,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     score : str
         P(unsafe), of a file of scores (`evaluate.read_scores`).
     category, id : str
-        A category that is an object or a list is the names that are true in it.
+        A category that is an object or a list is the names that are true in it. A file without the column of `id` may
+        have one that is named id.
     only, without : dict
-        Keep the rows whose columns have these values; leave them out.
+        Keep the rows whose columns have these values, as Python prints them ("" is null); leave them out.
     nested : str
         The file is one JSON object of lists of rows; the column of this name takes the list's name.
     """
@@ -71,7 +77,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def row(self, columns: Mapping[str, Any], where: str, **known: Any) -> Row | None:
         """Convert one row; None when it is left out. `known` are columns that the file does not hold, such as label."""
-        get = columns.get
+        def get(name: str) -> Any:
+            return columns.get(name) if name else None
+
         if not self.keeps(columns):
             return None
         if self.prompt not in columns:
@@ -79,31 +87,33 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         prompt = get(self.prompt)
         if self.context and get(self.context):
             prompt = f"{prompt}\n\n{get(self.context)}"
-        taken = {self.prompt, self.response, self.context, self.label, self.category, self.id, *known}
-        rest = {name: value for name, value in columns.items()
-                if name not in taken and name not in ("prompt", "response", "label", "category", "id")}
         category = get(self.category)
         if isinstance(category, dict):
             category = ", ".join(name for name, true in category.items() if true is True) or None
         elif isinstance(category, list):
             category = ", ".join(map(str, category)) or None
-        fields = {"prompt": prompt, "response": get(self.response) if self.response else None,
-                  "label": self.label_of(columns, where) if "label" not in known else None, "category": category,
-                  "id": get(self.id), **known}
+        identity = self.id if self.id and self.id in columns else "id"
+        taken = {self.prompt, self.response, self.context, self.category, identity}
+        fields = {"prompt": prompt, "response": get(self.response), "category": category, "id": get(identity), **known}
+        if "label" not in known and (self.label or self.any_of or self.votes):
+            fields["label"] = self.label_of(columns, where)
+            taken |= set() if self.any_of or self.votes else {self.label}
+        rest = {f"original_{name}" if name in fields or name == "label" else name: value
+                for name, value in columns.items() if name not in taken}
         return Row.from_dict(rest | fields, where)
 
     def keeps(self, columns: Mapping[str, Any]) -> bool:
         """Whether `only` and `without` let the row in."""
-        return (all(str(columns.get(name) or "") == value for name, value in self.only.items())
-                and all(str(columns.get(name) or "") != value for name, value in self.without.items()))
+        return (all(_printed(columns.get(name)) == value for name, value in self.only.items())
+                and all(_printed(columns.get(name)) != value for name, value in self.without.items()))
 
     def label_of(self, columns: Mapping[str, Any], where: str) -> int | None:
         """Return the label of one row, None when it is unknown; a DataError when it is missing or none that is known."""
-        if self.any_of:
-            given = [self._value(columns[name], where) for name in self.any_of if columns.get(name) is not None]
-            return max((value or 0 for value in given), default=None)
-        if self.votes:
-            votes = [vote for name in self.votes if (vote := self._value(columns.get(name), where)) is not None]
+        if self.any_of or self.votes:
+            votes = [vote for name in self.any_of or self.votes
+                     if (vote := self._value(columns.get(name), where)) is not None]
+            if self.any_of:
+                return max(votes, default=None)
             unsafe = 2 * sum(votes) - len(votes)
             return None if unsafe == 0 else int(unsafe > 0)
         if self.label not in columns:
@@ -111,13 +121,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self._value(columns[self.label], where)
 
     def _value(self, value: Any, where: str) -> int | None:
-        if value is None or not (self.unsafe or self.safe):
+        if data.is_null(value) or not (self.unsafe or self.safe):
             return data.parse_label(value, where)
         text = str(value).strip().lower()
         rules = [(pattern.lower(), label) for label, patterns in ((None, self.unknown), (1, self.unsafe), (0, self.safe))
                  for pattern in patterns]
         for pattern, label in sorted(rules, key=lambda rule: rule[0] == "*"):
-            if fnmatchcase(text, pattern):
+            if fnmatchcase(text, re.sub(r"[?[]", r"[\g<0>]", pattern)):
                 return label
         raise DataError(f"{where}: unknown label {text[:24]!r}; known are {', '.join((*self.unsafe, *self.safe))}")
 
@@ -161,6 +171,10 @@ def _manifest() -> dict[str, DataSet]:
 MANIFEST = _manifest()
 
 
+def _printed(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 def parse_layout(text: str) -> Layout:
     """Parse "prompt=text,label=toxic,unsafe=yes|maybe": fields of `Layout`, "|" between the items of a list."""
     fields: dict[str, Any] = {}
@@ -169,8 +183,10 @@ def parse_layout(text: str) -> Layout:
         name, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"columns must read FIELD=COLUMN,..., got {part!r}")
-        one_of("a column mapping's field", name.strip(), kinds)
-        fields[name.strip()] = tuple(value.split("|")) if "tuple" in kinds[name.strip()] else value
+        name = one_of("a column mapping's field", name.strip(), kinds)
+        if name in fields:
+            raise ValueError(f"columns name the field {name} twice")
+        fields[name] = tuple(map(str.strip, value.split("|"))) if "tuple" in kinds[name] else value.strip()
     return Layout(**fields)
 
 
@@ -181,7 +197,8 @@ def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> li
     ----------
     path : path
     layout : str or Layout, optional
-        The name of a set in `MANIFEST`, whose licence its rows then carry, or a mapping. None: harmaug's own.
+        The name of a set in `MANIFEST`, whose licence its rows then carry, or a mapping, as `parse_layout` takes it too.
+        None: harmaug's own.
 
     Raises
     ------
@@ -191,14 +208,18 @@ def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> li
     if layout is None:
         return data.read_rows(path)
     known: dict[str, Any] = {}
+    if isinstance(layout, str) and "=" in layout:
+        layout = parse_layout(layout)
     if isinstance(layout, str):
         entry = MANIFEST[one_of("layout", layout, MANIFEST)]
         layout = entry.layout
         known = {"source": entry.name, "license": entry.licence}
-        for file in entry.files:
-            if file.label is not None and Path(file.name).name == Path(path).name:
-                known["label"] = file.label
-        if "label" not in known and any(file.label is not None for file in entry.files):
+        labels = {data.stem(file.name): file.label for file in entry.files if file.label is not None}
+        if len(set(labels.values())) == 1:
+            known["label"] = min(labels.values())
+        elif data.stem(path) in labels:
+            known["label"] = labels[data.stem(path)]
+        elif labels:
             names = ", ".join(Path(file.name).name for file in entry.files)
             raise DataError(f"{path}: the label of {entry.name} is told by the file's name, one of {names}")
     rows = [row for where, columns in _columns(path, layout) if (row := layout.row(columns, where, **known)) is not None]
@@ -294,7 +315,7 @@ def _columns(path: str | os.PathLike[str], layout: Layout) -> Iterator[tuple[str
     if not layout.nested:
         yield from data.iter_columns(path, needs=layout.prompt)
         return
-    lists = data.decode_json(Path(path).read_text(encoding="utf-8"), os.fspath(path))
+    lists = data.decode_json(data.read_text(path), os.fspath(path))
     if not isinstance(lists, dict):
         raise DataError(f"{path}: must hold one object of lists of rows")
     for name, rows in lists.items():
@@ -315,6 +336,7 @@ def _find(entry: DataSet, file: DataFile, source: Path) -> Path:
 
 
 def _download(entry: DataSet, file: DataFile, target: Path) -> Path:
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     by_hand = f"download {entry.address(file)} by hand, then: harmaug data fetch {entry.name} --from DIR"
@@ -323,13 +345,16 @@ def _download(entry: DataSet, file: DataFile, target: Path) -> Path:
     if file.sha256 == UNKNOWN:
         raise DataError(f"{entry.name}: no sha256 is on record to check a download against; {by_hand}")
     path, digest, size = target / Path(file.name).name, hashlib.sha256(), 0
-    with urlopen(entry.address(file), timeout=60) as stream, open(path, "wb") as out:
-        while block := stream.read(1 << 20):
-            size += len(block)
-            if size > _LARGEST:
-                raise DataError(f"{entry.address(file)}: more than {_LARGEST} bytes")
-            digest.update(block)
-            out.write(block)
+    try:
+        with urlopen(entry.address(file), timeout=60) as stream, open(path, "wb") as out:
+            while block := stream.read(1 << 20):
+                size += len(block)
+                if size > _LARGEST:
+                    raise DataError(f"{entry.address(file)}: more than {_LARGEST} bytes")
+                digest.update(block)
+                out.write(block)
+    except (OSError, HTTPException) as error:
+        raise DataError(f"{entry.name}: the download failed ({error}); {by_hand}") from None
     if digest.hexdigest() != file.sha256:
         raise DataError(f"{entry.address(file)}: sha256 {digest.hexdigest()}, expected {file.sha256}")
     return path

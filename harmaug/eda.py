@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from harmaug import safety
-from harmaug.checks import within
+from harmaug._C import FormatError
+from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, normalise, read_object
 from harmaug.filters import NearIndex
 
@@ -42,7 +43,7 @@ class EdaConfig:
         Share of a text's words that an operation changes, one at least.
     synonyms : path, optional
         A JSON object of word to list of synonyms, or WordNet's folder. None: /usr/share/wordnet.
-    near_duplicate : float, default 1.0
+    near_duplicate : float, default 0.6
         Variants at or over this similarity (character 5-gram Jaccard) to an evaluation row are dropped.
     seed : int, default 0
     """
@@ -61,7 +62,8 @@ class EdaConfig:
 class EdaAugmenter:
     """Makes variants of labelled rows by synonyms, insertion, swap and deletion of words; labels stay.
 
-    Case at a word's begin, digits, punctuation and responses are kept; the prompt is changed.
+    Words with digits, punctuation and responses are kept; the prompt is changed. A synonym begins in upper case where the
+    word that it replaces does; words that are swapped, or stand first after a deletion, keep the case that they have.
 
     Parameters
     ----------
@@ -116,7 +118,11 @@ class EdaAugmenter:
                                                   extra={**row.extra, "from": row.id if row.id is not None else i})
 
     def vary(self, text: str, operation: str, rng: random.Random) -> str:
-        """Return the text with `alpha` of its words replaced, inserted, swapped or deleted; the text if none can be."""
+        """Return the text with `alpha` of its words replaced, inserted, swapped or deleted; the text if none can be.
+
+        `operation` is "replace", "insert", "swap" or "delete".
+        """
+        one_of("operation", operation, _OPERATIONS)
         words = list(_WORD.finditer(text))
         n = max(1, round(self.config.alpha * len(words)))
         if operation == "swap":
@@ -169,7 +175,11 @@ def load_synonyms(path: str | os.PathLike[str] | None = None) -> dict[str, list[
         raise DataError(f"{place}: no table of synonyms; install WordNet's files (`apt install wordnet-base`) or give a "
                         "JSON object of word to list of synonyms")
     table: dict[str, list[str]] = {}
-    for word, others in read_object(place).items():
+    try:
+        found = read_object(place)
+    except FormatError as error:
+        raise DataError(str(error)) from None
+    for word, others in found.items():
         if not isinstance(others, list) or not all(isinstance(other, str) and other for other in others):
             raise DataError(f"{place}: the synonyms of {word!r} must be a list of words")
         table[word.lower()] = others
@@ -197,6 +207,7 @@ def _wordnet(folder: Path) -> dict[str, list[str]]:
             for word, others in met.items() if others}
 
 
-def eda_rows(rows: Sequence[Row], seed: int, **settings: Any) -> list[Row]:
-    """Return the variants of rows, for a baseline."""
-    return list(EdaAugmenter(EdaConfig(seed=seed, **settings)).run(rows))
+def eda_rows(rows: Sequence[Row], seed: int, evaluation_rows: Iterable[Row] = (), *,
+             table: Mapping[str, Sequence[str]] | None = None, **settings: Any) -> list[Row]:
+    """Return the variants of rows, for a baseline; `table` holds the synonyms, the settings are those of EdaConfig."""
+    return list(EdaAugmenter(EdaConfig(seed=seed, **settings), synonyms=table).run(rows, evaluation_rows))

@@ -7,7 +7,7 @@ the paper's code, and every report says which.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike, fspath
@@ -376,15 +376,15 @@ def over_seeds(reports: Sequence[Mapping[str, Any]], names: Sequence[str] = METR
 # -- sets ---------------------------------------------------------------------------------------------------------
 
 
-def score_sets(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
+def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                protocol: str = "default", by: Sequence[str] = (), training: Any = None,
                layout: Any = None) -> list[ScoredSet]:
     """Score the rows of evaluation sets.
 
     Parameters
     ----------
-    guard : Scorer or callable
-        Or a function of prompts and responses that returns P(unsafe) of each row.
+    guard : Scorer
+        Or anything else that `harmaug.teacher.as_teacher` takes: a function, a pipeline of transformers, a folder, an address, a file of scores.
     datasets : mapping
         Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
@@ -407,7 +407,9 @@ def score_sets(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, 
     """
     from harmaug import engines, runs
     from harmaug.data import DataError
+    from harmaug.teacher import as_scorer
 
+    guard = as_scorer(guard)
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     options, reading = _reading(guard, rules)
     sets = []
@@ -464,9 +466,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     form, said = _layout(layout)
     parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
     stem, n = data.stem(path), 0
-    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score, null=form.label), 1):
-        if not isinstance(columns, dict):
-            raise data.DataError(f"{where}: a row must be an object with {form.label} and {form.score}")
+    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score), 1):
         if not form.keeps(columns):
             continue
         score = columns.get(form.score)
@@ -670,7 +670,7 @@ def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
     return found
 
 
-def evaluate_guard(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
+def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
                    threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
                    by: Sequence[str] = (), over_refusal: Sequence[str] | None = None,
                    training: Iterable[Row] | None = None) -> dict[str, Any]:
@@ -684,6 +684,9 @@ def evaluate_guard(guard: Scorer | Callable[..., ArrayLike], datasets: Mapping[s
     dict
         What `summarise` returns.
     """
+    from harmaug.teacher import as_scorer
+
+    guard = as_scorer(guard)
     found = None if training is None else contamination(training)
     sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
     fitted = getattr(guard, "threshold", None) if getattr(guard, "thresholds", None) else None
@@ -746,11 +749,10 @@ def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Seque
     from harmaug.data import DataError
 
     detailed = hasattr(guard, "score_details")
-    score = guard.score_details if detailed else getattr(guard, "score", guard)
-    given = score([row.prompt for row in rows], [row.response for row in rows], **options)
+    given = (guard.score_details if detailed else guard.score)([row.prompt for row in rows], [row.response for row in rows], **options)
     scores = np.asarray(given.score if detailed else given)
     if scores.dtype.kind not in "biuf":
-        raise DataError(f"{where}: {type(guard).__name__} gives no scores; harmaug.integrations.scorers adapts pipelines and endpoints")
+        raise DataError(f"{where}: {type(guard).__name__} gives no scores")
     if scores.shape != (len(rows),):
         raise DataError(f"{where}: scores of shape {scores.shape} for {len(rows)} rows")
     return zip(scores if scores.dtype.kind == "f" else scores.astype(np.float64), given.n_windows.tolist() if detailed else [1] * len(rows))
@@ -774,10 +776,11 @@ def _layout(layout: Any) -> tuple[Any, Any]:
     """A layout, and its name or mapping for the record."""
     import msgspec
 
-    from harmaug.datasets import MANIFEST, Layout
+    from harmaug.datasets import MANIFEST, Layout, parse_layout
 
-    if isinstance(layout, str):
+    if isinstance(layout, str) and "=" not in layout:
         return MANIFEST[one_of("layout", layout, MANIFEST)].layout, layout
+    layout = parse_layout(layout) if isinstance(layout, str) else layout
     return layout or Layout(), layout and msgspec.to_builtins(layout)
 
 

@@ -15,8 +15,8 @@ from harmaug.guard import write_thresholds
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
 _DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": None, "protocol": "default", "long": "windows",
-                             "max_length": None, "by": [], "over_refusal": [], "training": None, "layout": None,
-                             "draws": 1000,
+                             "max_length": None, "by": [], "over_refusal": [], "training": None, "training_layout": None,
+                             "layout": None, "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", metavar="NAME|MAPPING",
                         help="of the files: a name of `harmaug data list`, or columns as in prompt=text,label=toxic,unsafe=yes")
     parser.add_argument("--training", metavar="FILE", help="count evaluation rows that are in FILE, or near its rows")
+    parser.add_argument("--training-layout", metavar="NAME|MAPPING", help="of that FILE, as --layout (default: harmaug's own)")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature first")
@@ -85,9 +86,9 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         guard = _open(args.model, args, open_guard)
         about["model"] = {"name": args.model, "sha256": _sha256_of(args.model)}
         if args.training:
-            rows = data.read_rows(args.training)
+            rows = datasets.read(datasets.resolve(args.training), args.training_layout)
             training = evaluate.contamination(rows)
-            about["training"] = {"file": args.training, "sha256": runs.sha256(args.training), "rows": len(rows)}
+            about["training"] = {"file": args.training, "sha256": runs.sha256(datasets.resolve(args.training)), "rows": len(rows)}
     fitted = _fit(args, guard, files, reading) if fits else None
     if guard is not None:
         measured = evaluate.score_sets(guard, _named(files), by=args.by, training=training, **reading)

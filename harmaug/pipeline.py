@@ -29,7 +29,7 @@ from harmaug.categories import CategoryTable, default_table, load_table
 from harmaug.chat import ChatTemplate
 from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, encode_row, identity, read_rows, require_labels, write_json, write_rows
-from harmaug.eda import eda_rows
+from harmaug.eda import eda_rows, load_synonyms
 from harmaug.endpoint import EndpointConfig
 from harmaug.engines import TRAINERS, check_engine
 from harmaug.generator import BACKENDS, Generator, open_lm
@@ -45,11 +45,9 @@ _log = logging.getLogger(__name__)
 
 TFIDF, TFIDF_FILE = "tfidf", "tfidf.json"
 
-AddRows = Callable[[Sequence[Row], int], Iterable[Row]]
-"""What a baseline adds to the seed rows: takes the rows and a seed."""
-BASELINES: dict[str, AddRows] = {"plain": lambda rows, seed: (), TFIDF: lambda rows, seed: (), "eda": eda_rows}
-"""Baselines of ``[evaluate] baselines``, by name: trained on the seed rows and what the function adds to them, with the
-student of [distil]; "tfidf" is TF-IDF and logistic regression instead."""
+BASELINES = ("plain", TFIDF, "eda")
+"""Baselines of ``[evaluate] baselines``: the student of [distil] trained on the seed rows alone, TF-IDF and logistic
+regression trained on them, the student trained on them and their variants by word changes (see harmaug.eda)."""
 
 STAGES = ("augment", "respond", "label", "distil", "evaluate")
 FURTHER = ("continual", "frontier")     # instead of distil, and after all; they train with the settings of [distil]
@@ -267,7 +265,7 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
             part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None
     others = {name: evaluate_module.score_sets(_open_guard(run / f"guard_{name}", config, options), sets,
-                                               protocol=config.protocol) for name in config.baselines}
+                                               protocol=config.protocol) for name in config.named_baselines}
     report = evaluate_module.summarise(scored, threshold=config.threshold, fitted=fitted, draws=config.draws,
                                        protocol=config.protocol, over_refusal=config.over_refusal, baselines=others)
     write_rows(run / SCORES, (row for part in scored for row in part.lines()))
@@ -285,22 +283,26 @@ class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SeedFile(_Table):
-    """A file of labelled rows, or so many of them drawn at random."""
+    """A file of labelled rows, or so many of them drawn at random; `layout` as for an evaluation set."""
 
     file: str
+    layout: str | None = None
     limit: int | None = None
     seed: int = 0
 
 
 class EvaluationFile(_Table):
-    """A file of an evaluation set and its layout, a name of harmaug.datasets.MANIFEST."""
+    """A file of an evaluation set and its layout: a name of harmaug.datasets.MANIFEST, or a mapping for parse_layout."""
 
     file: str
     layout: str
 
 
 class DataConfig(_Table):
-    """What a run reads: files of labelled rows, evaluation sets by name, a table of categories."""
+    """What a run reads: files of labelled rows, evaluation sets by name, a table of categories.
+
+    The name of a fetched set stands for its file.
+    """
 
     seed: tuple[str | SeedFile, ...]
     evaluation: dict[str, str | EvaluationFile] = {}
@@ -416,15 +418,30 @@ class LabelConfig(_Table):
         return {**self.reading(), "template_sha256": hashlib.sha256(source.encode()).hexdigest()}
 
 
+class Baseline(_Table):
+    """One of BASELINES; `synonyms` is the table of "eda", a JSON file or WordNet's folder (see EdaConfig)."""
+
+    name: str
+    synonyms: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("baselines", self.name, BASELINES)
+        if self.synonyms is not None and self.name != "eda":
+            raise ValueError(f"the baseline {self.name} takes no synonyms")
+
+
 class EvaluateConfig(_Table):
-    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained, the rest as for summarise."""
+    """How the guard is measured; `long` and `max_length` as for Guard.from_pretrained, the rest as for summarise.
+
+    `baselines` are names of BASELINES, or a Baseline with its table.
+    """
 
     threshold: float = 0.5
     draws: int = 1000
     protocol: str = "default"
     by: tuple[str, ...] = ("category", "source", "length")
     over_refusal: tuple[str, ...] | None = None
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str | Baseline, ...] = ()
     long: str = "windows"
     max_length: int | None = None
 
@@ -432,8 +449,14 @@ class EvaluateConfig(_Table):
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
         one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
-        for name in self.baselines:
-            one_of("baselines", name, BASELINES)
+        for entry in self.baselines:
+            if isinstance(entry, str):
+                Baseline(name=entry)
+
+    @property
+    def named_baselines(self) -> dict[str, str | None]:
+        """Each baseline's table of synonyms, by name."""
+        return dict((entry, None) if isinstance(entry, str) else (entry.name, entry.synonyms) for entry in self.baselines)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -555,6 +578,11 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
+    baselines = config.evaluate.named_baselines if config.evaluate is not None and "evaluate" in wanted else {}
+    synonyms = None
+    if "eda" in baselines:      # as the data: now, rather than when the student is trained
+        synonyms = load_synonyms(folder / baselines["eda"] if baselines["eda"] else None)
+    all_held_out = [row for rows in held_out.values() for row in rows]
 
     def of_generator() -> dict[str, Any]:
         return {"generator": partial(load_generator, config.generator, folder=folder, **threads), "quiet": quiet,
@@ -569,7 +597,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     def make(name: str) -> dict[str, Any]:
         if name == "augment":
             return augment(run, seed_rows=seeds, config=config.augment, table=table, encoder=diversity.ENCODER, **of_generator(),
-                           evaluation_rows=[row for rows in held_out.values() for row in rows])
+                           evaluation_rows=all_held_out)
         if name == "respond":
             return respond(run, config=config.respond, **of_generator())
         if name == "label":
@@ -594,9 +622,10 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
                              base=config.distil, datasets=held_out, quiet=quiet, **threads)
         training = seeds if config.label is None else rows_of(run / LABELLED)
         assert config.evaluate is not None
-        for other in config.evaluate.baselines:
+        for other in baselines:
             n = run.info["stages"]["label"]["account"]["seed"] if config.label is not None else len(seeds)
-            baseline(run, other, training[:n], config.distil, models=of_student() if other != TFIDF else None, quiet=quiet)
+            baseline(run, other, training[:n], config.distil, evaluation_rows=all_held_out, synonyms=synonyms,
+                     models=of_student() if other != TFIDF else None, quiet=quiet)
         return evaluate(run, None, held_out, config=config.evaluate, files=files, training=training, **threads)
 
     report: dict[str, Any] = {}
@@ -624,8 +653,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         require_labels(seeds, f"{where}: the rows of [data] seed")
     found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
              for name, entry in config.data.evaluation.items()}
-    sets = {name: datasets.resolve(entry.file if entry.file in datasets.MANIFEST else folder / entry.file)
-            for name, entry in found.items()}
+    sets = {name: _data_file(folder, entry.file) for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {}
@@ -637,7 +665,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
             evaluate_module.labels_of(rows, str(sets[name]), rules)
     if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
         raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
-    if config.evaluate is not None and "plain" in config.evaluate.baselines and config.label is None:
+    if config.evaluate is not None and "plain" in config.evaluate.named_baselines and config.label is None:
         raise DataError(f"{where}: the baseline plain is the student itself: the run adds no rows ([label] is missing)")
     unknown = set(config.evaluate.over_refusal or ()) - set(sets) if config.evaluate else set()
     if unknown:
@@ -655,9 +683,15 @@ def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, i
     return {name: n for name, n in found.items() if n}
 
 
-def baseline(run: RunFolder, name: str, rows: Sequence[Row], config: DistillConfig, **options: Any) -> dict[str, Any]:
-    """Train a baseline of BASELINES on the seed rows into guard_NAME/; options are those of `distil`."""
-    added = BASELINES[one_of("baseline", name, BASELINES)](rows, config.seed)
+def baseline(run: RunFolder, name: str, rows: Sequence[Row], config: DistillConfig, *,
+             evaluation_rows: Sequence[Row] = (), synonyms: Mapping[str, Sequence[str]] | None = None,
+             **options: Any) -> dict[str, Any]:
+    """Train a baseline of BASELINES on the seed rows into guard_NAME/; options are those of `distil`.
+
+    No variant of "eda" is near an evaluation row; without `synonyms` it takes WordNet's.
+    """
+    one_of("baseline", name, BASELINES)
+    added = eda_rows(rows, config.seed, evaluation_rows, table=synonyms) if name == "eda" else ()
     student = dataclasses.replace(config, student=TFIDF) if name == TFIDF else config
     return distil(run, [*rows, *added], config=student, name=f"distil_{name}", folder=f"guard_{name}", **options)
 
@@ -762,14 +796,19 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
 
 
+def _data_file(folder: Path, name: str) -> Path:
+    return datasets.resolve(name if name in datasets.MANIFEST else folder / name)
+
+
 def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) -> list[Row]:
     rows: list[Row] = []
     for entry in files:
         file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
-        found = read_rows(folder / file.file)
+        path = _data_file(folder, file.file)
+        found = datasets.read(path, file.layout)
         unlabelled = next((i for i, row in enumerate(found) if row.hard_label is None), None) if labelled else None
         if unlabelled is not None:
-            raise DataError(f"{folder / file.file}, row {unlabelled + 1}: neither a label nor an unsafe-score")
+            raise DataError(f"{path}, row {unlabelled + 1}: neither a label nor an unsafe-score")
         if file.limit is not None and file.limit < len(found):
             found = [found[i] for i in sorted(random.Random(file.seed).sample(range(len(found)), file.limit))]
         rows += found

@@ -22,7 +22,7 @@ def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "
     guard : Guard
         Anything with ``score(prompts, responses)``.
     source, out : binary file
-        JSONL, a JSON list or CSV, gzipped or not; and one JSON object a row, in order: the row's columns as they stand
+        JSONL, a JSON list, CSV or Parquet, gzipped or not; and one JSON object a row, in order: the row's columns as they stand
         (numbers and escapes to the byte), then score and flagged.
     name : str
         What messages call the source.
@@ -78,8 +78,6 @@ def _scores(guard: Any, pairs: Sequence[tuple[str, str | None]]) -> list[np.floa
 
 
 def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:
-    if not isinstance(columns, dict):
-        raise DataError(f"{where}: a row must be an object with a prompt")
     texts = []
     for column in ("prompt", "response"):
         value = columns.get(column)
@@ -89,5 +87,5 @@ def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:
             raise DataError(f"{where}: {column} must be text")
         texts.append(value)
     if not texts[0] or texts[0].isspace():
-        raise DataError(f"{where}: the prompt is {'missing' if texts[0] is None else 'empty'}")
+        raise DataError(f"{where}: the prompt is {'empty' if 'prompt' in columns else 'missing'}")
     return texts[0], texts[1] or None

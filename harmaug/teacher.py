@@ -245,15 +245,42 @@ class CachedTeacher:
 
 
 def as_teacher(teacher: Any) -> Teacher:
-    """Return a Teacher for a folder, "standin", a Guard, a function or a Teacher."""
+    """Return a Teacher for whatever gives scores.
+
+    Parameters
+    ----------
+    teacher : object
+        A Teacher; a Guard, or anything with ``score``; a text-classification pipeline of transformers; a function (see
+        CallableTeacher); a guard's folder or fetched name, "standin", a moderations endpoint's address, or a file of
+        scores (see ScoresTeacher).
+    """
+    if isinstance(teacher, str) and teacher.startswith(("http://", "https://")):
+        from harmaug.endpoint import EndpointConfig
+        from harmaug.integrations.scorers import ModerationEndpoint
+
+        return GuardTeacher(ModerationEndpoint(EndpointConfig(url=teacher, model="")), teacher)
     if isinstance(teacher, (str, os.PathLike)):
-        return GuardTeacher.from_pretrained(teacher)
+        scores = Path(teacher).is_file() and Path(teacher).suffix != ".gguf"
+        return ScoresTeacher(teacher) if scores else GuardTeacher.from_pretrained(teacher)
     if hasattr(teacher, "score"):
         whole = hasattr(teacher, "name") and hasattr(teacher, "licence")
         return teacher if whole else GuardTeacher(teacher, type(teacher).__name__)
+    if any(kind.__module__.startswith("transformers.pipelines") for kind in type(teacher).__mro__):
+        from harmaug.integrations.scorers import PipelineScorer
+
+        return GuardTeacher(PipelineScorer(teacher), type(teacher).__name__)
     if callable(teacher):
         return CallableTeacher(teacher)
-    raise TypeError(f"a teacher must be a folder, a guard or a callable, got {type(teacher).__name__}")
+    raise TypeError("a scorer must be a guard, a pipeline of transformers, a function, a folder, an address or a file of "
+                    f"scores, got {type(teacher).__name__}")
+
+
+def as_scorer(scorer: Any) -> Any:
+    """Return what has a ``score`` for what `as_teacher` takes; a guard is itself."""
+    if hasattr(scorer, "score"):
+        return scorer
+    made = as_teacher(scorer)
+    return made.guard if isinstance(made, GuardTeacher) else made
 
 
 def standin_folder() -> Path:

@@ -103,6 +103,8 @@ def test_score_keeps_order_and_columns_to_the_byte(capsys, fakes, monkeypatch):
     assert [json.loads(line)["id"] for line in lines] == list(range(100))
     assert lines[0] == '{"id":0,"prompt":"a","x":1.10,"big":123456789012345678901234567890,"u":"\\u00e4","score":0.025,"flagged":false}'
     assert [json.loads(line)["flagged"] for line in lines] == [(i % 40 + 1) / 40 >= 0.5 for i in range(100)]
+    stdin(monkeypatch, b"prompt,label\naa,\n")
+    assert run(capsys, "score", "--model", "m").out == '{"prompt":"aa","label":null,"score":0.05,"flagged":false}\n'
 
 
 @pytest.mark.parametrize("content", ['[{"prompt": "aaaa", "response": "b"}]', "prompt,response\naaaa,b\n", '{"prompt": "aaaa", "response": "b"}\n'])
@@ -115,6 +117,7 @@ def test_score_reads_every_layout(capsys, fakes, tmp_path, content):
 
 @pytest.mark.parametrize("content, message, written", [
     (b'{"prompt": "a"}\n{"prompt": "b", ]\n', "standard input, line 2: wrong JSON", 1), (b'{"prompt": "a"}\n{"prompt": ""}\n', "standard input, line 2: the prompt is empty", 1),
+    (b"prompt,label\na,1\n,0\n", "standard input, line 3: the prompt is empty", 1),
     (b'{"prompt": "a"}\n\n[1]\n', "standard input, line 3: a row must be an object", 1), (b'{"text": "a"}\n', "standard input, line 1: the prompt is missing", 0),
     (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "standard input, line 2: not UTF-8: byte 0xff at column 13", 1), (b"", "standard input: the set is empty", 0),
     (b'{"prompt": 3}\n', "standard input, line 1: prompt must be text", 0), (b'{"prompt": "a", "response": []}\n', "standard input, line 1: response must be text", 0),
@@ -253,6 +256,8 @@ def test_evaluate_files_of_another_guard(capsys, fakes, folder):
     assert "AUPRC" in run(capsys, "evaluate", "--model", "m", "more.csv").out
     assert "needs a labelled FILE" in fails(capsys, "evaluate", "--model", "m")
     Path("more.csv").write_text("prompt,label\nshort,\n")
+    assert "more.csv: every label is null" in fails(capsys, "evaluate", "--model", "m", "more.csv")
+    Path("more.csv").write_text("prompt\nshort\n")
     assert "row 1: an evaluation row needs a label" in fails(capsys, "evaluate", "--model", "m", "more.csv")
 
 

@@ -3,11 +3,14 @@ import csv
 import errno
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from harmaug import data
 from harmaug.data import DataError, Row
@@ -62,6 +65,26 @@ def test_csv_loads_quotes_newlines_and_empty_cells(tmp_path, newline):
     assert rows[1].prompt == ROWS[1]["prompt"] and rows[1].unsafe_score == 0.75
 
 
+def test_what_says_nothing_is_null(tmp_path):
+    """An empty cell, blank text and NaN of a label column are unknown labels; an unnamed empty column is none."""
+    rows = data.read_rows(write(tmp_path / "rows.csv", "prompt,label,topic,\na,1.0,x,\nb,,,\n"))
+    assert [row.to_dict() for row in rows] == [{"prompt": "a", "label": 1, "topic": "x"}, {"prompt": "b", "label": None, "topic": None}]
+    assert all(Row.from_dict({"prompt": "a", "label": label}).unknown for label in ("", None, float("nan"))) and not Row.from_dict({"prompt": "a"}).unknown
+    rows[1].label = 1
+    assert rows[1].to_dict() == {"prompt": "b", "label": 1, "topic": None} and rows[1].extra["label"] is None
+
+
+def test_parquet_of_pandas(tmp_path):
+    """Nanoseconds are cut to microseconds, NaN labels are null; in a gzip file too."""
+    table = pa.table({"prompt": ["a", "b"], "label": [1.0, math.nan], "at": pa.array([1_001, None], pa.timestamp("ns", "UTC")), "for": pa.array([2_002, None], pa.duration("ns"))})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    write(tmp_path / "rows.parquet.gz", gzip.compress((tmp_path / "rows.parquet").read_bytes()))
+    rows = data.read_rows(tmp_path / "rows.parquet")
+    assert data.read_rows(tmp_path / "rows.parquet.gz") == rows
+    assert data.encode_row(rows[0]) == b'{"prompt":"a","label":1,"at":"1970-01-01T00:00:00.000001Z","for":"PT0.000002S"}\n'
+    assert data.encode_row(rows[1]) == b'{"prompt":"b","label":null,"at":null,"for":null}\n'
+
+
 def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
     limit = csv.field_size_limit()
     text = "word " * 60_000
@@ -70,7 +93,8 @@ def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
 
 
 @pytest.mark.parametrize("spelled, label", [(0, 0), (1, 1), (True, 1), (False, 0), (1.0, 1), ("0", 0), ("1", 1), ("safe", 0), ("Unsafe", 1),
-                                            ("TRUE", 1), (" false ", 0), ("harmful", 1), ("unharmful", 0), (None, None), ("", None)])
+                                            ("TRUE", 1), (" false ", 0), ("harmful", 1), ("unharmful", 0), (None, None), ("", None), (" ", None), ("1.0", 1),
+                                            ("0.0", 0), (float("nan"), None)])
 def test_labels(spelled, label):
     assert data.parse_label(spelled) == label
 
@@ -96,7 +120,9 @@ def test_reference_kd_file_loads_as_it_is(tmp_path):
     ('{"prompt": "\\ud800"}', r"rows, line 1: wrong JSON"),
     ('\n\n{"prompt": "  "}', r"rows, line 3: the prompt is empty"),
     ('{"text": "x"}', r"rows, line 1: the column prompt is missing"),
-    ('{"prompt": null}', r"rows, line 1: the column prompt is missing"),
+    ('{"prompt": null}', r"rows, line 1: the prompt is empty"),
+    ("prompt,label\n,1\n", r"rows, line 2: the prompt is empty"),
+    ("prompt,label,label\na,1,0\n", r"rows, line 1: the CSV header has the column label twice"),
     ('{"prompt": ["x"]}', r"rows, line 1: prompt must be text, got a list"),
     ('{"prompt": "x", "response": 3}', r"rows, line 1: response must be text, got a number"),
     ('{"prompt": "x", "unsafe-score": NaN}', r"rows, line 1: wrong JSON: NaN is not a JSON value"),

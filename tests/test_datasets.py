@@ -104,17 +104,46 @@ def test_details(tmp_path):
     assert rows["wildguardmix"][1].unknown and rows["wildguardmix"][1].to_dict()["label"] is None
 
 
+def test_columns_that_the_layout_takes_the_names_of(tmp_path):
+    """XSTest's file as its authors have it now: its id is the id, its label is kept beside what the type says; a blank type is unknown."""
+    rows = datasets.read(write(tmp_path / "xstest_prompts.csv", "csv", [{"id": i, "prompt": ASKED[i], "type": kind, "label": "safe", "note": ""}
+                                                                       for i, kind in enumerate(("contrast_a", "homonyms", " "))]), "xstest")
+    assert [(row.id, row.label) for row in rows] == [("0", 1), ("1", 0), ("2", None)] and rows[0].extra == {"original_label": "safe", "note": None}
+    row = Layout(prompt="text", response="", id="key", label="").row({"text": "a", "response": "b", "key": 1, "id": 2, "label": "x", "": "9"}, "row")
+    assert row.to_dict() == {"prompt": "a", "id": 1, "original_response": "b", "original_id": 2, "original_label": "x"} and not row.unknown
+
+
+def test_values_are_compared_as_they_are_printed():
+    assert Layout(only={"split": "0", "adv": "False"}).row({"prompt": "p", "label": 1, "split": 0, "adv": False}, "r").label == 1
+    assert Layout(without={"split": "0"}).row({"prompt": "p", "label": 1, "split": 0}, "r") is None
+    layout = Layout(unsafe=("[bad]", "bad?"), safe=("good*",))
+    assert [layout.row({"prompt": "p", "label": text}, "r").label for text in ("[bad]", "bad?", "goods", "")] == [1, 1, 0, None]
+    for text in ("b", "bads"):
+        with pytest.raises(DataError, match="r: unknown label"):
+            layout.row({"prompt": "p", "label": text}, "r")
+
+
+def test_no_csv_says_that_what_is_unknown_is_missing(tmp_path):
+    rows = [{"prompt": ASKED[0], "response": SAID[0], "response_harm_label": label} for label in ("harmful", "", "unharmful")]
+    assert [row.label for row in datasets.read(write(tmp_path / "w.csv", "csv", rows), "wildguardmix")] == [1, None, 0]
+    rows = [{"prompt": ASKED[0], "S": s, "H": "", "V": v} for s, v in (("1.0", ""), ("", "0.0"), ("", ""))]
+    assert [row.label for row in datasets.read(write(tmp_path / "o.csv", "csv", rows), "openai_moderation")] == [1, 0, None]
+
+
 def test_votes_that_tie_are_unknown():
     layout = Layout(votes=("a", "b"), safe=("Safe",), unsafe=("*",))
+    assert layout.row({"prompt": "p", "a": "Safe", "b": ""}, "row").label == 0
+    assert layout.row({"prompt": "p", "a": "Safe", "b": float("nan")}, "row").label == 0
     assert [layout.row({"prompt": "p", "a": a, "b": b}, "row").label for a, b in (("Safe", "Bad"), ("Bad", "Bad"), ("Safe", None))] == [None, 1, 0]
 
 
 def test_a_mapping_of_the_users(tmp_path):
     path = write(tmp_path / "mine.csv", "csv", [{"text": text, "answer": "", "toxic": "Yes" if label else "no", "topic": "x"} for text, label in zip(ASKED, UNSAFE)])
-    layout = datasets.parse_layout("prompt=text,response=answer,label=toxic,unsafe=yes|maybe,safe=no,category=topic")
+    layout = "prompt = text,response=answer,label=toxic,unsafe=yes | maybe,safe=no,category=topic"
     rows = datasets.read(path, layout)
+    assert datasets.read(path, datasets.parse_layout(layout)) == rows
     assert [row.label for row in rows] == UNSAFE and rows[0].category == "x" and rows[0].response is None and rows[0].license is None
-    for text, message in (("prompt", "must read FIELD=COLUMN"), ("text=prompt", "a column mapping's field must be one of prompt")):
+    for text, message in (("prompt=a,prompt=b", "name the field prompt twice"), ("prompt", "must read FIELD=COLUMN"), ("text=prompt", "a column mapping's field must be one of prompt")):
         with pytest.raises(ValueError, match=message):
             datasets.parse_layout(text)
     with pytest.raises(DataError, match="line 2: unknown label 'no'; known are yes"):
@@ -140,8 +169,24 @@ def test_parquet_prefixes_are_named(tmp_path):
             list(data.iter_columns(path))
 
 
+def test_rows_that_are_no_objects(tmp_path):
+    path = tmp_path / "r.json"
+    for text, where in (('{"prompt": "a", "label": 1}\n[1]\n', "line 2"), ('[{"prompt": "a", "label": 1}, 3]', "row 2")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"r.json, {where}: a row must be an object with a prompt, got a"):
+            datasets.read(path, "prompt=prompt")
+
+
 def test_nested_files_that_are_not(tmp_path):
     path = tmp_path / "x.json"
+    with pytest.raises(DataError, match="x.json: no such file"):
+        datasets.read(path, "harmbench")
+    path.write_bytes(b'{"a": ["caf\xe9"]}')
+    with pytest.raises(DataError, match="x.json, line 1: not UTF-8"):
+        datasets.read(path, "harmbench")
+    one = {"cards": LAYOUTS["harmbench"][1][0]["cards"][:1]}
+    path.write_bytes(gzip.compress(("\ufeff" + json.dumps(one)).encode()))
+    assert [row.prompt for row in datasets.read(path, "harmbench")] == ASKED[:1]
     for text, message in (("[]", "one object of lists"), ('{"a": [1]}', "a, row 1: a row must be an object"), ('{"a": [', "wrong JSON")):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -173,6 +218,9 @@ def test_fetch_takes_files_at_hand_and_counts(tmp_path, monkeypatch, capsys):
         datasets.fetch("nothing")
     with pytest.raises(DataError, match="the label of jailbreakbench is told by the file's name"):
         datasets.read(write(tmp_path / "x.csv", "csv", [{"Goal": "a"}]), "jailbreakbench")
+    (tmp_path / "harmful-behaviors.csv.gz").write_bytes(gzip.compress(b"Goal\na\n"))
+    assert datasets.read(tmp_path / "harmful-behaviors.csv.gz", "jailbreakbench")[0].label == 1
+    assert datasets.read(write(tmp_path / "y.csv", "csv", [{"Behavior": "a"}]), "harmbench_behaviors")[0].label == 1
 
 
 def test_nothing_is_downloaded_without_a_checksum(tmp_path, monkeypatch):
@@ -193,6 +241,9 @@ def test_nothing_is_downloaded_without_a_checksum(tmp_path, monkeypatch):
         datasets.fetch("xstest")
     with pytest.raises(DataError, match="sha256 [0-9a-f]{64}, xstest has 0000"):
         datasets.fetch("xstest", tmp_path / "server")
+    path.unlink()
+    with pytest.raises(DataError, match=f"xstest: the download failed .* download file://.*{path.name} by hand, .* --from DIR"):
+        datasets.fetch("xstest")
 
 
 def test_the_list(capsys):

@@ -64,6 +64,8 @@ def test_texts_that_leave_nothing_to_change(text):
 
     for operation in eda._OPERATIONS:
         assert make().vary(text, operation, random.Random(0)).split() or not text.split()
+    with pytest.raises(ValueError, match="operation must be one of replace, insert, swap, delete, got 'foo'"):
+        make().vary(text, "foo", random.Random(0))
 
 
 def test_filters():
@@ -77,6 +79,9 @@ def test_tables_and_wordnet(tmp_path):
     table = tmp_path / "t.json"
     table.write_text(json.dumps({"Bread": ["loaf"]}))
     assert eda.load_synonyms(table) == {"bread": ["loaf"]}
+    table.write_text("[1]")
+    with pytest.raises(DataError, match="t.json: must hold an object"):
+        eda.load_synonyms(table)
     table.write_text('{"bread": "loaf"}')
     with pytest.raises(DataError, match="the synonyms of 'bread' must be a list of words"):
         eda.load_synonyms(table)

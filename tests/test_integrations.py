@@ -9,19 +9,19 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from harmaug import evaluate
-from harmaug.data import Row
+from harmaug.data import DataError, Row, write_rows
 from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError
 from harmaug.integrations import scorers
 from harmaug.integrations.metrics import Metrics, compute_metrics
 from harmaug.integrations.scorers import ModerationEndpoint, PipelineScorer
 from harmaug.integrations.sklearn import TfidfGuard
-from harmaug.teacher import as_teacher
+from harmaug.teacher import as_scorer, as_teacher
 
 ROWS = [Row(prompt=f"{'steal' if i % 2 else 'bake'} {('bread', 'a car', 'some tea')[i % 3]} {i}", response="Sure" if i % 4 == 0 else None, label=i % 2) for i in range(40)]
 
 
-def fake_pipeline(rows, top_k):
-    assert top_k is None
+def fake_pipeline(rows, top_k, truncation):
+    assert top_k is None and truncation
     return [[{"label": "SAFE", "score": 0.75 if "text_pair" in row else 0.5}, {"label": "Unsafe", "score": 0.25 if "text_pair" in row else 0.5}] for row in rows]
 
 
@@ -30,6 +30,24 @@ def test_pipelines():
     assert PipelineScorer(fake_pipeline, "safe").score(["a"]).tolist() == [0.5] and PipelineScorer(fake_pipeline).score([]).shape == (0,)
     with pytest.raises(ValueError, match="labels are safe, unsafe: say which"):
         PipelineScorer(fake_pipeline, "bad").score(["a"])
+
+
+def test_whatever_gives_scores_is_compared(tmp_path, quick):
+    """A guard, a pipeline, an endpoint, a function, a file of scores: in evaluate_guard, and as a teacher."""
+    class TextClassificationPipeline:
+        __call__ = staticmethod(fake_pipeline)
+
+    TextClassificationPipeline.__module__ = "transformers.pipelines.text_classification"
+    TfidfGuard.fit(ROWS).save_pretrained(tmp_path / "guard")
+    write_rows(tmp_path / "scores.jsonl", ({"prompt": row.prompt, "response": row.response, "unsafe-score": row.label} for row in ROWS))
+    with serving(results) as server:
+        for scorer, name in ((TfidfGuard.fit(ROWS), "TfidfGuard"), (TextClassificationPipeline(), "TextClassificationPipeline"), (server.url, server.url),
+                             (lambda prompts, responses: [len(prompt) / 100 for prompt in prompts], "<lambda>"), (tmp_path / "scores.jsonl", "scores.jsonl"),
+                             (tmp_path / "guard", "guard")):
+            found = evaluate.evaluate_guard(scorer, {"mine": ROWS}, draws=0)["datasets"]["mine"]
+            assert found["n"] == 40 and as_teacher(scorer).name == name
+            assert found["auprc"] == pytest.approx(1) or name not in ("scores.jsonl", "guard", "TfidfGuard")
+    assert isinstance(as_scorer(tmp_path / "guard"), TfidfGuard)
 
 
 @pytest.fixture
@@ -78,6 +96,14 @@ def test_an_endpoint_that_is_not_there(quick):
         moderation(server).score(["a"])
 
 
+def test_scorers_take_rows_as_a_guard_does(quick):
+    with serving(results) as server:
+        for scorer in (PipelineScorer(fake_pipeline), moderation(server), TfidfGuard.fit(ROWS)):
+            assert scorer.score("abc").shape == (1,) and scorer.score(text for text in ("a", "b")).shape == (2,)
+            with pytest.raises(ValueError, match="2 prompts but 1 responses"):
+                scorer.score(["a", "b"], ["x"])
+
+
 def test_guardbench_conversations():
     class Guard:
         def score(self, prompts, responses=None):
@@ -93,6 +119,8 @@ def test_metrics_in_other_shapes():
     module.add_batch(predictions=[0.1, 0.2], references=[0, 1])
     assert module.compute(predictions=[0.9], references=[0]) == evaluate.metrics([1, 0, 1, 0], [0.3, 0.1, 0.2, 0.9], 0.25)
     assert module.compute(predictions=[0.9], references=[1], threshold=0.95)["tp"] == 0
+    module.add(prediction=0.3, reference=1)
+    assert module.compute(predictions=None, references=None)["n"] == 1
     logits = np.array([[2.0, -1.0], [0.0, 3.0], [5.0, 1.0]])
     found = compute_metrics((logits, np.array([0, 1, 1])))
     p = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
@@ -112,6 +140,9 @@ def test_tfidf_is_scikit_learns_and_a_folder_of_numbers(tmp_path):
     guard.save_pretrained(tmp_path / "guard")
     np.testing.assert_array_equal(TfidfGuard.from_pretrained(tmp_path / "guard").score([row.prompt for row in ROWS], [row.response for row in ROWS]), scores)
     np.testing.assert_array_equal(as_teacher(tmp_path / "guard").score(["steal bread"]), guard.score(["steal bread"]))
+    for rows, message in ((ROWS[1::2], "one class only, every row is unsafe"), ([Row(prompt="a")], "row 1: neither a label")):
+        with pytest.raises(DataError, match=message):
+            TfidfGuard.fit(rows)
     assert guard.score([]).shape == (0,) and guard.score(["words never seen"]).shape == (1,)
     whole = json.loads((tmp_path / "guard" / "tfidf.json").read_text())
     for broken in ({**whole, "idf": whole["idf"][1:]}, {**whole, "terms": None}, {}, {**whole, "coef": ["x"] * len(whole["coef"])}, {**whole, "terms": whole["terms"][:1] * len(whole["terms"])}):

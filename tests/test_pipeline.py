@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
-from harmaug import card, cli, evaluate, models, pipeline, quickstart, runs, sweep, teacher
+from harmaug import card, cli, eda, evaluate, models, pipeline, quickstart, runs, sweep, teacher
 from harmaug.data import Row, read_rows
 from harmaug.distill import DistillConfig
 from harmaug.guard_families import LanguageModelTeacher
@@ -189,6 +189,45 @@ def test_baselines_by_one_line(folder, tiny, capsys):
     Path("alone.toml").write_text(Path("alone.toml").read_text() + 'baselines = ["plain"]\n')
     capsys.readouterr()
     assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
+
+
+def test_the_baseline_of_changed_words(folder, monkeypatch, capsys):
+    """Its table is looked for before anything is trained; variants near an evaluation row are left out."""
+    monkeypatch.setattr(eda, "WORDNET", folder / "nowhere")
+    seeds = [{"prompt": f"{('bake', 'steal')[i % 2]} a large loaf of bread quickly number {i}", "label": i % 2} for i in range(20)]
+    Path("seed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seeds))
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seeds[:2]))
+    Path("words.json").write_text('{"bread": ["rye"], "quickly": ["rapidly"]}')
+    text = '[data]\nseed = ["seed.jsonl"]\nevaluation = { held_out = "test.jsonl" }\n[distil]\nstudent = "tfidf"\n[evaluate]\ndraws = 20\nbaselines = [%s]\n'
+    Path("c.toml").write_text(text % '"eda"')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "nowhere: no table of synonyms" in capsys.readouterr().err
+    assert not Path("r/guard").exists()
+    Path("c.toml").write_text(text % '"tfidf", { name = "eda", synonyms = "words.json" }')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
+    info, metrics = (json.loads(Path("r", name).read_text()) for name in ("run.json", "metrics.json"))
+    rows, seed, table = [Row.from_dict(row) for row in seeds], DistillConfig().seed, {"bread": ["rye"], "quickly": ["rapidly"]}
+    added = len(eda.eda_rows(rows, seed, rows[:2], table=table))
+    assert info["stages"]["distil_eda"]["account"]["train"] == 20 + added < 20 + len(eda.eda_rows(rows, seed, table=table))
+    assert set(metrics["datasets"]["held_out"]["baselines"]) == {"tfidf", "eda"}
+    Path("c.toml").write_text(text % '{ name = "plain", synonyms = "words.json" }')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "the baseline plain takes no synonyms" in capsys.readouterr().err
+
+
+def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
+    monkeypatch.setenv("HARMAUG_DATA", str(folder / "sets"))
+    rows = [(f"{('bake', 'steal')[i % 2]} thing {i}", ("no", "yes")[i % 2]) for i in range(24)]
+    Path("desk.csv").write_text("text,toxic\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    Path("sets").mkdir()
+    Path("sets/xstest.jsonl").write_text("".join(json.dumps({"prompt": f"kill process {i}", "label": i % 2}) + "\n" for i in range(6)))
+    entry = '{ file = "desk.csv", layout = "prompt=text,label=toxic,unsafe=yes,safe=no" }'
+    Path("c.toml").write_text(f'[data]\nseed = ["xstest", {entry}]\nevaluation = {{ desk = {entry} }}\n[distil]\nstudent = "tfidf"\n[evaluate]\ndraws = 0\n')
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
+    assert json.loads(Path("r/run.json").read_text())["stages"]["distil"]["account"]["train"] == 30
+    mapped = ["--layout", "prompt=text,label=toxic,unsafe=yes,safe=no"]
+    for training in (["desk.csv", "--training-layout", mapped[1]], ["xstest"]):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training", *training, "--draws", "0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["datasets"]["desk"]["cohort"]["contamination"]["exact"] == (24 if len(training) > 1 else 0)
 
 
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):

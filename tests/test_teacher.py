@@ -76,7 +76,7 @@ def test_as_teacher():
     named = teacher.CallableTeacher(lengths, "mine", "MIT")
     assert teacher.as_teacher(named) is named and teacher.describe(named) == {"name": "mine", "licence": "MIT"}
     assert named.score(["a"]) == np.float32(0.1)
-    with pytest.raises(TypeError, match="a teacher must be a folder, a guard or a callable, got int"):
+    with pytest.raises(TypeError, match="a scorer must be a guard, a pipeline of transformers, a function, .*, got int"):
         teacher.as_teacher(3)
 
 

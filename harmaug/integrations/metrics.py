@@ -34,10 +34,11 @@ class Metrics:
         self._predictions.extend(predictions)
         self._references.extend(references)
 
-    def compute(self, *, predictions: Iterable[float] = (), references: Iterable[int] = (),
+    def compute(self, *, predictions: Iterable[float] | None = None, references: Iterable[int] | None = None,
                 **options: Any) -> dict[str, Any]:
         """Return `evaluate.metrics` of all rows that were added, and forget them; options are its options."""
-        self.add_batch(predictions=predictions, references=references)
+        self.add_batch(predictions=() if predictions is None else predictions,
+                       references=() if references is None else references)
         given, self._predictions, self._references = (self._references, self._predictions), [], []
         return evaluate.metrics(*given, **{**self._options, **options})
 

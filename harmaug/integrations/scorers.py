@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError
 from harmaug.guard import UNSAFE_NAMES
+from harmaug.inputs import rows_of
 
 __all__ = ["ModerationEndpoint", "PipelineScorer", "as_moderate"]
 
 
 class PipelineScorer:
-    """A transformers text-classification pipeline; what it truncates, it truncates.
+    """A transformers text-classification pipeline; what is longer than its tokenizer's `model_max_length` is cut.
 
     Parameters
     ----------
@@ -29,11 +30,10 @@ class PipelineScorer:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,); a ValueError when no label, or several, can be told to mean unsafe."""
-        answers = [None] * len(prompts) if responses is None else responses
         rows = [{"text": prompt, "text_pair": answer} if answer else {"text": prompt}
-                for prompt, answer in zip(prompts, answers)]
+                for prompt, answer in rows_of(prompts, responses)]
         scores = []
-        for found in self._pipeline(rows, top_k=None) if rows else ():
+        for found in self._pipeline(rows, top_k=None, truncation=True) if rows else ():
             by_name = {entry["label"].lower(): entry["score"] for entry in found}
             wanted = [self._unsafe.lower()] if self._unsafe else [name for name in by_name if name in UNSAFE_NAMES]
             if len(wanted) != 1 or wanted[0] not in by_name:
@@ -61,8 +61,7 @@ class ModerationEndpoint:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return the scores, shape (n,); an EndpointError names the endpoint when it does not answer as it should."""
-        answers = [None] * len(prompts) if responses is None else responses
-        texts = [f"{prompt}\n\n{answer}" if answer else prompt for prompt, answer in zip(prompts, answers)]
+        texts = [f"{prompt}\n\n{answer}" if answer else prompt for prompt, answer in rows_of(prompts, responses)]
         batches = [texts[first:first + self._batch_size] for first in range(0, len(texts), self._batch_size)]
         scores: list[float] = []
         for batch, answer in zip(batches, self._endpoint.map("moderations", ({"input": batch} for batch in batches))):
@@ -88,8 +87,6 @@ def as_moderate(guard: Any) -> Any:
     >>> as_moderate(Length())(conversations=[[{"role": "user", "content": "hello"}]])
     [0.5]
     """
-    from harmaug.inputs import rows_of
-
     def moderate(conversations: Sequence[Any], **_: Any) -> list[float]:
         rows = list(rows_of(conversations))
         return [float(score) for score in guard.score([prompt for prompt, _ in rows], [answer for _, answer in rows])]

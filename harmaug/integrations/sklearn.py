@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmaug.data import Row, read_object, write_json
+from harmaug.data import Row, read_object, require_labels, write_json
+from harmaug.inputs import rows_of
 
 __all__ = ["FILE", "TfidfGuard"]
 
@@ -34,9 +35,10 @@ class TfidfGuard:
 
     @classmethod
     def fit(cls, rows: Sequence[Row], *, seed: int = 0) -> TfidfGuard:
-        """Fit on rows with a hard label (see `Row.hard_label`)."""
+        """Fit on rows with a hard label (see `Row.hard_label`), of both classes."""
         from sklearn.linear_model import LogisticRegression
 
+        require_labels(rows, "TF-IDF's rows")
         vectorizer = _sklearn().TfidfVectorizer(**_SETTINGS)
         features = vectorizer.fit_transform([_text(row.prompt, row.response) for row in rows])
         model = LogisticRegression(max_iter=1000, class_weight="balanced", random_state=seed)
@@ -62,10 +64,10 @@ class TfidfGuard:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
-        answers = [None] * len(prompts) if responses is None else responses
-        if not len(prompts):
+        texts = [_text(prompt, answer) for prompt, answer in rows_of(prompts, responses)]
+        if not texts:
             return np.zeros(0, dtype=np.float32)
-        features = self._vectorizer.transform([_text(prompt, answer) for prompt, answer in zip(prompts, answers)])
+        features = self._vectorizer.transform(texts)
         return np.asarray(np.exp(-np.logaddexp(0, -(features @ self._coef + self._intercept))), dtype=np.float32)
 
 

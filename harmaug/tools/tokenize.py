@@ -1,8 +1,6 @@
 """Texts in, token ids or their number out: ``python -m harmaug.tools.tokenize --model DIR FILE``."""
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,7 @@ from typing import IO, Any
 import msgspec
 
 from harmaug.cli import _message, _Parser
-from harmaug.data import DataError, _text_lines, columns_of_stream
+from harmaug.data import DataError, _text_lines, columns_of_stream, unpacked
 from harmaug.tokenizer import Tokenizer
 
 _BATCH = 1024       # texts encoded together: what is held in memory
@@ -67,10 +65,7 @@ def tokenize_stream(
 
 
 def _plain(source: IO[bytes], name: str) -> Iterator[tuple[str, str, None]]:
-    stream: Any = io.BufferedReader(source) if not hasattr(source, "peek") else source
-    if stream.peek(2)[:2] == b"\x1f\x8b":
-        stream = gzip.GzipFile(fileobj=stream)
-    for n, line in _text_lines(stream, name):
+    for n, line in _text_lines(unpacked(source), name):
         yield f"{name}, line {n}", line.rstrip("\r\n"), None
 
 
