@@ -207,7 +207,7 @@ def iter_columns(path: str | os.PathLike[str], *, needs: str = "prompt") -> Iter
     try:
         with open(path, "rb") as raw:
             for where, columns in columns_of_stream(raw, name, needs=needs):
-                yield where, _object(columns, where)
+                yield where, _object(columns, where, needs)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
 
@@ -461,9 +461,9 @@ def _looks_like(names: Iterable[str]) -> str:
     return f"; these look like columns of {found}: read it with layout {found}" if found else ""
 
 
-def _object(columns: Any, where: str) -> dict[str, Any]:
+def _object(columns: Any, where: str, needs: str = "prompt") -> dict[str, Any]:
     if not isinstance(columns, dict):
-        raise DataError(f"{where}: a row must be an object with a prompt, got {_kind(columns)}")
+        raise DataError(f"{where}: a row must be an object with a {needs}, got {_kind(columns)}")
     return columns
 
 

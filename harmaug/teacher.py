@@ -93,7 +93,11 @@ class CallableTeacher:
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
         answers = [None] * len(prompts) if responses is None else responses
-        return np.asarray(self._function(prompts, answers), dtype=np.float32)
+        found = self._function(prompts, answers)
+        try:
+            return np.asarray(found, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise DataError(f"{self.name} must return P(unsafe) of each row, {len(prompts)} numbers") from None
 
 
 class ScoresTeacher:
