@@ -5,13 +5,15 @@ SmolLM2-135M with a LoRA adapter (PyTorch, peft) learns by trajectory balance (M
 red-teaming Lee et al. 2024, arXiv 2405.18540) to sample a prompt x in proportion to the reward
 R(x) = P_teacher(unsafe | x)^(1/beta) * p_ref(x), where p_ref is the model before tuning. Half of the steps learn from
 new samples (half of these at a temperature drawn from [0.5, 2]), half from a buffer of the best different ones.
-Its samples then go through the filters that augmented rows go through, and are written with the teacher's score.
+Its samples then go through the filters that augmented rows go through, and are written with the teacher's score: those
+that do not end within 20 tokens are left out too, so that rows take several times as many samples.
 
-    python examples/gfn_attacker.py --data SEED.jsonl --out DIR --rows 800
+    python examples/gfn_attacker.py --data SEED.jsonl --evaluation TEST.jsonl --out DIR --rows 800
 
 The published budget is 5,000 steps of 128 prompts with GPT-2; the default here is 300 steps of 32 prompts of at most 20
 tokens, about an hour on 2 cores. Near-duplicates in the buffer are told by character 5-grams, not by edit distance,
-which is the other departure. A killed run goes on from its last checkpoint when the same command is given again.
+which is the other departure. A killed run goes on from its last checkpoint when the same command is given again, and
+refuses other settings of the training.
 Needs `pip install torch peft transformers gguf` beside harmaug.
 """
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,14 @@ import transformers
 from tqdm import tqdm
 
 from harmaug import Guard, models, safety, teacher
-from harmaug.augment import INSTRUCTION, PREFIX, clean
-from harmaug.data import Row, atomic_file, iter_rows
-from harmaug.filters import NearIndex, jaccard
-from harmaug.generator import CausalLM
+from harmaug.augment import INSTRUCTION, PREFIX, AugmentConfig, Draw, Judge, clean
+from harmaug.categories import default_table
+from harmaug.data import Row, iter_rows, write_rows
+from harmaug.filters import jaccard
+from harmaug.generator import CausalLM, Generation
 
 AT_ONCE = 64      # rows sampled together when training is over
+NOT_OF_TRAINING = ("out", "data", "evaluation", "rows", "steps")      # arguments that a checkpoint may go on with others of
 
 
 @dataclasses.dataclass
@@ -220,33 +225,32 @@ class Run:
         """Sample rows, filter them and write them with the teacher's score; returns the account."""
         arguments = self.arguments
         torch.manual_seed(arguments.seed)
-        account = dict.fromkeys(("sampled", "blocked", "length", "near_duplicate", "kept"), 0)
-        index = NearIndex(0.6)
-        for i, row in enumerate(iter_rows(arguments.data) if arguments.data else ()):
-            index.add(row.prompt, str(i))
+        seeds = list(iter_rows(arguments.data)) if arguments.data else []
+        held_out = [row for file in arguments.evaluation for row in iter_rows(file)]
+        judge = Judge(AugmentConfig(seed=arguments.seed), default_table(), seeds, held_out, self.attacker.name, {})
+        draw = Draw(kind="harmful", category=None, prompt="", exemplars=(), first_key=0, n=AT_ONCE)
+        account: dict[str, int] = judge.account["harmful"]
         rows: list[Row] = []
-        while len(rows) < arguments.rows and account["sampled"] < 20 * arguments.rows:
-            texts = self.attacker.texts(self.attacker.sample(AT_ONCE, 1.0))
+        while len(rows) < arguments.rows and account["done"] < 20 * arguments.rows:
+            sampled = self.attacker.sample(AT_ONCE, 1.0)
+            texts = self.attacker.texts(sampled)
             scores = self.guard.score([text or " " for text in texts])
-            for text, score in zip(texts, scores, strict=True):
-                account["sampled"] += 1
-                if safety.blocked(text):
-                    account["blocked"] += 1
-                elif len(text) < 15 or len(text.split()) < 4:
-                    account["length"] += 1
-                elif index.find(text) is not None:
-                    account["near_duplicate"] += 1
-                elif len(rows) < arguments.rows:
-                    index.add(text, f"gfn:{len(rows)}")
-                    rows.append(Row(prompt=text, unsafe_score=float(score), source="gfn", id=f"gfn:{len(rows)}",
-                                    generator=self.attacker.name, seed=arguments.seed))
-        account["kept"] = len(rows)
-        with atomic_file(arguments.out / "rows.jsonl") as file:
-            file.write(b"".join(msgspec.json.encode(row.to_dict()) + b"\n" for row in rows))
+            for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
+                ids = tuple(sampled.ids[i, :sampled.lengths[i]].tolist())
+                ended = "eos" if ids[-1] == self.attacker.end else "length"
+                row, kept = judge(draw, account["done"], Generation(text=text, ids=ids, logprob=math.nan, stop_reason=ended))
+                if kept:
+                    rows.append(msgspec.structs.replace(row, unsafe_score=float(score), source="gfn", id=f"gfn:{len(rows)}"))
+                if len(rows) == arguments.rows:
+                    break
+        write_rows(arguments.out / "rows.jsonl", rows)
         return account
 
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.arguments).items() if name not in NOT_OF_TRAINING}
+
     def _save(self) -> None:
-        state = {"step": self.step, "log_z": self.log_z.detach(), "adapter": [p.detach() for p in self.adapter],
+        state = {"arguments": self._settings(), "step": self.step, "log_z": self.log_z.detach(), "adapter": [p.detach() for p in self.adapter],
                  "optimizer": self.optimizer.state_dict(), "buffer": self.buffer.rows}
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
@@ -254,6 +258,11 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
+        for name, value in self._settings().items():
+            before = state.get("arguments", {}).get(name, value)
+            if before != value:
+                raise SystemExit(f"{self.checkpoint}: trained with --{name.replace('_', '-')} {before}, not {value}: take it back, or "
+                                 "use another --out")
         with torch.no_grad():
             self.log_z.copy_(state["log_z"])
             for parameter, value in zip(self.adapter, state["adapter"], strict=True):
@@ -267,6 +276,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for checkpoint.pt, log.csv and rows.jsonl")
     add("--data", type=Path, help="seed rows: no sample near one of them is kept")
+    add("--evaluation", type=Path, action="append", default=[], help="evaluation rows, likewise; may be repeated")
     add("--generator", default="smollm2", help="a fetched name, a folder or a GGUF file of a Llama-like model")
     add("--teacher", help="the guard that gives the reward (default: the stand-in teacher)")
     add("--rows", type=int, default=800, help="rows to write")

@@ -169,7 +169,7 @@ class Augmenter:
         usable = [row for row in seeds if not safety.blocked_row(row)]
         draws = self.draws(usable)
         name = str(getattr(self.generator, "name", "generator"))
-        judge = _Judge(self.config, self.table, usable, evaluation_rows, name, stamp or {})
+        judge = Judge(self.config, self.table, usable, evaluation_rows, name, stamp or {})
         self.account_ = judge.account
         judge.account["seeds_blocked"] = len(seeds) - len(usable)
         judge.account["asked"] = sum(draw.n for draw in draws)
@@ -253,8 +253,26 @@ def requests(draws: Iterable[Draw]) -> list[Request]:
     return [Request(prompt=d.prompt, n=d.n, first_index=d.first_key, stop=("\n",)) for d in draws]
 
 
-class _Judge:
-    """Turns samples into rows, in the order of their keys, and keeps the account."""
+class Judge:
+    """Turns samples into rows, in the order of their keys, and keeps the account.
+
+    Parameters
+    ----------
+    config : AugmentConfig
+        Its filters.
+    table : CategoryTable
+    seeds, evaluation_rows : iterable of Row
+        No kept sample is near one of their prompts.
+    name : str
+        Of the generator.
+    stamp : dict
+        Columns that every row gets.
+
+    Attributes
+    ----------
+    account : dict
+        See Augmenter.account_.
+    """
 
     def __init__(self, config: AugmentConfig, table: CategoryTable, seeds: Sequence[Row],
                  evaluation_rows: Iterable[Row], name: str, stamp: dict[str, Any]) -> None:

@@ -44,11 +44,20 @@ def test_probabilities_are_the_models_without_the_banned_tokens(example):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_goes_on_from_its_checkpoint(example, tmp_path, monkeypatch):
+    command = ["gfn_attacker.py", "--out", str(tmp_path), "--batch", "3", "--rows", "2"]
     for steps in ("1", "2"):
-        monkeypatch.setattr(sys, "argv", ["gfn_attacker.py", "--out", str(tmp_path), "--batch", "3", "--tokens", "6",
-                                          "--rows", "2", "--steps", steps])
+        monkeypatch.setattr(sys, "argv", [*command, "--steps", steps])
         example.main()
     log = (tmp_path / "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ["step", "1", "2"]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["source"] == "gfn" and 0 <= row["unsafe-score"] <= 1 for row in rows)
+    assert [row["id"] for row in rows] == ["gfn:0", "gfn:1"] and all(len(row["prompt"]) >= 15 and row["category"] for row in rows)
+    # none of them is kept beside evaluation rows that they are; other settings do not go on from the checkpoint
+    (tmp_path / "rows.jsonl").rename(tmp_path / "held_out.jsonl")
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--evaluation", str(tmp_path / "held_out.jsonl")])
+    example.main()
+    assert not {row["prompt"] for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())} & {row["prompt"] for row in rows}
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--seed", "1"])
+    with pytest.raises(SystemExit, match="checkpoint.pt: trained with --seed 0, not 1"):
+        example.main()
