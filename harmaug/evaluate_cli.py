@@ -65,6 +65,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
         raise ValueError(f"--threshold must be a finite number, got {threshold}")
     if args.model and not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], as a guard's scores are, got {threshold}")
+    if args.training_layout and not args.training:
+        raise ValueError("--training-layout needs --training")
     if args.save and not (args.model and Path(args.model).is_dir() and fits):
         raise ValueError("--save needs --model with the folder of a guard, and --fit-threshold or --calibrate")
     rules = evaluate.PROTOCOLS[args.protocol]

@@ -228,6 +228,7 @@ def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
         capsys.readouterr()
         assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training", *training, "--draws", "0", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["datasets"]["desk"]["cohort"]["contamination"]["exact"] == (24 if len(training) > 1 else 0)
+    assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training-layout", mapped[1]]) == 2
 
 
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
