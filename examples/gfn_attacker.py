@@ -5,8 +5,8 @@ SmolLM2-135M with a LoRA adapter (PyTorch, peft) learns by trajectory balance (M
 red-teaming Lee et al. 2024, arXiv 2405.18540) to sample a prompt x in proportion to the reward
 R(x) = P_teacher(unsafe | x)^(1/beta) * p_ref(x), where p_ref is the model before tuning. Half of the steps learn from
 new samples (half of these at a temperature drawn from [0.5, 2]), half from a buffer of the best different ones.
-Its samples then go through the filters that augmented rows go through, and are written with the teacher's score: those
-that do not end within 20 tokens are left out too, so that rows take several times as many samples.
+Its samples then go through the filters that augmented rows go through, but for the one of texts that are cut, as 20 tokens
+cut most of them, and are written with the teacher's score.
 
     python examples/gfn_attacker.py --data SEED.jsonl --evaluation TEST.jsonl --out DIR --rows 800
 
@@ -237,8 +237,7 @@ class Run:
             scores = self.guard.score([text or " " for text in texts])
             for i, (text, score) in enumerate(zip(texts, scores, strict=True)):
                 ids = tuple(sampled.ids[i, :sampled.lengths[i]].tolist())
-                ended = "eos" if ids[-1] == self.attacker.end else "length"
-                row, kept = judge(draw, account["done"], Generation(text=text, ids=ids, logprob=math.nan, stop_reason=ended))
+                row, kept = judge(draw, account["done"], Generation(text=text, ids=ids, logprob=math.nan, stop_reason="eos"))
                 if kept:
                     rows.append(msgspec.structs.replace(row, unsafe_score=float(score), source="gfn", id=f"gfn:{len(rows)}"))
                 if len(rows) == arguments.rows:
