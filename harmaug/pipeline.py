@@ -632,7 +632,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     for name in wanted:
         report[name] = make(name)
         tell(f"{name}: {describe(name, report[name])}")
-        if name == "label" and (audit := run.info["stages"]["label"].get("audit")):
+        if name == "label" and (audit := run.info["stages"].get("label", {}).get("audit")):
             tell(teacher.describe_audit(audit))
     return report
 

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on loopback that answers as it is told to, faults included."""
 import contextlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,6 +18,10 @@ class FakeServer(ThreadingHTTPServer):
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):      # a client may leave
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
