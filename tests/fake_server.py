@@ -29,7 +29,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server = self.server
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not body:
+            raise ConnectionError("the client left")
+        payload = json.loads(body)
         with server.lock:
             server.seen.append((self.path, payload, dict(self.headers)))
             server.live += 1
