@@ -44,6 +44,7 @@ def test_probabilities_are_the_models_without_the_banned_tokens(example):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_goes_on_from_its_checkpoint(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "AT_ONCE", 8)
     command = ["gfn_attacker.py", "--out", str(tmp_path), "--batch", "3", "--rows", "2"]
     for steps in ("1", "2"):
         monkeypatch.setattr(sys, "argv", [*command, "--steps", steps])
