@@ -653,7 +653,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         require_labels(seeds, f"{where}: the rows of [data] seed")
     found = {name: EvaluationFile(file=entry, layout="") if isinstance(entry, str) else entry
              for name, entry in config.data.evaluation.items()}
-    sets = {name: _data_file(folder, entry.file) for name, entry in found.items()}
+    sets = {name: data_file(folder, entry.file) for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
     held_out = {}
@@ -796,7 +796,8 @@ def describe(stage: str, account: Mapping[str, Any]) -> str:
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
 
 
-def _data_file(folder: Path, name: str) -> Path:
+def data_file(folder: Path, name: str) -> Path:
+    """Return the file of rows that a configuration names: beside it, or that of a fetched set."""
     return datasets.resolve(name if name in datasets.MANIFEST else folder / name)
 
 
@@ -804,7 +805,7 @@ def _seed_rows(files: Sequence[str | SeedFile], folder: Path, labelled: bool) ->
     rows: list[Row] = []
     for entry in files:
         file = entry if isinstance(entry, SeedFile) else SeedFile(file=entry)
-        path = _data_file(folder, file.file)
+        path = data_file(folder, file.file)
         found = datasets.read(path, file.layout)
         unlabelled = next((i for i, row in enumerate(found) if row.hard_label is None), None) if labelled else None
         if unlabelled is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harmaug import datasets, pipeline
+from harmaug import pipeline
 from harmaug.checks import one_of
 from harmaug.data import DataError, write_rows
 from harmaug.engines import TRAINERS, check_engine
@@ -250,12 +250,9 @@ def format_summary(table: Sequence[Mapping[str, Any]]) -> str:
 def _inputs(settings: Mapping[str, Any], where: str, folder: Path, known: dict[Path, str]) -> dict[str, str]:
     """Return the sha256 of each file and model that a configuration names; `known` holds those that were read before."""
     config = pipeline.Config.from_dict(settings, where)
-    files = [entry if isinstance(entry, str) else entry.file for entry in config.data.seed]
-    files += [name for name in (config.data.categories, config.generator.template, config.label and config.label.template) if name]
-    paths = {name: folder / name for name in files}
-    for entry in config.data.evaluation.values():
-        name = entry if isinstance(entry, str) else entry.file
-        paths[name] = datasets.resolve(name if name in datasets.MANIFEST else folder / name)
+    rows = [entry if isinstance(entry, str) else entry.file for entry in (*config.data.seed, *config.data.evaluation.values())]
+    paths = {name: pipeline.data_file(folder, name) for name in rows}
+    paths |= {name: folder / name for name in (config.data.categories, config.generator.template, config.label and config.label.template) if name}
     if (config.augment or config.respond) and config.generator.endpoint is None:
         paths[config.generator.model] = pipeline.model_path(config.generator.model)
     if config.label is not None and config.label.endpoint is None:

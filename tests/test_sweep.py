@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_pipeline import write_bert
 
-from harmaug import cli, pipeline, sweep
+from harmaug import cli, pipeline, runs, sweep
 from harmaug.data import DataError
 
 CONFIG = """
@@ -110,6 +110,15 @@ def test_a_sweep_and_one_that_was_interrupted(folder, monkeypatch, capsys):
         Path("broken/sweep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in older))
         assert cli.main(argv) == 0
         Path("broken/sweep.jsonl").write_text(before)
+
+
+def test_a_fetched_set_is_an_input_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.datasets, "folder", lambda: tmp_path)
+    (tmp_path / "xstest.jsonl").write_text('{"prompt": "a", "label": 0}\n')
+    (tmp_path / "own.jsonl").write_text('{"prompt": "b", "label": 1}\n')
+    tables = {"data": {"seed": [{"file": "xstest"}, "own.jsonl"]}}
+    found = sweep._inputs(tables, "x", tmp_path, {})
+    assert found == {"xstest": runs.sha256(tmp_path / "xstest.jsonl"), "own.jsonl": runs.sha256(tmp_path / "own.jsonl")}
 
 
 def test_points():
