@@ -259,6 +259,11 @@ def _inputs(settings: Mapping[str, Any], where: str, folder: Path, known: dict[P
         paths[config.label.teacher] = pipeline.teacher_path(config.label.teacher, folder)
     if config.distil is not None and config.distil.student != pipeline.TFIDF:
         paths[config.distil.student] = pipeline.model_path(config.distil.student)
+    if config.continual is not None:
+        paths[config.continual.guard] = pipeline.model_path(config.continual.guard)
+        paths |= {name: folder / name / pipeline.LABELLED if (folder / name).is_dir() else folder / name for name in config.continual.replay}
+    if config.evaluate is not None:
+        paths |= {name: folder / name for name in config.evaluate.named_baselines.values() if name}
     return {name: known.get(path) or known.setdefault(path, sha256(path)) for name, path in paths.items()}
 
 

@@ -1,6 +1,7 @@
 """Other models as scorers, our metrics in other shapes, and the TF-IDF baseline."""
 import asyncio
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,26 @@ def test_pipelines():
     assert PipelineScorer(fake_pipeline, "safe").score(["a"]).tolist() == [0.5] and PipelineScorer(fake_pipeline).score([]).shape == (0,)
     with pytest.raises(ValueError, match="labels are safe, unsafe: say which"):
         PipelineScorer(fake_pipeline, "bad").score(["a"])
+
+
+class SizedPipeline:
+    """A pipeline whose model has 50 positions, those of RoBERTa 2 fewer; `limit` is its tokenizer's."""
+
+    def __init__(self, limit, padding=None):
+        self.tokenizer = SimpleNamespace(model_max_length=limit)
+        parts = [("", object()), ("roberta.embeddings.position_embeddings", SimpleNamespace(padding_idx=padding))]
+        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=50), named_modules=lambda: iter(parts))
+
+    def __call__(self, rows, top_k, **cut):
+        self.cut = cut
+        return fake_pipeline(rows, top_k, cut["truncation"])
+
+
+@pytest.mark.parametrize(("limit", "padding", "longest"), [(40, None, None), (int(1e30), None, 50), (int(1e30), 1, 48)])
+def test_pipelines_cut_at_what_their_model_can_read(limit, padding, longest):
+    pipeline = SizedPipeline(limit, padding)
+    PipelineScorer(pipeline).score(["a"])
+    assert pipeline.cut == {"truncation": True} | ({} if longest is None else {"max_length": longest})
 
 
 def test_whatever_gives_scores_is_compared(tmp_path, quick):

@@ -121,6 +121,18 @@ def test_a_fetched_set_is_an_input_by_its_name(tmp_path, monkeypatch):
     assert found == {"xstest": runs.sha256(tmp_path / "xstest.jsonl"), "own.jsonl": runs.sha256(tmp_path / "own.jsonl")}
 
 
+def test_all_files_of_a_configuration_are_inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "model_path", lambda name: tmp_path / name)
+    for name in ("old.jsonl", f"run/{pipeline.LABELLED}", "words.json", "guard", "new.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'{{"prompt": "{name}", "label": 0}}\n')
+    tables = {"data": {"seed": ["new.jsonl"]}, "continual": {"guard": "guard", "replay": ["old.jsonl", "run"]},
+              "evaluate": {"baselines": ["tfidf", {"name": "eda", "synonyms": "words.json"}]}}
+    found = sweep._inputs(tables, "x", tmp_path, {})
+    assert found == {name: runs.sha256(tmp_path / file) for name, file in (("new.jsonl",) * 2, ("guard",) * 2, ("old.jsonl",) * 2,
+                                                                          ("run", f"run/{pipeline.LABELLED}"), ("words.json",) * 2)}
+
+
 def test_points():
     tables = {"augment": {}, "distil": {}, "evaluate": {}, "sweep": {"mode": "each", "seeds": [1, 2], "augment": {"prefix": ["Sure:", ""]}, "generator": {"model": ["a", "b"]}}}
     axes, mode = sweep.axes_of(tables, "x")

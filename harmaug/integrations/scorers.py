@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from harmaug.endpoint import Endpoint, EndpointConfig, EndpointError
 from harmaug.guard import UNSAFE_NAMES
 from harmaug.inputs import rows_of
+from harmaug.integrations.transformers import UNLIMITED
 
 __all__ = ["ModerationEndpoint", "PipelineScorer", "as_moderate"]
 
 
 class PipelineScorer:
-    """A transformers text-classification pipeline; what is longer than its tokenizer's `model_max_length` is cut.
+    """A transformers text-classification pipeline; what is longer than its tokenizer's `model_max_length`, or has no place in the model, is cut.
 
     Parameters
     ----------
@@ -27,19 +28,32 @@ class PipelineScorer:
 
     def __init__(self, pipeline: Any, unsafe: str | None = None) -> None:
         self._pipeline, self._unsafe = pipeline, unsafe
+        longest = _positions(pipeline)
+        self._cut: dict[str, Any] = {"truncation": True, **({} if longest is None else {"max_length": longest})}
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,); a ValueError when no label, or several, can be told to mean unsafe."""
         rows = [{"text": prompt, "text_pair": answer} if answer else {"text": prompt}
                 for prompt, answer in rows_of(prompts, responses)]
         scores = []
-        for found in self._pipeline(rows, top_k=None, truncation=True) if rows else ():
+        for found in self._pipeline(rows, top_k=None, **self._cut) if rows else ():
             by_name = {entry["label"].lower(): entry["score"] for entry in found}
             wanted = [self._unsafe.lower()] if self._unsafe else [name for name in by_name if name in UNSAFE_NAMES]
             if len(wanted) != 1 or wanted[0] not in by_name:
                 raise ValueError(f"the pipeline's labels are {', '.join(by_name)}: say which means unsafe (unsafe=...)")
             scores.append(by_name[wanted[0]])
         return np.array(scores, dtype=np.float32)
+
+
+def _positions(pipeline: Any) -> int | None:
+    """Return how many tokens the model of a pipeline has positions for, where its tokenizer sets no limit."""
+    tokenizer, model = getattr(pipeline, "tokenizer", None), getattr(pipeline, "model", None)
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not positions or getattr(tokenizer, "model_max_length", 0) < UNLIMITED:
+        return None
+    # RoBERTa and its kin count positions from behind the padding's
+    paddings = [part.padding_idx for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    return int(positions) - max((padding + 1 for padding in paddings if padding is not None), default=0)
 
 
 class ModerationEndpoint:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from harmaug.tokenizer import Encoding, Tokenizer
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_UNLIMITED = int(1e20)       # from here on, transformers takes model_max_length for none
+UNLIMITED = int(1e20)       # from here on, transformers takes model_max_length for none
 _PAD = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 
 
@@ -162,7 +162,7 @@ class TransformersTokenizer:
                                    ("truncation", cut, ("longest_first", "only_first", "only_second", "do_not_truncate"))):
             if value not in known:
                 raise ValueError(f"{what} must be a bool or one of {', '.join(known)}, got {value!r}")
-        if max_length is None and self.model_max_length <= _UNLIMITED:
+        if max_length is None and self.model_max_length <= UNLIMITED:
             max_length = self.model_max_length
         elif max_length is None:
             how, cut = how if how == "longest" else "do_not_pad", "do_not_truncate"
