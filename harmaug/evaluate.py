@@ -760,16 +760,24 @@ def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Seque
 
 def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, dict[str, Any], list[Row]]:
     """What messages call a set, where its rows come from, and the rows."""
-    from harmaug import datasets, runs
+    from harmaug import datasets
     from harmaug.data import Row
 
     if not isinstance(source, (str, PathLike)):
         rows = [row if isinstance(row, Row) else Row.from_dict(row, f"{name}, row {i}") for i, row in enumerate(source, 1)]
         return name, {"file": None, "sha256": None, "rows": len(rows)}, rows
     path = datasets.resolve(source)
-    rows, (form, said) = datasets.read(path, layout), _layout(layout)
-    n = datasets.count(path, form) if form.only or form.without else len(rows)
-    return fspath(path), {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}, rows
+    rows = datasets.read(path, layout)
+    return fspath(path), about_file(path, layout, len(rows)), rows
+
+
+def about_file(path: str | PathLike[str], layout: Any, n: int) -> dict[str, Any]:
+    """Return what a cohort says of the file whose `n` rows were read in a layout."""
+    from harmaug import datasets, runs
+
+    form, said = _layout(layout)
+    return {"file": fspath(path), "sha256": runs.sha256(path), "layout": said,
+            "rows": datasets.count(path, form) if form.only or form.without else n}
 
 
 def _layout(layout: Any) -> tuple[Any, Any]:

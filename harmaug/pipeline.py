@@ -243,11 +243,11 @@ def summary(distiller: Distiller) -> dict[str, Any]:
 
 
 def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], *,
-             config: EvaluateConfig | None = None, files: Mapping[str, Path] | None = None,
+             config: EvaluateConfig | None = None, files: Mapping[str, tuple[Path, str | None]] | None = None,
              training: Iterable[Row] | None = None, **options: Any) -> dict[str, Any]:
     """Score the sets with a guard into metrics.json and scores.jsonl (no text); it is done anew each time.
 
-    `files` are those that the rows come from, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
+    `files` are those that the rows come from and their layouts, for the record. Evaluation rows that are among the rows of `training`, or near one, are counted. Without a guard (or Teacher) it is the one that `distil` left in guard/, opened with the options. Returns what
     evaluate.evaluate_guard returns, and the run's yield accounts under "stages".
     """
     config, about = config or EvaluateConfig(), dict[str, Any]()
@@ -262,7 +262,7 @@ def evaluate(run: RunFolder, guard: Any, datasets: Mapping[str, Iterable[Row]], 
     scored = evaluate_module.score_sets(guard, sets, protocol=config.protocol, by=config.by, training=known)
     for part in scored:
         if files is not None:
-            part.cohort.update(file=str(files[part.name]), sha256=sha256(files[part.name]))
+            part.cohort.update(evaluate_module.about_file(*files[part.name], len(sets[part.name])))
     fitted = guard.threshold if getattr(guard, "thresholds", None) else None
     others = {name: evaluate_module.score_sets(_open_guard(run / f"guard_{name}", config, options), sets,
                                                protocol=config.protocol) for name in config.named_baselines}
@@ -638,8 +638,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
 
 def read_data(config: Config, folder: Path, wanted: Sequence[str],
-              where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, Path]]:
-    """Return the seed rows and evaluation sets that stages need, and the sets' files.
+              where: str) -> tuple[list[Row], dict[str, list[Row]], dict[str, tuple[Path, str | None]]]:
+    """Return the seed rows and evaluation sets that stages need, and the sets' files with their layouts.
 
     They are checked now rather than after hours of training.
     """
@@ -673,7 +673,7 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
     for name, n in leaks(seeds, held_out).items():
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
-    return seeds, held_out, sets
+    return seeds, held_out, {name: (path, found[name].layout or None) for name, path in sets.items()}
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:

@@ -223,6 +223,8 @@ def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
     Path("c.toml").write_text(f'[data]\nseed = ["xstest", {entry}]\nevaluation = {{ desk = {entry} }}\n[distil]\nstudent = "tfidf"\n[evaluate]\ndraws = 0\n')
     assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 0
     assert json.loads(Path("r/run.json").read_text())["stages"]["distil"]["account"]["train"] == 30
+    cohort = json.loads(Path("r/metrics.json").read_text())["datasets"]["desk"]["cohort"]
+    assert cohort["layout"] == {"prompt": "text", "label": "toxic", "unsafe": ["yes"], "safe": ["no"]} and cohort["rows"] == 24 and cohort["file"].endswith("desk.csv")
     mapped = ["--layout", "prompt=text,label=toxic,unsafe=yes,safe=no"]
     for training in (["desk.csv", "--training-layout", mapped[1]], ["xstest"]):
         capsys.readouterr()
