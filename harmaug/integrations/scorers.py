@@ -49,7 +49,7 @@ def _positions(pipeline: Any) -> int | None:
     """Return how many tokens the model of a pipeline has positions for, where its tokenizer sets no limit."""
     tokenizer, model = getattr(pipeline, "tokenizer", None), getattr(pipeline, "model", None)
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not positions or getattr(tokenizer, "model_max_length", 0) < UNLIMITED:
+    if model is None or not positions or getattr(tokenizer, "model_max_length", 0) < UNLIMITED:
         return None
     # RoBERTa and its kin count positions from behind the padding's
     paddings = [part.padding_idx for name, part in model.named_modules() if name.endswith("position_embeddings")]
