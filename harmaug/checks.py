@@ -1,9 +1,13 @@
 """Checks that configurations share; what fails says the field, the range and the value."""
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
+_OFFLINE = "HARMAUG_OFFLINE"
 _RANGE = re.compile(r"in ([\[(])(\S+), (\S+)([\])])")
 
 
@@ -34,6 +38,37 @@ def one_of(name: str, value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     return value
+
+
+def bounded(kind: type, most: float) -> Callable[[str], float]:
+    """Return what argparse reads a number of an option with: one from -most to most."""
+    def read(text: str) -> float:
+        value: float = kind(text)
+        if not -most <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be a number of at most {most:g}, got {text[:24]}")
+        return value
+
+    read.__name__ = kind.__name__       # in argparse's message for what is no number
+    return read
+
+
+@contextlib.contextmanager
+def without_network() -> Iterator[None]:
+    """Let `require_network` refuse, as the environment variable HARMAUG_OFFLINE=1 does."""
+    before = os.environ.get(_OFFLINE)
+    os.environ[_OFFLINE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_OFFLINE)
+        if before is not None:
+            os.environ[_OFFLINE] = before
+
+
+def require_network(what: str) -> None:
+    """Raise ValueError where the network must not be used; `what` needs it."""
+    if os.environ.get(_OFFLINE, "0") not in ("", "0"):
+        raise ValueError(f"{what} needs the network, which --offline (or HARMAUG_OFFLINE) forbids")
 
 
 def _holds(value: float, rule: str) -> bool:

@@ -6,6 +6,7 @@ row); 130 interrupted, resumable.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from harmaug.checks import bounded, without_network
 
 _STAGES = {
     "augment": "sample instructions from the generator, filter them",
@@ -52,31 +55,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):       # closed by whoever started us
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))       # noqa: SIM115 -- as long as the process
+    args = argparse.Namespace()
     try:
         args = _parser(argv).parse_args(argv)
+        logging.basicConfig(level=logging.WARNING if getattr(args, "quiet", False) else logging.INFO, format="%(message)s", stream=sys.stderr)
+        with without_network() if getattr(args, "offline", False) else contextlib.nullcontext():
+            status = int(args.run(args) or 0)
+        _print("", end="")
+        return status
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 2
-    quiet, debug = getattr(args, "quiet", False), getattr(args, "debug", False)
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        status = args.run(args)
-        sys.stdout.flush()
-        return int(status or 0)
     except KeyboardInterrupt:
         again = getattr(args, "resume", None)
         command = "" if again is None else shlex.join(["harmaug", *argv, *again])
         _say(f"interrupted, nothing is lost; to go on: {command}" if command else "interrupted")
         return 130
-    except BrokenPipeError:     # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:     # the reader of rows or of a list had enough
+        _to_nobody(sys.stdout)
         return 0
-    except (ValueError, OSError, ImportError, MemoryError) as exc:
-        if debug:
+    except (ValueError, OSError, ImportError, MemoryError, OverflowError, RecursionError) as exc:
+        if getattr(args, "debug", False):
             raise
         _say(_message(exc))
         return 2
     except Exception as exc:
-        if debug:
+        if getattr(args, "debug", False):
             raise
         _say(f"internal error {type(exc).__name__}; --debug shows where. Please report it")
         return 2
@@ -141,9 +147,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     serve.add_argument("--model", required=True, metavar="DIR", help="guard folder, fetched name or \"standin\"")
     _dtype(serve)
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: this machine only)")
-    for option, default, what in (("--port", 8000, "port; 0: a free one"), ("--max-queue", 256, "requests that may wait"),
-                                  ("--max-body", 1 << 20, "largest request in bytes")):
-        _number(serve, option, int, default, what)
+    for option, default, what, most in (("--port", 8000, "port; 0: a free one", 65535), ("--max-queue", 256, "requests that may wait", 2**31 - 1),
+                                        ("--max-body", 1 << 20, "largest request in bytes", 2**53)):
+        _number(serve, option, int, default, what, most=most)
     _number(serve, "--timeout", float, 30.0, "seconds for a request to arrive, and again to be scored")
     _number(serve, "--threshold", float, None, "flagged from here on", "the guard's own, else 0.5")
     _common(serve, run=False)
@@ -196,8 +202,8 @@ def _with_options(args: argparse.Namespace, tables: dict[str, Any]) -> dict[str,
 
 
 def _number(parser: argparse.ArgumentParser, option: str, kind: type, default: float | None, what: str,
-            otherwise: str = "%(default)s") -> None:
-    parser.add_argument(option, type=kind, default=default, metavar="N", help=f"{what} (default: {otherwise})")
+            otherwise: str = "%(default)s", most: float = 2**31 - 1) -> None:
+    parser.add_argument(option, type=bounded(kind, most), default=default, metavar="N", help=f"{what} (default: {otherwise})")
 
 
 def _dtype(parser: argparse.ArgumentParser, when: str = "") -> None:
@@ -229,7 +235,19 @@ def _common(parser: argparse.ArgumentParser, out: str | None = None, *, run: boo
 
 def _teller(quiet: bool, to: Any = None) -> Callable[[str], None]:
     """What prints the lines that a person reads, or nothing."""
-    return (lambda line: None) if quiet else (lambda line: print(line, file=to, flush=True))
+    return (lambda line: None) if quiet else (lambda line: _print(line, file=to))
+
+
+def _print(text: Any, **options: Any) -> None:
+    """Print what a person reads; work goes on, and its exit status counts, when nobody reads any more."""
+    try:
+        print(text, flush=True, **options)
+    except BrokenPipeError:
+        _to_nobody(options.get("file") or sys.stdout)
+
+
+def _to_nobody(stream: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _quickstart(args: argparse.Namespace) -> int:
@@ -299,16 +317,16 @@ def _run(args: argparse.Namespace) -> int:
         if "evaluate" in report:
             from harmaug.evaluate import format_table
 
-            print(format_table(report["evaluate"]))
+            _print(format_table(report["evaluate"]))
         if "frontier" in report:
             from harmaug.frontier import format_frontier
 
-            print(format_frontier(report["frontier"]))
+            _print(format_frontier(report["frontier"]))
         if "continual" in report:
             from harmaug.continual import format_continual
 
-            print(format_continual(report["continual"]))
-        print(f"run folder {out}, report {page}")
+            _print(format_continual(report["continual"]))
+        _print(f"run folder {out}, report {page}")
     if args.only == "evaluate":
         from harmaug.evaluate_cli import check_gates
 
@@ -346,8 +364,8 @@ def _sweep(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, da
     if args.json:
         _print_json(table)
     else:
-        print(format_summary(table))
-        print(f"{Path(out) / 'sweep.jsonl'}: a line for each point; summary.jsonl: this table")
+        _print(format_summary(table))
+        _print(f"{Path(out) / 'sweep.jsonl'}: a line for each point; summary.jsonl: this table")
     return 0
 
 
@@ -358,7 +376,7 @@ def _dry_run(args: argparse.Namespace, tables: dict[str, Any], out: str | Path, 
     if args.json:
         _print_json(report)
     else:
-        print("\n".join(dry_run.describe(stage, found) for stage, found in report.items()))
+        _print("\n".join(dry_run.describe(stage, found) for stage, found in report.items()))
     return 0
 
 
@@ -370,7 +388,7 @@ def _evaluate_files(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(report)
     else:
-        print(format_table(report))
+        _print(format_table(report))
     return check_gates(args, report, _say)
 
 
@@ -381,7 +399,7 @@ def _report(args: argparse.Namespace) -> int:
     if folder is None:
         raise ValueError("harmaug report needs a run folder")
     page = report_run(folder)
-    print(json.dumps({"report": str(page)}) if args.json else page)
+    _print(json.dumps({"report": str(page)}) if args.json else page)
     return 0
 
 
@@ -422,7 +440,7 @@ def _guard(args: argparse.Namespace, **options: Any) -> Any:
 def _print_json(value: Any) -> None:
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+    _print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
 
 def _message(exc: BaseException) -> str:
@@ -432,8 +450,10 @@ def _message(exc: BaseException) -> str:
         return text + ("; free some space and run the same command again, nothing is lost" if full else "")
     if isinstance(exc, MemoryError):
         return "out of memory"
+    if isinstance(exc, (OverflowError, RecursionError)):
+        return f"{'a number is too large' if isinstance(exc, OverflowError) else 'nested too deeply'}: {exc}"
     return str(exc) or type(exc).__name__
 
 
 def _say(message: str) -> None:
-    print(f"harmaug: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _print(f"harmaug: {' '.join(message.split())}", file=sys.stderr)

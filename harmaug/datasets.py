@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from harmaug import data
-from harmaug.checks import one_of
+from harmaug.checks import one_of, require_network
 from harmaug.data import DataError, Row
 
 __all__ = ["MANIFEST", "DataSet", "Layout", "fetch", "guess", "parse_layout", "read", "resolve"]
@@ -344,6 +344,7 @@ def _download(entry: DataSet, file: DataFile, target: Path) -> Path:
         raise DataError(f"{entry.name}: its owner asks to accept terms first; {by_hand}")
     if file.sha256 == UNKNOWN:
         raise DataError(f"{entry.name}: no sha256 is on record to check a download against; {by_hand}")
+    require_network(f"the download of {entry.name}")
     path, digest, size = target / Path(file.name).name, hashlib.sha256(), 0
     try:
         with urlopen(entry.address(file), timeout=60) as stream, open(path, "wb") as out:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmaug.chat import ChatPrompt, ChatTemplate
-from harmaug.checks import within
+from harmaug.checks import require_network, within
 from harmaug.data import at_row
 from harmaug.generator import Generation, Request, SamplerConfig
 from harmaug.guard_families import ChatRenderer, GuardFamily, LabelReading, family_of
@@ -103,6 +103,7 @@ class Endpoint:
             import httpx
         except ImportError:
             raise ImportError("a server needs httpx: pip install 'harmaug[http]'") from None
+        require_network(f"the server {config.url}")
         self._httpx = httpx
         self.config = config
         self._model = {"model": config.model} if config.model else {}

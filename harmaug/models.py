@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from harmaug import _C
+from harmaug.checks import require_network
 from harmaug.runs import sha256
 
 __all__ = ["REGISTRY", "Model", "ModelFile", "cache_folder", "describe", "fetch", "list_models", "resolve", "show"]
@@ -305,6 +306,7 @@ def fetch(names: str | Sequence[str], *, folder: str | os.PathLike[str] | None =
     for model in chosen:
         present = _find(model, roots)
         if present is None:
+            require_network(f"the download of {model.name}")
             tell(describe(model))
             present = roots[0] / model.name
             try:
@@ -354,6 +356,7 @@ def _from_hub(repo: str, revision: str | None, download: bool, tell: Callable[[s
     except ImportError:
         raise OSError("the hub needs the extra: pip install 'harmaug[hub]'") from None
     if download:
+        require_network(f"the download of {repo}")
         at = f"revision {revision}" if revision else "its newest revision (pin one with NAME@REVISION)"
         tell(f"{repo}: from the Hugging Face hub at {at}; size and licence: its model card")
     try:

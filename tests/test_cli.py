@@ -2,6 +2,7 @@
 import gzip
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def test_version(capsys):
 @pytest.mark.parametrize("argv, message", [
     ([], "the following arguments are required: VERB"), (["nothing"], "invalid choice: 'nothing'"), (["run"], "required: CONFIG"), (["score"], "required: --model"),
     (["run", "x", "--seed", "a"], "argument --seed: invalid int value: 'a'"), (["run", "x", "--what"], "unrecognized arguments: --what"),
+    (["serve", "--model", "m", "--port", "99999"], "--port: must be a number of at most 65535, got 99999"), (["serve", "--model", "m", "--timeout", "nan"], "got nan"),
+    (["score", "--model", "m", "--n-threads", "1" + 30 * "0"], "--n-threads: must be a number of at most 2.14748e+09"),
 ])
 def test_wrong_usage(capsys, argv, message):
     assert message in fails(capsys, *argv)
@@ -148,6 +151,41 @@ def test_score_stops_quietly_when_its_reader_does(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 0
     process.stderr.close()
+
+
+@pytest.mark.parametrize(("closed", "argv", "status"), [("1", ["models", "list"], 0), ("2", ["run", "none.toml"], 2), ("012", ["models", "list"], 0)])
+def test_closed_streams(tmp_path, closed, argv, status):
+    command = f"exec {sys.executable} -m harmaug {' '.join(argv)} {' '.join(f'{fd}>&-' for fd in closed)}"
+    got = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (got.returncode, got.stdout, got.stderr) == (status, "", "")
+
+
+def test_a_failed_gate_counts_when_nobody_reads(folder):
+    Path("scores.jsonl").write_text("".join(f'{{"label": {i % 2}, "score": 0.{i % 7}}}\n' for i in range(20)))
+    for argv, status in ((["--gate", "auprc>=0.99"], 1), ([], 0)):
+        read, write = os.pipe()
+        os.close(read)
+        got = subprocess.run([sys.executable, "-m", "harmaug", "evaluate", "--scores", "scores.jsonl", "--draws", "0", *argv], stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        assert got.returncode == status and got.stderr.count("gate auprc>=0.99 failed") == status and "Error" not in got.stderr
+
+
+def test_a_run_goes_on_when_nobody_reads(fakes, folder, monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["run", "config.toml", "--out", "r"]) == 0
+    assert runs.read_info(Path("r"))["stages"]["label"]["done"] and Path("r/report.html").exists()
+
+
+def test_offline_asks_no_server(capsys, fakes, folder, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    Path("t.jinja").write_text("{{ messages[0].content }}")
+    Path("config.toml").write_text(CONFIG.replace("[augment]", '[generator]\ntemplate = "t.jinja"\n[generator.endpoint]\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\n[augment]'))
+    assert "the server http://127.0.0.1:9/v1 needs the network, which --offline (or HARMAUG_OFFLINE) forbids" in fails(capsys, "augment", "config.toml", "--offline", "--out", "r")
+    assert "HARMAUG_OFFLINE" not in os.environ
 
 
 def test_run_stages_and_report(capsys, fakes, folder):
@@ -247,6 +285,8 @@ def test_ctrl_c_says_how_to_go_on(capsys, fakes, folder, monkeypatch):
     monkeypatch.setattr(pipeline, "load_generator", stop)
     got = run(capsys, "run", "config.toml", "--seed", "3", status=130)
     assert "interrupted, nothing is lost; to go on: harmaug run config.toml --seed 3 --out runs/config" in got.err
+    monkeypatch.setattr(cli, "_parser", stop)       # a verb's imports, which take a while
+    assert "interrupted" in run(capsys, "evaluate", status=130).err
 
 
 def test_evaluate_files_of_another_guard(capsys, fakes, folder):
