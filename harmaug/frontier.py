@@ -118,11 +118,10 @@ def parse_student(spec: str) -> tuple[str, tuple[int, ...] | None]:
     """
     found = None if os.path.exists(spec) else _SPEC.fullmatch(spec)
     name = spec if found is None else found[1]
-    settings = data.read_object(students.base_of(models.resolve(name)) / "config.json")
+    n = students.n_layers(models.resolve(name))
     if found is None:
         return name, None
     numbers = tuple(int(n) for n in found[2].split(","))
-    n = int(settings.get("num_hidden_layers") or settings.get("n_layers") or 0)
     if max(numbers) >= n + (len(numbers) == 1) or numbers == (0,):
         raise DataError(f"student {spec}: {name} has {n} layers")
     return name, numbers if len(numbers) > 1 else tuple(i * n // numbers[0] for i in range(numbers[0]))

@@ -575,6 +575,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
     only = "continual" if only == "distil" and config.continual is not None else only
     wanted = [name for name in stages if getattr(config, name) is not None and only in (None, name)]
     seeds, held_out, files = read_data(config, folder, wanted, where)
+    require_models(config, folder, wanted, where)
     run.info["config"] = {"tables": dict(tables), "where": where, "data": str(folder.resolve()), "seed": seed}
     threads: dict[str, Any] = {} if n_threads is None else {"n_threads": n_threads}
     table = load_table(folder / config.data.categories) if config.data.categories else None
@@ -674,6 +675,36 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         _log.warning("%s: %d rows of the evaluation set %s stand among the seed rows; its measures will flatter",
                      where, n, name)
     return seeds, held_out, {name: (path, found[name].layout or None) for name, path in sets.items()}
+
+
+def require_models(config: Config, folder: Path, wanted: Sequence[str], where: str) -> None:
+    """Raise a DataError that names the setting whose model is not here or lacks the layers: now rather than after the stages before."""
+    asked: list[tuple[str, Callable[[], Any]]] = []
+    if config.generator.endpoint is None and {"augment", "respond"} & set(wanted):
+        asked.append(("[generator] model", partial(model_path, config.generator.model)))
+    if config.label is not None and config.label.endpoint is None and "label" in wanted:
+        asked.append(("[label] teacher", partial(teacher_path, config.label.teacher, folder)))
+    if "distil" in wanted and config.distil.student != TFIDF:
+        asked.append(("[distil] student", partial(_require_layers, config.distil.student, config.distil.layers)))
+    if "continual" in wanted:
+        asked.append(("[continual] guard", partial(model_path, config.continual.guard)))
+    if "frontier" in wanted:
+        from harmaug.frontier import parse_student
+
+        asked += [("[frontier] students", partial(parse_student, spec)) for spec in config.frontier.students]
+    for setting, look in asked:
+        try:
+            look()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: {setting}: {error}") from None
+
+
+def _require_layers(student: str, layers: Sequence[int] | None) -> None:
+    from harmaug import students
+
+    n = students.n_layers(model_path(student))
+    if layers is not None and not all(0 <= i < n for i in layers):
+        raise DataError(f"layers {', '.join(map(str, layers))}: {student} has {n} layers, the first is 0")
 
 
 def leaks(rows: Iterable[Row], sets: Mapping[str, Iterable[Row]]) -> dict[str, int]:

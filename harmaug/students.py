@@ -58,6 +58,12 @@ def base_of(folder: Path) -> Path:
     return adapters.base_folder(folder, False)
 
 
+def n_layers(folder: Path) -> int:
+    """Number of layers of a student, or of an adapter's base model."""
+    settings = data.read_object(base_of(folder) / "config.json")
+    return int(settings.get("num_hidden_layers") or settings.get("n_layers") or 0)
+
+
 def unsafe_first(folder: Path) -> bool:
     """Whether a folder's config.json names label 0 of two unsafe."""
     labels = data.read_object(folder / "config.json").get("id2label")

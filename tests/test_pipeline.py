@@ -307,6 +307,18 @@ def test_quickstart_offline_without_models_says_how_to_fetch(folder, monkeypatch
     assert "download nothing" in got.out and "harmaug models fetch" in got.err and not Path("harmaug-quickstart").exists()
 
 
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ('teacher = "{bert}"', 'teacher = "nope"', r"\[label\] teacher: model 'nope' was not found"), ('student = "{bert}"', 'student = "nope"', r"\[distil\] student: model 'nope'"),
+    ("layers = [0, 2]", "layers = [0, 99]", r"\[distil\] student: layers 0, 99: \S+ has 6 layers"),
+    ("[evaluate]", '[frontier]\nstudents = ["{bert}:99"]\n[evaluate]', r"\[frontier\] students: student \S+:99"), ('model = "{lm}"', 'model = "nope"', r"\[generator\] model: model 'nope'"),
+])
+def test_models_are_looked_for_before_the_first_stage(folder, tiny, capsys, old, new, message):
+    assert old in CONFIG
+    Path("config.toml").write_text(CONFIG.replace(old, new).format(lm=tiny[0], bert=tiny[1], batch_size=8))
+    assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
+    assert re.search(f"config.toml: {message}", capsys.readouterr().err) and not runs.read_info(Path("r"))["stages"]
+
+
 def test_sizes_are_checked(capsys):
     assert cli.main(["quickstart", "--samples", "0"]) == 2
     assert "samples must be >= 1, got 0" in capsys.readouterr().err
