@@ -389,7 +389,8 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows, "length", bins of characters, and "windows" (see `ScoredSet`).
+        Columns to keep for slices: any column of the rows or, where a layout takes it, of the file, "length", bins of
+        characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
     layout : str or harmaug.datasets.Layout, optional
@@ -414,8 +415,10 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     options, reading = _reading(guard, rules)
     sets = []
     read = [(name, *_rows_of(name, source, layout)) for name, source in datasets.items()]
+    form = _layout(layout)[0]
+    fields = {getattr(form, name): name for name in ("prompt", "response", "id", "label", "category")}
     for column in set(by) - {"windows"}:
-        check_column(column, (_value(row, column) for *_, rows in read for row in rows))
+        check_column(column, (_value(row, column, fields.get(column)) for *_, rows in read for row in rows))
     for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
@@ -429,7 +432,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
             cohort["contamination"] = training(labelled)
-        groups = {column: [_value(row, column) for row in labelled] for column in by}
+        groups = {column: [_value(row, column, fields.get(column)) for row in labelled] for column in by}
         if max(windows) > 1 or set(groups.get("windows", ())) == {_UNKNOWN}:
             groups["windows"] = list(map(str, windows))
         sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
@@ -449,7 +452,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     protocol, by
         As for `score_sets`; columns of `by` may be missing.
     layout : str or harmaug.datasets.Layout, optional
-        Names label, score and prompt differently, says what labels mean, and which rows are left out.
+        Names the score's column and reads the others as `harmaug.datasets.read` does; of a file's label its name may tell.
 
     Returns
     -------
@@ -460,13 +463,16 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     harmaug.data.DataError
         Naming file and row, for a label or a score that is missing or wrong. An empty cell below a header is a null label.
     """
-    from harmaug import data, runs
+    from harmaug import data, datasets, runs
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     form, said = _layout(layout)
+    known = datasets.known_of(path, said) if isinstance(said, str) else {}
+    if not (form.label or form.any_of or form.votes or "label" in known):
+        raise data.DataError(f"{path}: the layout names no column for the label")
     parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
     stem, n = data.stem(path), 0
-    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score), 1):
+    for n, (where, columns) in enumerate(datasets._columns(path, form, needs=form.score), 1):
         if not form.keeps(columns):
             continue
         score = columns.get(form.score)
@@ -480,15 +486,16 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
         if name not in parts:
             parts[name] = [], [], {column: [] for column in by}, set()
         labels, scores, groups, sources = parts[name]
-        labels.append(form.label_of(columns, where))
+        row = form.renamed(columns, where, **known)
+        labels.append(row["label"])
         scores.append(value)
-        sources.add(str(columns.get("source") or (said if isinstance(said, str) else "")))
+        sources.add(str(row.get("source") or ""))
         for column in by:
             if column == "length" and column not in columns:
-                texts = [data.text_of(columns.get(side), side, where) for side in (form.prompt, form.response)]
+                texts = [data.text_of(row[side], side, where) for side in ("prompt", "response")]
                 groups[column].append(_UNKNOWN if texts[0] is None else _length(sum(map(len, filter(None, texts)))))
             else:
-                groups[column].append(_shown(columns.get(column)))
+                groups[column].append(_shown(row.get(column, columns.get(column))))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
     about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
@@ -804,12 +811,15 @@ def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any
     return {"long": "truncate"}, {"long": "truncate", "max_length": wanted}
 
 
-def _value(row: Row, column: str) -> str:
+def _value(row: Row, column: str, field: str | None = None) -> str:
+    """What a slice shows of a row; `field` holds the column where a layout has taken it."""
     if column == "length":
         return _length(len(row.prompt) + len(row.response or ""))
     from harmaug.data import COLUMNS
 
-    return _shown(getattr(row, column.replace("-", "_")) if column in COLUMNS else row.extra.get(column))
+    value = getattr(row, column.replace("-", "_")) if column in COLUMNS else None
+    shown = _shown(row.extra.get(column) if value is None else value)
+    return _value(row, field) if field and shown == _UNKNOWN else shown
 
 
 def _shown(value: Any) -> str:

@@ -99,6 +99,8 @@ def test_details(tmp_path):
     assert rows["beavertails"][3].category == "unethical, theft" and rows["beavertails"][0].category is None
     assert rows["harmbench"][0].category == "cards" and rows["harmbench"][9].category == "locks"
     assert rows["harmbench_behaviors"][3].prompt.endswith("\n\nA note.")
+    with pytest.raises(DataError, match="row: the prompt is empty"):
+        Layout(context="more").row({"prompt": None, "more": "A note.", "label": 0}, "row")
     assert rows["xstest"][3].id == "v2-3" and rows["xstest"][3].category == "contrast_homonyms"
     assert rows["toxicchat"][3].extra["jailbreaking"] == "0" and rows["openai_moderation"][3].extra["HR"] == 1
     assert rows["wildguardmix"][1].unknown and rows["wildguardmix"][1].to_dict()["label"] is None

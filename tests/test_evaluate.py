@@ -371,6 +371,26 @@ def test_score_files_as_others_write_them(tmp_path):
     assert part.name == "null" and part.groups["length"] == ["(none)", "0-99"]
 
 
+def test_score_files_in_a_layout_are_read_as_rows_are(tmp_path):
+    """Slices by the category that the rows would have, nested files, labels that the file's name tells."""
+    def of(name, rows, layout, **options):
+        (tmp_path / name).write_text(json.dumps(rows))
+        part, = evaluate.read_scores(tmp_path / name, layout=layout, **options)
+        return part.labels.tolist(), part.groups
+
+    kinds = [{"y": 1, "p": 0.1, "topic": "a"}, {"y": 0, "p": 0.2, "topic": "b"}]
+    assert of("s.json", kinds, "label=y,score=p,category=topic", by=("category", "topic")) == ([1, 0], {"category": ["a", "b"], "topic": ["a", "b"]})
+    harms = [{"category": {"a": True, "b": True, "c": False}, "is_safe": False, "score": 0.9}, {"category": {"a": False}, "is_safe": True, "score": 0.1}]
+    assert of("b.json", harms, "beavertails", by=("category",)) == ([1, 0], {"category": ["a, b", "(none)"]})
+    votes = {f"human_{i}": int(i < 2) for i in range(3)}
+    assert of("h.json", {"b1": [{**votes, "score": 0.9}], "b2": [{**votes, "score": 0.8}]}, "harmbench", by=("category",)) == ([1, 1], {"category": ["b1", "b2"]})
+    assert of("benign-behaviors.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")[0] == [0]
+    with pytest.raises(data.DataError, match="o.json: the label of jailbreakbench is told by the file's name"):
+        of("o.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")
+    with pytest.raises(data.DataError, match="s.json: the layout names no column for the label"):
+        of("s.json", kinds, "label=,score=p")
+
+
 def test_sets_of_needless_refusals_are_known(tmp_path):
     """By name, by layout, by the rows' source; never part of a mean, unless one says that there are none."""
     other = [Row(prompt="y", label=0), Row(prompt="x" * 90, label=1)]
@@ -380,6 +400,8 @@ def test_sets_of_needless_refusals_are_known(tmp_path):
         found = evaluate.score_sets(Lengths(), sets, layout=layout)
         assert [*evaluate.summarise(found, draws=0)["over_refusal"]] == [*sets] and not evaluate.summarise(found, draws=0)["mean"]
         assert [*evaluate.summarise(found, draws=0, over_refusal=())["datasets"]] == [*sets]
+    part, = evaluate.score_sets(Lengths(), {"mine": tmp_path / "v2.csv"}, layout="xstest", by=("type", "id"))       # a column that the layout takes
+    assert part.groups == {"type": ["homonyms", "contrast_homonyms"], "id": ["1", "2"]}
     file = tmp_path / "scores.jsonl"
     file.write_text("".join(f'{{"set": "{name}", "label": {label}, "score": 0.5}}\n' for name in ("xstest", "other") for label in (0, 1)))
     assert [*evaluate.summarise(evaluate.read_scores(file), draws=0)["datasets"]] == ["other"]
@@ -401,6 +423,8 @@ def test_columns_to_slice_by():
     rows = [{"prompt": "a", "label": i, "unsafe-score": 0.5} for i in (0, 1)]
     part, = evaluate.score_sets(Lengths(), {"a": rows}, by=("unsafe-score", "category", "windows"))
     assert part.groups == {"unsafe-score": ["0.5", "0.5"], "category": ["(none)", "(none)"], "windows": ["1", "1"]}
+    part, = evaluate.score_sets(Lengths(), {"a": [{"prompt": "a", "label": 0, "source": 1, "seed": "x"}]}, by=("source", "seed"))
+    assert part.groups == {"source": ["1"], "seed": ["x"]}
     with pytest.raises(ValueError, match="slices by categroy: no row has this column"):
         evaluate.score_sets(Lengths(), {"a": rows}, by=("categroy",))
     with pytest.raises(data.DataError, match="a, row 1: the column prompt is missing"):
