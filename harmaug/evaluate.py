@@ -7,6 +7,7 @@ the paper's code, and every report says which.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -101,6 +102,8 @@ class ScoredSet:
     groups : dict
         Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
         is how many it was.
+    keys : dict
+        What tells the rows apart in another set, as far as every row has it: "id" as text, "texts" as `harmaug.data.identity`.
     cohort : dict
         Where the rows come from and how they were read.
     """
@@ -109,6 +112,7 @@ class ScoredSet:
     labels: Labels
     scores: NDArray[np.floating[Any]]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keys: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -407,7 +411,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         that does not read as the protocol asks.
     """
     from harmaug import engines, runs
-    from harmaug.data import DataError
+    from harmaug.data import DataError, identity
     from harmaug.teacher import as_scorer
 
     guard = as_scorer(guard)
@@ -435,7 +439,8 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         groups = {column: [_value(row, column, fields.get(column)) for row in labelled] for column in by}
         if max(windows) > 1 or set(groups.get("windows", ())) == {_UNKNOWN}:
             groups["windows"] = list(map(str, windows))
-        sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
+        keys = _keys([(_value(row, "id"), identity(row)) for row in labelled])
+        sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, keys=keys, cohort=cohort))
     return sets
 
 
@@ -470,7 +475,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     known = datasets.known_of(path, said) if isinstance(said, str) else {}
     if not (form.label or form.any_of or form.votes or "label" in known):
         raise data.DataError(f"{path}: the layout names no column for the label")
-    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
+    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], list[tuple[str, Any]], set[Any]]] = {}
     stem, n = data.stem(path), 0
     for n, (where, columns) in enumerate(datasets._columns(path, form, needs=form.score), 1):
         if not form.keeps(columns):
@@ -484,11 +489,14 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
             raise data.DataError(f"{where}: {form.score} must be a finite number")
         name = stem if columns.get("set") is None else str(columns["set"])
         if name not in parts:
-            parts[name] = [], [], {column: [] for column in by}, set()
-        labels, scores, groups, sources = parts[name]
+            parts[name] = [], [], {column: [] for column in by}, [], set()
+        labels, scores, groups, keys, sources = parts[name]
         row = form.renamed(columns, where, **known)
         labels.append(row["label"])
         scores.append(value)
+        prompt, response = row["prompt"], row["response"]
+        known_by = isinstance(prompt, str) and (response is None or isinstance(response, str))
+        keys.append((_shown(row["id"]), data.identity(data.Row(prompt=prompt, response=response)) if known_by else _UNKNOWN))
         sources.add(str(row.get("source") or ""))
         for column in by:
             if column == "length" and column not in columns:
@@ -500,12 +508,18 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
         raise data.DataError(f"{path}: the set is empty, no rows")
     about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
     sets = []
-    for name, (found, scores, groups, sources) in parts.items():
+    for name, (found, scores, groups, keys, sources) in parts.items():
         labels_, kept = _known(found, f"{path}, set {name}", rules)
         sets.append(ScoredSet(name=name, labels=labels_, scores=np.array(scores)[kept],
                               groups={column: [values[i] for i in kept] for column, values in groups.items()},
+                              keys=_keys([keys[i] for i in kept]),
                               cohort={**about, **_nulls_of(found, kept), "source": _one(sources)}))
     return sets
+
+
+def _keys(rows: Iterable[tuple[str, Any]]) -> dict[str, Sequence[Any]]:
+    """The ids and the texts of rows, each where no row lacks it."""
+    return {kind: keys for kind, keys in zip(("id", "texts"), zip(*rows)) if _UNKNOWN not in keys}
 
 
 def check_column(name: str, values: Iterable[str]) -> None:
@@ -596,8 +610,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
         never part of ``mean``. None: those that `is_over_refusal` tells; an empty sequence: no set but those of safe rows.
     baselines : mapping, optional
-        Name to sets of the same names and rows, scored by another guard: each set then carries its ``baselines``, by name
-        what `metrics` returns with ``comparison``, what `compare` says (without intervals when `draws` is 0).
+        Name to sets of the same names and rows, scored by another guard, paired by ids, else by texts, else as they stand
+        (see ``keys`` of `ScoredSet`): each set then carries its ``baselines``, by name what `metrics` returns with
+        ``comparison``, what `compare` says (without intervals when `draws` is 0).
 
     Returns
     -------
@@ -640,13 +655,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         for name, parts in others.items():
             if part.name not in parts:
                 raise ValueError(f"{name}: no scores of the set {part.name}")
-            other = parts[part.name]
-            if not np.array_equal(other.labels, y):
-                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(other.labels)} labels "
-                                 f"against {len(y)}, or others")
+            other = _aligned(part, parts[part.name], name)
             entry.setdefault("baselines", {})[name] = {
-                **metrics(y, other.scores, **options),
-                "comparison": compare(y, s, other.scores, draws=draws, seed=seed, **options)}
+                **metrics(y, other, **options), "comparison": compare(y, s, other, draws=draws, seed=seed, **options)}
         report["over_refusal" if part.name in apart or not y.any() else "datasets"][part.name] = entry
     report["mean"] = means(list(report["datasets"].values()))
     return report
@@ -666,6 +677,28 @@ def is_over_refusal(part: ScoredSet) -> bool:
     from harmaug.datasets import MANIFEST
 
     return any(name in MANIFEST and MANIFEST[name].over_refusal for name in (part.name, part.cohort.get("source")))
+
+
+def _aligned(part: ScoredSet, other: ScoredSet, name: str) -> NDArray[np.floating[Any]]:
+    """The scores of a baseline in the order of a set's rows: by id or by texts, whichever tells more rows apart, else as they stand."""
+    problem = f"{part.name}: the rows of {name} are not the same:"
+    order = np.arange(len(other.labels))
+    kind = max((kind for kind in part.keys if kind in other.keys), key=lambda kind: len(set(part.keys[kind])), default=None)
+    if kind is not None and part.keys[kind] != other.keys[kind]:
+        (here, n), (there, m) = ((side.keys[kind], Counter(side.keys[kind])) for side in (part, other))
+        odd = next((key for key in (*here, *there) if (n[key], m[key]) != (1, 1)), None)
+        if odd is not None:
+            of, keys = (part.name, here) if odd in n else (name, there)
+            what = f"the id {odd[:40]!r}" if kind == "id" else f"labelled row {keys.index(odd) + 1} of {of}, by its texts,"
+            raise ValueError(f"{problem} {what} is {n[odd]} times in {part.name} and {m[odd]} times in {name}")
+        places = {key: i for i, key in enumerate(there)}
+        order = np.array([places[key] for key in here])
+    if len(order) != len(part.labels):
+        raise ValueError(f"{problem} {len(order)} labels against {len(part.labels)}")
+    strange = np.flatnonzero(other.labels[order] != part.labels)
+    if len(strange):
+        raise ValueError(f"{problem} the label of labelled row {strange[0] + 1} of {part.name} is another there")
+    return other.scores[order]
 
 
 def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:

@@ -1,4 +1,5 @@
 """Metrics against scikit-learn, bit for bit; the bootstrap against its definition; protocols, cohorts, score files."""
+import dataclasses
 import json
 
 import numpy as np
@@ -337,8 +338,36 @@ def test_a_baseline_must_have_the_same_rows():
     assert report["datasets"]["mine"]["baselines"]["itself"]["comparison"]["auprc"]["difference"] == 0
     assert "minus that of itself +0.000" in evaluate.format_table(report)
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
-    with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
+    with pytest.raises(ValueError, match="mine: the rows of b are not the same: labelled row 5 of mine, by its texts, is 1 times in mine and 0 times in b"):
         evaluate.summarise([one], baselines={"b": [other]})
+
+
+def test_a_baseline_is_paired_by_its_rows(tmp_path):
+    """By id, else by texts, in whatever order; by place only where a side has neither."""
+    def read(name, rows, *columns):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{column: row[column] for column in ("label", "score", *columns)} for row in rows]))
+        part, = evaluate.read_scores(tmp_path / f"{name}.json")
+        return dataclasses.replace(part, name="mine")
+
+    def won(one, other):
+        found = evaluate.summarise([one], baselines={"b": [other]}, draws=0)
+        return (found["datasets"] or found["over_refusal"])["mine"]["baselines"]["b"]["comparison"]["mcnemar"]["only_this"]
+
+    for labels in ([0, 0, 0], [0, 1, 1]):
+        rows = [{"id": i, "prompt": f"p{i}", "response": None, "label": label, "score": score} for i, (label, score) in enumerate(zip(labels, (0.9, 0.1, 0.6)))]
+        shuffled = [{**rows[i], "id": str(i)} for i in (2, 0, 1)]
+        for columns in (("id",), ("prompt",), ("prompt", "response", "id")):
+            assert won(read("a", rows, *columns), read("b", shuffled, *columns)) == 0
+    assert won(read("a", rows, "id", "prompt"), read("b", shuffled, "prompt")) == 0
+    assert won(read("a", rows), read("b", [rows[0], rows[2], rows[1]], "id")) == 1
+    for changed, column, message in (
+            (rows[:2] + [{**rows[2], "id": 7}], "id", "the id '2' is 1 times in mine and 0 times in b"),
+            (rows + [{**rows[2], "id": 7}], "id", "the id '7' is 0 times in mine and 1 times in b"),
+            (shuffled[:2] + [{**rows[1], "prompt": "p2 "}], "prompt", "labelled row 2 of mine, by its texts, is 1 times in mine and 0 times in b"),
+            (shuffled[:2] + [{**rows[1], "label": 0}], "id", "the label of labelled row 2 of mine is another there"), (rows[:2], None, "2 labels against 3")):
+        with pytest.raises(ValueError, match=f"mine: the rows of b are not the same: {message}"):
+            columns = (column,) if column else ()
+            won(read("a", rows, *columns), read("b", changed, *columns))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -383,7 +412,8 @@ def test_score_files_in_a_layout_are_read_as_rows_are(tmp_path):
     harms = [{"category": {"a": True, "b": True, "c": False}, "is_safe": False, "score": 0.9}, {"category": {"a": False}, "is_safe": True, "score": 0.1}]
     assert of("b.json", harms, "beavertails", by=("category",)) == ([1, 0], {"category": ["a, b", "(none)"]})
     votes = {f"human_{i}": int(i < 2) for i in range(3)}
-    assert of("h.json", {"b1": [{**votes, "score": 0.9}], "b2": [{**votes, "score": 0.8}]}, "harmbench", by=("category",)) == ([1, 1], {"category": ["b1", "b2"]})
+    nested = {"b1": [{**votes, "score": 0.9}], "b2": [{**votes, "score": 0.8}]}
+    assert of("h.json", nested, "harmbench", by=("category",)) == ([1, 1], {"category": ["b1", "b2"]})
     assert of("benign-behaviors.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")[0] == [0]
     with pytest.raises(data.DataError, match="o.json: the label of jailbreakbench is told by the file's name"):
         of("o.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")
