@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -214,11 +214,33 @@ def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> li
     if isinstance(layout, str) and "=" in layout:
         layout = parse_layout(layout)
     known = known_of(path, layout) if isinstance(layout, str) else {}
-    layout = MANIFEST[layout].layout if isinstance(layout, str) else layout
-    rows = [row for where, columns in _columns(path, layout) if (row := layout.row(columns, where, **known)) is not None]
+    form = MANIFEST[layout].layout if isinstance(layout, str) else layout
+    rows, seen = [], set[str]()
+    for where, columns in _columns(path, form):
+        seen.update(columns)
+        if (row := form.row(columns, where, **known)) is not None:
+            rows.append(row)
     if not rows:
         raise DataError(f"{path}: the set is empty, no rows")
+    check_columns(path, layout, seen)
     return rows
+
+
+def check_columns(path: str | os.PathLike[str], layout: str | Layout, seen: Collection[str],
+                  fields: Iterable[str] = ("response", "context", "category")) -> None:
+    """Raise DataError for columns that a layout names and no row of a file has, `seen` being those that there are.
+
+    A mapping needs all for the label and the `fields`; a set of the manifest needs one column for the label, as its files vary.
+    """
+    form = MANIFEST[layout].layout if isinstance(layout, str) else layout
+    wanted = [*form.any_of, *form.votes]
+    if isinstance(layout, str):
+        lacking = wanted if not set(wanted) & set(seen) else []
+    else:
+        wanted += [getattr(form, field) for field in fields if getattr(form, field) not in ("", getattr(Layout(), field))]
+        lacking = [name for name in wanted if name not in seen]
+    if lacking:
+        raise DataError(f"{path}: the layout names what no row has: {', '.join(lacking)}")
 
 
 def known_of(path: str | os.PathLike[str], name: str) -> dict[str, Any]:

@@ -476,8 +476,9 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     if not (form.label or form.any_of or form.votes or "label" in known):
         raise data.DataError(f"{path}: the layout names no column for the label")
     parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], list[tuple[str, Any]], set[Any]]] = {}
-    stem, n = data.stem(path), 0
+    stem, n, seen = data.stem(path), 0, set[str]()
     for n, (where, columns) in enumerate(datasets._columns(path, form, needs=form.score), 1):
+        seen.update(columns)
         if not form.keeps(columns):
             continue
         score = columns.get(form.score)
@@ -506,6 +507,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
                 groups[column].append(_shown(row.get(column, columns.get(column))))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
+    datasets.check_columns(path, said if isinstance(said, str) else form, seen, {"category"} & set(by))
     about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
     sets = []
     for name, (found, scores, groups, keys, sources) in parts.items():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from harmaug import cli, data, datasets
+from harmaug import cli, data, datasets, evaluate
 from harmaug.data import DataError
 from harmaug.datasets import MANIFEST, Layout
 
@@ -154,6 +154,21 @@ def test_a_mapping_of_the_users(tmp_path):
         datasets.read(path, datasets.parse_layout("prompt=text"))
     with pytest.raises(DataError, match="the column words"):
         datasets.read(path, datasets.parse_layout("prompt=words"))
+
+
+def test_a_column_of_a_mapping_that_no_row_has_is_named(tmp_path):
+    rows = [{"prompt": "a", "score": 0.5, "label": 1, "h1": 1, "topic": "x"}, {"prompt": "b", "score": 0.5, "label": 0, "h2": 0}]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(rows))
+    assert [row.label for row in datasets.read(path, "any_of=h1|h2,category=topic,response=")] == [1, 0]
+    for layout, missing in (("response=anwser", "anwser"), ("context=notes", "notes"), ("category=topik", "topik"), ("any_of=h1|toxik", "toxik"),
+                            ("votes=hA|h1|hB", "hA, hB"), ("openai_moderation", "S, H, V, HR, SH, S3, H2, V2"), (Layout(votes=("hA",)), "hA")):
+        with pytest.raises(DataError, match=f"r.json: the layout names what no row has: {missing}$"):
+            datasets.read(path, layout)
+    assert len(evaluate.read_scores(path, layout="response=answer,category=topik")[0].labels) == 2       # neither is asked for
+    for layout, by in (("any_of=h1|toxik", ()), ("category=topik", ["category"])):
+        with pytest.raises(DataError, match="the layout names what no row has: topik|toxik"):
+            evaluate.read_scores(path, layout=layout, by=by)
 
 
 @pytest.mark.parametrize("name", ["toxicchat", "aegis", "harmbench_behaviors", "jailbreakbench"])
