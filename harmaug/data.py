@@ -15,10 +15,12 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from numbers import Number
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
 from harmaug._C import FormatError
 
@@ -148,11 +150,11 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
 
 def parse_label(value: Any, where: str = "row") -> int | None:
-    """Return 0, 1 or None for a label: 0/1, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
+    """Return 0, 1 or None for a label: 0/1 of any kind, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
     if is_null(value):
         return None
-    if isinstance(value, (bool, int, float)) and value in (0, 1):
-        return int(value)
+    if isinstance(value, (Number, np.bool_)) and value in (0, 1):
+        return int(value == 1)
     label = _LABELS.get(value.strip().lower()) if isinstance(value, str) else None
     if label is None:
         got = repr(value)[:24] if isinstance(value, (str, int, float)) else _kind(value)
@@ -161,10 +163,10 @@ def parse_label(value: Any, where: str = "row") -> int | None:
 
 
 def is_null(value: Any) -> bool:
-    """Tell whether a value says nothing: null, blank text, or NaN, which is pandas' null."""
+    """Tell whether a value says nothing: null, blank text, or NaN and NA, which are pandas' nulls."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, Number) and value != value)
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
@@ -468,10 +470,12 @@ def _object(columns: Any, where: str, needs: str = "prompt") -> dict[str, Any]:
 
 
 def text_of(value: Any, name: str, where: str) -> str | None:
-    """Return a column's text or None; a DataError for anything else."""
-    if value is not None and not isinstance(value, str):
+    """Return a column's text, None for a null that is no text (see `is_null`); a DataError for anything else."""
+    if isinstance(value, str):
+        return value
+    if not is_null(value):
         raise DataError(f"{where}: {name} must be text, got {_kind(value)}")
-    return value
+    return None
 
 
 def _score(value: Any, name: str, where: str) -> float | None:
@@ -489,7 +493,7 @@ def _score(value: Any, name: str, where: str) -> float | None:
 
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value), "a number" if isinstance(value, Number) else type(value).__name__)
 
 
 def _no_constant(name: str) -> None:
