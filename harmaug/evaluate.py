@@ -186,7 +186,8 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     if s.min() < 0 or s.max() > 1:
         notes.append("scores outside [0, 1], so Brier score and ECE are undefined")
     elif total:
-        result["brier"] = _mean(((1 - y) - (1 - s)) ** 2 + (y - s) ** 2, w) * 0.5
+        truth = y.astype(own.dtype)     # scikit-learn's dtype and order of summation
+        result["brier"] = _mean(((1 - truth) - (1 - own)) ** 2 + (truth - own) ** 2, w) * 0.5
         gaps = np.bincount(_bin(s), weights=(y - s) * (1 if w is None else w), minlength=ECE_BINS)
         result["ece"] = float(np.abs(gaps).sum() / total)
     return result | ({"note": "; ".join(notes)} if notes else {})

@@ -58,7 +58,9 @@ def test_equals_scikit_learn(seed, decimals, weighted):
     assert (m["tn"], m["fp"], m["fn"], m["tp"]) == (tn, fp, fn, tp) and (m["fpr"], m["fnr"]) == (fp / (fp + tn), fn / (fn + tp))
     assert m["ece"] == pytest.approx(ece(y, s, w), abs=1e-12)
     assert m["n"] == len(y) and m["base_rate"] == pytest.approx(np.average(y, weights=w), rel=1e-13)
-    assert evaluate.metrics(y, s.astype(np.float32))["auprc"] == sk.average_precision_score(y, s.astype(np.float32))
+    s = s.astype(np.float32)
+    m = evaluate.metrics(y, s, sample_weight=w)
+    assert m["auprc"] == sk.average_precision_score(y, s, sample_weight=w) and m["brier"] == sk.brier_score_loss(y, s, sample_weight=w)
 
 
 def test_ece_has_the_bins_of_scikit_learn():
