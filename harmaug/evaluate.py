@@ -714,13 +714,13 @@ def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
 
 
 def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
-                   threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
-                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None,
-                   training: Iterable[Row] | None = None) -> dict[str, Any]:
+                   threshold: float = 0.5, fitted: float | None = None, draws: int = 1000, seed: int = 0, protocol: str = "default",
+                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None, training: Iterable[Row] | None = None,
+                   layout: Any = None, baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Score every row of every set and return one report.
 
     Parameters are those of `score_sets` and `summarise`; `training` are rows that the guard was trained on, whose
-    copies and near-copies among the evaluation rows are counted.
+    copies and near-copies among the evaluation rows are counted, and `fitted` is None for the guard's own threshold.
 
     Returns
     -------
@@ -731,10 +731,11 @@ def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iter
 
     guard = as_scorer(guard)
     found = None if training is None else contamination(training)
-    sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
-    fitted = getattr(guard, "threshold", None) if getattr(guard, "thresholds", None) else None
+    sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found, layout=layout)
+    if fitted is None and getattr(guard, "thresholds", None):
+        fitted = guard.threshold
     return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
-                     over_refusal=over_refusal)
+                     over_refusal=over_refusal, baselines=baselines)
 
 
 def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:

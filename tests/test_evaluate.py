@@ -261,6 +261,10 @@ def test_a_report_says_where_its_rows_come_from(tmp_path):
     assert "mine: 1 rows whose label is null left out" in text and "over-refusal: safe" in text and "1 rows are among the training rows" in text
     two = evaluate.evaluate_guard(Lengths(), {"a": ROWS, "b": ROWS[1:4]}, draws=0)
     assert two["mean"]["f1"] == (two["datasets"]["a"]["f1"] + two["datasets"]["b"]["f1"]) / 2 and "\nmean" in evaluate.format_table(two)
+    (tmp_path / "v2.csv").write_text("id,type,prompt\n1,homonyms,abc\n2,contrast_homonyms,abd\n")
+    other = evaluate.score_sets(Lengths(), {"v2": tmp_path / "v2.csv"}, layout="xstest")
+    found = evaluate.evaluate_guard(Lengths(), {"v2": tmp_path / "v2.csv"}, layout="xstest", fitted=0.01, baselines={"b": other}, draws=0)["over_refusal"]["v2"]
+    assert found["at_fitted_threshold"]["threshold"] == 0.01 and found["cohort"]["layout"] == "xstest" and found["baselines"]["b"]["n"] == 2
     with pytest.raises(ValueError, match="over_refusal: there is no set nothing"):
         evaluate.evaluate_guard(Lengths(), {"mine": file}, over_refusal=("nothing",))
 
