@@ -172,7 +172,7 @@ def is_null(value: Any) -> bool:
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """Yield the rows of a JSON list, JSONL, CSV or Parquet file, gzipped or not; the layout is told from the content.
 
-    JSONL and CSV are streamed.
+    JSONL and CSV are streamed. A column that stands twice is an error in CSV and Parquet; of a JSON object the last counts.
 
     Raises
     ------
@@ -404,7 +404,9 @@ def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str,
         raise ImportError(f"{name}: Parquet files need pyarrow: pip install 'harmaug[parquet]'") from None
     n = 0
     try:
-        for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+        file = parquet.ParquetFile(raw)
+        _refuse_twice(file.schema_arrow.names, f"{name}: the Parquet file")
+        for batch in file.iter_batches(batch_size=1024):
             for columns in _in_microseconds(batch).to_pylist():
                 n += 1
                 yield f"{name}, row {n}", columns
@@ -438,9 +440,7 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         if needs not in header:
             raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}"
                             f"{_looks_like(header)}")
-        twice = next((column for column in header if column and header.count(column) > 1), None)
-        if twice is not None:
-            raise DataError(f"{name}, line {first[0]}: the CSV header has the column {twice} twice")
+        _refuse_twice(header, f"{name}, line {first[0]}: the CSV header")
         start = reader.line_num + 1
         for cells in reader:
             where = f"{name}, line {offset + start}"
@@ -454,6 +454,12 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _refuse_twice(names: list[str], what: str) -> None:
+    twice = next((column for column in names if column and names.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{what} has the column {twice} twice")
 
 
 def _looks_like(names: Iterable[str]) -> str:

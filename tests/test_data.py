@@ -91,6 +91,12 @@ def test_parquet_of_pandas(tmp_path):
     assert data.encode_row(rows[1]) == b'{"prompt":"b","label":null,"at":null,"for":null}\n'
 
 
+def test_a_column_that_stands_twice_in_parquet(tmp_path):
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([0])], names=["prompt", "label", "label"]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: the Parquet file has the column label twice"):
+        data.read_rows(tmp_path / "rows.parquet")
+
+
 def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
     limit = csv.field_size_limit()
     text = "word " * 60_000
