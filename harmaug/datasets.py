@@ -316,6 +316,8 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
         set has.
     """
     entry = MANIFEST[one_of("data set", name, MANIFEST)]
+    if source is not None and not Path(source).is_dir():
+        raise DataError(f"{source}: not a folder")
     tell(f"{entry.name}: {entry.title}; {entry.url.format(revision=entry.revision)}")
     tell(f"licence {entry.licence}; cite {entry.citation}")
     target = folder() / f"{name}.jsonl"

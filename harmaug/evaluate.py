@@ -628,7 +628,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     Raises
     ------
     ValueError
-        For two sets of one name, a name in `over_refusal` that no set has, or a baseline without the rows of a set.
+        For two sets of one name, one that is named mean, a name in `over_refusal` that no set has, or a baseline without the
+        rows of a set.
     """
     from harmaug.runs import machine
 
@@ -709,6 +710,8 @@ def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
     for part in sets:
         if part.name in found:
             raise ValueError(f"two sets are named {part.name}")
+        if part.name == "mean":
+            raise ValueError("a set is named mean, as the average of the sets is: give it, or its file, another name")
         found[part.name] = part
     return found
 

@@ -231,6 +231,9 @@ def test_fetch_takes_files_at_hand_and_counts(tmp_path, monkeypatch, capsys):
         datasets.resolve("xstest")
     with pytest.raises(DataError, match="has no xstest_v2_prompts.csv; it comes from https://github.com/"):
         datasets.fetch("xstest", tmp_path)
+    for source in (tmp_path / "nowhere", tmp_path / "hand" / "wildguard_test.parquet"):
+        with pytest.raises(DataError, match=f"{source.name}: not a folder"):
+            datasets.fetch("wildguardmix", source)
     with pytest.raises(ValueError, match="data set must be one of"):
         datasets.fetch("nothing")
     with pytest.raises(DataError, match="the label of jailbreakbench is told by the file's name"):

@@ -453,6 +453,8 @@ def test_sets_are_told_apart_by_name():
         evaluate.summarise([a, b], baselines={"x": [a]})
     with pytest.raises(ValueError, match="two sets are named a"):
         evaluate.summarise([a, a])
+    with pytest.raises(ValueError, match="a set is named mean, as the average of the sets is"):
+        evaluate.summarise([dataclasses.replace(a, name="mean")])
 
 
 def test_columns_to_slice_by():
