@@ -153,7 +153,8 @@ def test_a_file_of_scores(tmp_path):
         teacher.ScoresTeacher(path)
     path.write_text('{"prompt": "a", "label": 1, "score": 0.25, "flagged": false}\n')        # what harmaug score writes
     assert teacher.ScoresTeacher(path).score(["a"]).tolist() == [0.25]
-    for rest, message in (('"unsafe-score": 1', "row 1: no unsafe-score"), ('"label": 0', "row 2: no score"), ('"score": 2', r"row 2: score must be a number in \[0, 1\], got 2")):
+    for rest, message in (('"unsafe-score": 1', "row 1: no unsafe-score"), ('"label": 0', "row 2: no score"),
+                          ('"score": 2', r"row 2: score must be a number in \[0, 1\], got 2")):
         with path.open("a") as out:
             out.write(f'{{"prompt": "b", {rest}}}\n')
         with pytest.raises(DataError, match=f"scores.jsonl, {message}"):
