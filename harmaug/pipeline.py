@@ -90,6 +90,7 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
             about, shown = diversity.clusters([row.prompt for row in rows_of(run / INSTRUCTIONS)], encoder, seed=config.seed)
             stage.entry["diversity"] |= about
             write_json(run / DIVERSITY, shown)
+        stage.account(augmenter.account_, done=True)
     return _account(stage)
 
 
@@ -109,6 +110,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
             rows = responder.run(instructions, journal=journal, stamp=stage.stamp, engine=engine)
             total = len(respond_stage.spread(instructions, config.limit)) * len(config.intents)
             _follow(rows, stage, lambda: responder.account_, total, "respond", journal, quiet)
+        stage.account(responder.account_, done=True)
     return _account(stage)
 
 
@@ -866,7 +868,7 @@ def digest(rows: Iterable[Row]) -> str:
 
 def _follow(rows: Iterator[Row], stage: Stage, account: Callable[[], dict[str, Any]], total: int, title: str,
             journal: Journal, quiet: bool) -> None:
-    """Drain a row stage, with its account and progress."""
+    """Drain a row stage, with its account and progress; the caller says when the stage is done."""
     begun = journal.next_key
 
     def ticks() -> Iterator[int]:
@@ -879,7 +881,7 @@ def _follow(rows: Iterator[Row], stage: Stage, account: Callable[[], dict[str, A
 
     for _ in progress(ticks(), total, title, begun=begun, quiet=quiet):
         pass
-    stage.account(account(), done=True)
+    stage.account(account())
 
 
 def _finished(run: RunFolder, stage: str, name: str | None) -> str:

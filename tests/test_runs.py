@@ -14,9 +14,11 @@ from pathlib import Path
 
 import fake_run
 import pytest
+from fake_generator import FakeGenerator, seed_rows
 from sizes import some
 
-from harmaug import report, runs
+from harmaug import pipeline, report, runs
+from harmaug.augment import AugmentConfig
 from harmaug.data import DataError
 from harmaug.runs import Journal, RowFile, RunError, RunFolder
 
@@ -126,6 +128,17 @@ def test_a_full_disk_loses_nothing(tmp_path, unbroken):
     assert content.endswith(b"\n") and unbroken[0]["instructions.jsonl"].startswith(content)
     fake_run.main(tmp_path / "run")
     assert files(tmp_path / "run") == unbroken[0]
+
+
+def test_an_interrupt_in_the_account_of_diversity_loses_no_account(tmp_path, monkeypatch):
+    rows, config = seed_rows(), AugmentConfig(samples=8, benign=0)
+    with monkeypatch.context() as patch, RunFolder(tmp_path) as run, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline.diversity, "summary", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        pipeline.augment(run, FakeGenerator(), rows, config=config, quiet=True)
+    with RunFolder(tmp_path) as run:
+        assert not run.info["stages"]["augment"]["done"] and run.info["stages"]["augment"]["account"]["done"] == 8
+        pipeline.augment(run, FakeGenerator(), rows, config=config, quiet=True)
+        assert run.info["stages"]["augment"]["done"] and run.info["stages"]["augment"]["diversity"]
 
 
 def test_a_row_that_is_half_written_when_the_disk_is_full_is_taken_back(tmp_path, monkeypatch):
