@@ -337,6 +337,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, names: Iterable[str]) -> None:
+    """Remove what kills left half written of files of these names, which nobody may be writing just now."""
+    for name in names:
+        for left in (*folder.glob(f".{name}.{'[a-z0-9_]' * 8}"), *folder.glob(f"{name}.tmp-[0-9]*")):       # of atomic_file, of the core
+            left.unlink()
+
+
 def normalise(text: str) -> str:
     """Return the text as duplicates are compared: casefolded, runs of white space as one space."""
     return " ".join(text.casefold().split())

@@ -575,6 +575,10 @@ class _Run:
         if differing:
             raise ValueError(f"{self.work}: holds the checkpoint of another run (other {', '.join(differing)}); "
                              "remove it, or choose another folder")
+        lacking = next((name for name in (state.trainer, state.best) if name is not None and not (self.work / name).is_file()), None)
+        if lacking is not None:     # nothing can go on from what is left of it
+            _log.warning("%s: %s, which state.json names, is missing; the training begins anew", self.work, lacking)
+            return _State(step=0, of=of, trainer="")
         return msgspec.structs.replace(state, of=of)
 
     def _checkpoint(self) -> None:
@@ -619,6 +623,7 @@ class _Run:
         if self.out.resolve() not in (self.source.resolve(), self.folder.resolve()):
             for name in ("config.json", "model.safetensors", *tokenizer_files(self.out)):      # an earlier guard's would be opened with this one
                 (self.out / name).unlink(missing_ok=True)
+        data.remove_temporaries(self.out, (*runs.GUARD_FILES, "thresholds.json"))
         if self.config.lora_rank and self.config.layers is None and self.folder == self.source:
             self.trainer.save_adapter(self.out / adapters.WEIGHTS, "float16")
             data.write_json(self.out / adapters.CONFIG, self._adapter_config())
@@ -628,6 +633,7 @@ class _Run:
             write_thresholds(self.out, guard.thresholds)
         else:
             guard.save_pretrained(self.out)
+        (self.work / "state.json").unlink(missing_ok=True)      # first: without it the rest is no checkpoint
         shutil.rmtree(self.work)
 
     def _adapter_config(self) -> dict[str, Any]:

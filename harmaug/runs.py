@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 SCHEMA_VERSION = 1
+GUARD_FILES = ("model.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer_config.json", "tfidf.json", "log.csv",
+               "README.md")
+"""What is written into a guard's folder, whole or not at all, under a run's lock alone: not so thresholds.json."""
+_WRITTEN = ("NOTICE", "run.json", "metrics.json", "diversity.json", "scores.jsonl", "summary.jsonl", "continual.json", "frontier.json", "frontier.csv")
 _SAVE_EVERY = 5.0       # seconds between two rewrites of run.json while a stage runs
 _NOTICE = """\
 This folder belongs to a run of harmaug. Its rows are instructions and responses that a language model invented in order
@@ -211,10 +215,9 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             self.path.chmod(0o700)
         self._lock = self._take_lock()
         try:
-            # what a kill left half written
-            for name in ("NOTICE", "run.json", "metrics.json", "diversity.json", "report.html"):
-                for left in self.path.glob(f".{name}.*"):
-                    left.unlink()
+            data.remove_temporaries(self.path, _WRITTEN)
+            for guard in (*self.path.glob("guard*"), *self.path.glob("students/*")):
+                data.remove_temporaries(guard, GUARD_FILES)
             if not (self.path / "NOTICE").exists():
                 with data.atomic_file(self.path / "NOTICE") as file:
                     file.write(_NOTICE.encode())

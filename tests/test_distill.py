@@ -380,6 +380,31 @@ def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
         Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
 
 
+def test_a_checkpoint_that_was_being_removed_is_none(student, tmp_path, monkeypatch, caplog):
+    rows, settings = rows_of(60), config(student, epochs=2, checkpoint_every=1)
+    left = {tmp_path / name for name in ("model.safetensors.tmp-77", ".config.json.a0_bcdef")}
+    mine = {tmp_path / name for name in (".config.json.mine", "notes.tmp-7")}
+
+    def killed(work):
+        assert not (work / "state.json").exists()
+        raise KeyboardInterrupt
+
+    for path in left | mine:
+        path.write_text("")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distill.shutil, "rmtree", killed)
+        Distiller(settings).fit(rows, out=tmp_path, progress=False)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert not any(path.exists() for path in left) and all(path.exists() for path in mine)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(distill._Run, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        Distiller(settings).fit(rows, out=tmp_path, progress=False)
+    next((tmp_path / "checkpoint").glob("trainer-*")).unlink()
+    Distiller(settings).fit(rows, out=tmp_path, progress=False)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights and not (tmp_path / "checkpoint").exists()
+    assert "which state.json names, is missing; the training begins anew" in caplog.text
+
+
 def test_bfloat16_run_goes_on_as_bfloat16(student, tmp_path, monkeypatch):
     rows, mixed = rows_of(120), {"epochs": 2, "checkpoint_every": 4, "precision": "bfloat16"}
     whole, single = (Distiller(config(student, **{**mixed, "precision": p})).fit(rows, out=tmp_path / p, progress=False) for p in ("bfloat16", "float32"))

@@ -199,9 +199,14 @@ def test_run_folder_is_private_and_says_what_it_holds(tmp_path):
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
     RunFolder(tmp_path / "run").close()
-    (tmp_path / "run" / ".run.json.abc").write_text("{")
+    (tmp_path / "run" / "guard").mkdir()
+    left = (".run.json.abcd1_23", ".scores.jsonl.abcdefgh", "guard/model.safetensors.tmp-12", "guard/.README.md.a_b_c_d_")
+    others = {".report.html.abcdefgh", ".run.json.mine", "guard/.gitattributes"}    # of a report that runs, of the user
+    for name in (*left, *others):
+        (tmp_path / "run" / name).write_text("{")
     RunFolder(tmp_path / "run").close()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"NOTICE", "lock", "run.json"}
+    found = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    assert found == {"NOTICE", "lock", "run.json", "guard", *others}
 
 
 def test_one_process_at_a_time(tmp_path):
