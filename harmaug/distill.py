@@ -186,6 +186,13 @@ class _State(msgspec.Struct):
     stale: int = 0
 
 
+def _settings(config: DistillConfig) -> dict[str, Any]:
+    """What a checkpoint's weights depend on of a configuration, as JSON gives it back."""
+    keeps = (*ENGINE, "checkpoint_every", "student")
+    settings = {f"config.{k}": v for k, v in dataclasses.asdict(config).items() if k not in keeps}
+    return msgspec.json.decode(msgspec.json.encode(settings))  # type: ignore[no-any-return]
+
+
 def merge_duplicates(rows: Iterable[Row]) -> list[Row]:
     """Merge rows with the same prompt and response, letter case and spacing aside, in order of first appearance.
 
@@ -275,7 +282,7 @@ class Distiller:
 
     def fit(self, rows: Iterable[Row], validation_rows: Iterable[Row] | None = None,
             out: str | os.PathLike[str] | None = None, progress: bool | None = None,
-            sample_weight: Sequence[float] | None = None) -> Distiller:
+            sample_weight: Sequence[float] | None = None, allow_mixed: bool = False) -> Distiller:
         """Train on rows.
 
         Parameters
@@ -293,6 +300,8 @@ class Distiller:
         sample_weight : sequence of float, optional
             How much each row counts in the loss, 1 by default; of merged rows the largest. Rows of weight 0 are left
             out.
+        allow_mixed : bool, default False
+            Go on from a checkpoint of another version or instruction set.
 
         Raises
         ------
@@ -308,15 +317,16 @@ class Distiller:
             from harmaug.torch_processes import share
 
             job = share(job)
-        return self.fit_job(*job, progress=runs.shows_bars() if progress is None else progress)
+        return self.fit_job(*job, progress=runs.shows_bars() if progress is None else progress, allow_mixed=allow_mixed)
 
     def fit_job(self, config: DistillConfig, rows: list[Row], held_out: list[Row] | None,
-                out: str | os.PathLike[str] | None, sample_weight: Sequence[float] | None, *, progress: bool) -> Distiller:
+                out: str | os.PathLike[str] | None, sample_weight: Sequence[float] | None, *, progress: bool,
+                allow_mixed: bool = False) -> Distiller:
         """`fit`, with what all processes of a run have in common."""
         self.config = config
         scratch: Any = tempfile.TemporaryDirectory(prefix="harmaug-") if out is None else contextlib.nullcontext(out)
         with scratch as folder:
-            run = _Run(config, rows, held_out, Path(folder), out is not None, sample_weight)
+            run = _Run(config, rows, held_out, Path(folder), out is not None, sample_weight, allow_mixed)
             run.train(progress and run.main)
             self.counts_, self.history_ = run.counts, run.log.rows
             self.n_steps_, self.best_step_, self.selected_by_ = run.state.step, run.finish(), run.selected_by
@@ -385,8 +395,8 @@ class _Run:
     """One call of fit."""
 
     def __init__(self, config: DistillConfig, rows: list[Row], validation_rows: list[Row] | None, out: Path, keep: bool,
-                 sample_weight: Sequence[float] | None) -> None:
-        self.config, self.out, self.keep = config, out, keep
+                 sample_weight: Sequence[float] | None, allow_mixed: bool) -> None:
+        self.config, self.out, self.keep, self.allow_mixed = config, out, keep, allow_mixed
         data.require_labels(rows, "training rows")
         data.require_labels(validation_rows or (), "validation rows", both=False)
         if sample_weight is not None and len(sample_weight) != len(rows):
@@ -539,13 +549,10 @@ class _Run:
 
     def _of(self) -> dict[str, Any]:
         """What a checkpoint belongs to: everything that the weights depend on."""
-        keeps = (*ENGINE, "checkpoint_every", "student")
-        config = {f"config.{k}": v for k, v in dataclasses.asdict(self.config).items() if k not in keeps}
         here = runs.machine()
-        of = {**config, "rows": self.train_set.digest(), "validation rows": self.validation.digest(),
-              "student": " ".join(map(runs.sha256, dict.fromkeys((self.source, self.folder)))), "version": here["harmaug"],
-              "instruction set": here["cpu_isa"] if self.torch is None else None}
-        return msgspec.json.decode(msgspec.json.encode(of))  # type: ignore[no-any-return]
+        return {**_settings(self.config), "rows": self.train_set.digest(), "validation rows": self.validation.digest(),
+                "student": " ".join(map(runs.sha256, dict.fromkeys((self.source, self.folder)))), "version": here["harmaug"],
+                "instruction set": here["cpu_isa"] if self.torch is None else None}
 
     def _resume(self) -> _State:
         """The state to go on from, whose tensors the trainer has then."""
@@ -569,7 +576,10 @@ class _Run:
         if any(Path(name).name != name for name in (state.trainer, state.best or "")):
             raise ValueError(f"{path}: damaged checkpoint (it names files outside its folder); "
                              f"remove {self.work} to start again")
-        differing = sorted(k for k in of.keys() | state.of.keys() if of.get(k) != state.of.get(k))
+        before = {**_settings(DistillConfig()), **state.of}     # an older version did not know some settings
+        differing = sorted(k for k in of.keys() | before.keys() if of.get(k) != before.get(k))
+        if self.allow_mixed:
+            differing = [k for k in differing if k not in ("version", "instruction set")]
         if {of["instruction set"], state.of.get("instruction set")} >= {None}:      # to or from PyTorch
             differing = [k for k in differing if k != "instruction set"]
         if differing:

@@ -76,7 +76,7 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
     inputs = {"seed": digest(seed_rows), "evaluation": digest(evaluation_rows),
               "categories": hashlib.sha256(repr(table.categories).encode()).hexdigest()}
     stage = run.stage("augment", config=dataclasses.asdict(config), inputs=inputs, models=models,
-                      makes=(INSTRUCTIONS, REJECTED))
+                      makes=(INSTRUCTIONS, REJECTED), defaults=dataclasses.asdict(AugmentConfig()))
     if not stage.done:
         augmenter = Augmenter(_made(generator, stage), config, table=table, batch_size=batch_size)
         with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
@@ -101,7 +101,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     config = config or RespondConfig()
     inputs = {INSTRUCTIONS: _finished(run, "augment", INSTRUCTIONS)}
     stage = run.stage("respond", config=dataclasses.asdict(config), inputs=inputs, models=models,
-                      makes=(PAIRS, PAIRS_REJECTED))
+                      makes=(PAIRS, PAIRS_REJECTED), defaults=dataclasses.asdict(RespondConfig()))
     if not stage.done:
         with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
             instructions = rows_of(run / INSTRUCTIONS)
@@ -204,8 +204,8 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
     inputs = {LABELLED: _finished(run, "label", LABELLED)} if rows is None else {"rows": digest(rows)}
     if validation_rows is not None:
         inputs["validation"] = digest(validation_rows)
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ENGINE}
-    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,))
+    settings, defaults = ({key: value for key, value in dataclasses.asdict(c).items() if key not in ENGINE} for c in (config, DistillConfig()))
+    stage = run.stage(name, config=settings, inputs=inputs, models=models, makes=(makes,), defaults=defaults)
     if not stage.done:
         rows = rows_of(run / LABELLED) if rows is None else rows
         usable = [row for row in rows if not safety.blocked_row(row)]
@@ -217,7 +217,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
             stage.account({"train": len(usable)}, done=True)
             return _account(stage)
         distiller = Distiller(config)
-        distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None)
+        distiller.fit(usable, validation_rows, out=run / folder, progress=False if quiet else None, allow_mixed=run.allow_mixed)
         (run / folder / card.NAME).unlink(missing_ok=True)
         stage.account(summary(distiller), done=True)
     if config.student != TFIDF and "parts" in stage.entry and not (run / folder / card.NAME).exists():     # a card that fails costs no training

@@ -204,7 +204,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
     def __init__(self, path: str | os.PathLike[str], *, allow_mixed: bool = False) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = {}
-        self._allow_mixed = allow_mixed
+        self.allow_mixed = allow_mixed
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: not a folder")
         fresh = not self.path.is_dir() or not os.listdir(self.path)
@@ -266,7 +266,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         data.write_json(self.path / "run.json", self.info, indent=1)
 
     def stage(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-              models: Mapping[str, str] | None = None, restart: bool = False, makes: Iterable[str] = ()) -> Stage:
+              models: Mapping[str, str] | None = None, restart: bool = False, makes: Iterable[str] = (),
+              defaults: Mapping[str, Any] | None = None) -> Stage:
         """Begin or resume a stage.
 
         Parameters
@@ -279,6 +280,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             Forget an earlier entry: the stage is done anew each time.
         makes : iterable of str
             Files of the run folder. While all are absent or empty, the stage may begin anew with other settings.
+        defaults : mapping, optional
+            What settings were that a recorded configuration lacks, since an older version did not know them.
 
         Raises
         ------
@@ -287,7 +290,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
             version or model.
         """
         here = machine()
-        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"config": config, "inputs": inputs or {}}))
+        now: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"config": config, "inputs": inputs or {}, "defaults": defaults or {}}))
+        older = now.pop("defaults")
         made_by = {"harmaug": here["harmaug"], "cpu_isa": here["cpu_isa"], "models": dict(models or {})}
         files = [self.path / file for file in makes]
         entry = self.info["stages"].get(name, {})
@@ -295,13 +299,13 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         if restart or nothing_made:
             self.info["stages"].pop(name, None)
         entry = self.info["stages"].setdefault(name, {**now, "made_by": [made_by], "done": False})
-        for part in ("config", "inputs"):
-            changed = changes(entry[part], now[part])
+        for part, before in (("config", {**older, **entry["config"]}), ("inputs", entry["inputs"])):
+            changed = changes(before, now[part])
             if changed:
                 raise RunError(f"{self.path}: stage {name} was begun with another {changed}; "
                                "take them back or use another run folder")
         if made_by not in entry["made_by"] and not entry["done"]:
-            if not self._allow_mixed:
+            if not self.allow_mixed:
                 changed = changes(entry["made_by"][-1], made_by)
                 raise RunError(f"{self.path}: stage {name} was begun with another {changed}, so its rows would not be "
                                "one machine's; --allow-mixed goes on all the same and marks each row")

@@ -372,6 +372,15 @@ def test_checkpoint_of_another_run_is_refused(student, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="other rows"):
         Distiller(config(student, epochs=2)).fit(rows[1:], out=tmp_path, progress=False)
     state = json.loads((tmp_path / "checkpoint" / "state.json").read_bytes())
+    # of another version, which did not know patience: mixed, it goes on
+    older = {key: value for key, value in state["of"].items() if key != "config.patience"} | {"version": "0", "instruction set": "other"}
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({**state, "of": older}))
+    with pytest.raises(ValueError, match=r"another run \(other instruction set, version\)"):
+        Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False, allow_mixed=True)
+    with pytest.raises(ValueError, match=r"another run \(other config.patience, instruction set, version\)"):
+        Distiller(config(student, epochs=2, patience=1)).fit(rows, out=tmp_path, progress=False)
     (tmp_path / "checkpoint" / "state.json").write_text(json.dumps({**state, "trainer": "../../x"}))
     with pytest.raises(ValueError, match="names files outside its folder"):
         Distiller(config(student, epochs=2)).fit(rows, out=tmp_path, progress=False)

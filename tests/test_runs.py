@@ -253,6 +253,16 @@ def test_other_settings_and_inputs_are_refused(tmp_path):
             run.stage("augment", config={"samples": 5}, inputs={"seed": "b" * 64})
 
 
+def test_a_setting_that_an_older_version_did_not_know_had_its_default(tmp_path):
+    with RunFolder(tmp_path / "run") as run:
+        run.stage("augment", config={"samples": 5})
+        options = {"defaults": {"samples": 9, "words": (4,)}}
+        assert not run.stage("augment", config={"samples": 5, "words": (4,)}, **options).done
+        for config, message in (({"samples": 5, "words": (3,)}, r"another words \(then \[4\], now \[3\]\)"), ({"samples": 9, "words": (4,)}, r"samples \(then 5, now 9\)")):
+            with pytest.raises(RunError, match=message):
+                run.stage("augment", config=config, **options)
+
+
 @pytest.mark.parametrize("change", [{"cpu_isa": "scalar"}, {"harmaug": "9"}, {}])
 def test_another_machine_or_model_is_refused_unless_mixed(tmp_path, monkeypatch, change):
     here = runs.machine()
