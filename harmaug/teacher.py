@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 STANDIN = "standin"
 """The teacher that ships with the package: a small model trained on public labels, for want of a large guard."""
+_SCORES = "teacher_scores.sqlite"
 
 
 class Teacher(Protocol):
@@ -139,8 +140,8 @@ class ScoresTeacher:
 class CachedTeacher:
     """Keeps a teacher's scores in the user's cache, by content, for whatever run asks for them again.
 
-    The cache holds digests and scores, no text. Where caching is switched off (``HARMAUG_CACHE`` empty) or its folder
-    cannot be written, every row is scored.
+    The cache holds digests and scores, no text. Where caching is switched off (``HARMAUG_CACHE`` empty), its folder
+    cannot be written or its file is damaged, every row is scored.
 
     Parameters
     ----------
@@ -219,9 +220,8 @@ class CachedTeacher:
                 with self._database:
                     self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)",
                                                [entry for entry in entries if 0 <= entry[1] <= 1])
-        except sqlite3.Error as error:      # a full disk must not stop a run
-            _log.warning("teacher scores are no longer cached: %s", error)
-            self._database = None
+        except sqlite3.Error as error:
+            self._give_up(error)
 
     def _key(self, prompt: str, response: str | None) -> bytes:
         parts = (self._fingerprint, prompt.encode("utf-8", "surrogatepass"),
@@ -229,10 +229,18 @@ class CachedTeacher:
         return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
 
     def _get(self, key: bytes) -> float:
-        if self._database is None:
-            return float("nan")
-        found = self._database.execute("SELECT score FROM scores WHERE key = ? AND score BETWEEN 0 AND 1", (key,)).fetchone()
+        found = None
+        try:
+            if self._database is not None:
+                found = self._database.execute("SELECT score FROM scores WHERE key = ? AND score BETWEEN 0 AND 1", (key,)).fetchone()
+        except sqlite3.Error as error:
+            self._give_up(error)
         return float("nan") if found is None else float(found[0])
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """A full disk or a damaged file must not stop a run."""
+        _log.warning("%s/%s: teacher scores are no longer cached: %s", models.cache_folder(), _SCORES, error)
+        self._database = None
 
     @staticmethod
     def _open() -> sqlite3.Connection | None:
@@ -241,7 +249,7 @@ class CachedTeacher:
             return None
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = cache / "teacher_scores.sqlite"
+            path = cache / _SCORES
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             database = sqlite3.connect(path, timeout=60, check_same_thread=False)
             database.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")

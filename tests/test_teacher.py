@@ -1,4 +1,7 @@
 """harmaug.teacher: scores that are checked, in order, whatever the batch."""
+import contextlib
+import sqlite3
+
 import numpy as np
 import pytest
 
@@ -117,18 +120,27 @@ def test_scores_are_kept_by_content_and_teacher(cache):
     assert b"new" not in (cache / "teacher_scores.sqlite").read_bytes()
 
 
-@pytest.mark.parametrize("spoil", ["off", "damaged", "file in the way"])
-def test_without_a_cache_every_row_is_scored(cache, monkeypatch, spoil):
+@pytest.mark.parametrize("spoil", ["off", "damaged", "damaged pages", "other columns", "file in the way"])
+def test_without_a_cache_every_row_is_scored(cache, monkeypatch, caplog, spoil):
     if spoil == "off":
         monkeypatch.setenv("HARMAUG_CACHE", "")
     elif spoil == "damaged":
         cache.mkdir()
         (cache / "teacher_scores.sqlite").write_bytes(b"no database" * 100)
-    else:
+    elif spoil == "file in the way":
         cache.write_text("")
+    else:
+        cache.mkdir()
+        with contextlib.closing(sqlite3.connect(cache / "teacher_scores.sqlite")) as database:
+            database.execute(f"CREATE TABLE scores (key BLOB PRIMARY KEY, {'value' if spoil == 'other columns' else 'score'} REAL)")
+        if spoil == "damaged pages":
+            with open(cache / "teacher_scores.sqlite", "r+b") as file:
+                file.seek(4096)
+                file.write(b"\xff" * 8192)
     inner, seen = counting()
     for n in (1, 2):
         assert teacher.CachedTeacher(inner, "m").score(["a"]) == np.float32(0.1) and len(seen) == n
+    assert (f"{cache}/teacher_scores.sqlite: teacher scores are no longer cached" in caplog.text) == (spoil in ("damaged pages", "other columns"))
 
 
 def test_wrong_scores_are_not_kept(cache):
