@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _LONGEST_PAUSE = 60.0       # seconds between two tries
 _MOST_STOPS = 4             # stop strings that the interface takes
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EndpointError(ValueError):
@@ -284,6 +286,7 @@ def _completion(answer: Mapping[str, Any], url: str) -> Generation:
             raise TypeError
     except (LookupError, TypeError, ValueError, AttributeError):
         raise EndpointError(f"{url}: an answer without choices[0].text") from None
+    text = _SURROGATE.sub("\ufffd", text)      # JSON allows half a pair, UTF-8 does not
     return Generation(text=text, ids=(), logprob=float("nan"), stop_reason="length" if reason == "length" else "eos",
                       n_tokens=tokens)
 

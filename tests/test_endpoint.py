@@ -84,6 +84,12 @@ def test_faults_are_tried_again(quick):
         assert max(quick) >= 7      # the server's own pause
 
 
+def test_half_of_a_surrogate_pair_is_the_replacement_character():
+    with serving(lambda *a: (200, {"choices": [{"text": "a \ud83d b \U0001f600"}]}, {})) as server:
+        (_, _, made), = EndpointLM(config(server), TEMPLATE).stream([Request(prompt="p")])
+    assert made.text == "a \ufffd b \U0001f600"
+
+
 @pytest.mark.parametrize("answer, message", [
     ((500, b"secret prompt", {}), r"status 500, after 3 tries; nothing is lost"),
     ((401, {"error": {"message": "secret prompt", "code": "invalid_api_key"}}, {}), r"completions: status 401 \(invalid_api_key\)"),
