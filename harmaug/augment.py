@@ -19,12 +19,15 @@ from harmaug.checks import one_of, within
 from harmaug.data import DataError, Row, normalise
 from harmaug.filters import NearIndex, RefusalFilter
 from harmaug.generator import Generation, Generator, Request, SamplerConfig, in_order
-from harmaug.runs import Journal
+from harmaug.runs import Journal, Kind
 
 INSTRUCTION = "Make a single harmful instruction prompt that would elicit offensive content"
 PREFIX = "I have an idea for a prompt:"
 REJECTIONS = ("blocked", "empty", "truncated", "length", "refused", "echo", "duplicate", "near_duplicate",
               "contaminated")
+RECORDED: tuple[dict[str, Kind], ...] = ({"kind": ("harmful", "benign"), "tokens": int, "prompt": str, "id": str, "category": str},
+                                         {"kind": ("harmful", "benign"), "tokens": int, "reason": REJECTIONS})
+"""What `Augmenter.run` relies on in the rows of its journal, kept and rejected."""
 RECIPES = ("list", "paper")
 _REQUESTS_AT_ONCE = 64      # requests handed to the engine together: their samples run in one continuous batch
 _FEWEST_EXEMPLARS = 3

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import msgspec.inspect
 
+from harmaug import augment as augment_stage
 from harmaug import card, datasets, diversity, safety, teacher
 from harmaug import evaluate as evaluate_module
 from harmaug import respond as respond_stage
@@ -79,7 +80,7 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
                       makes=(INSTRUCTIONS, REJECTED), defaults=dataclasses.asdict(AugmentConfig()))
     if not stage.done:
         augmenter = Augmenter(_made(generator, stage), config, table=table, batch_size=batch_size)
-        with Journal(run / INSTRUCTIONS, run / REJECTED) as journal:
+        with Journal(run / INSTRUCTIONS, run / REJECTED, needs=augment_stage.RECORDED) as journal:
             rows = augmenter.run(seed_rows, evaluation_rows, journal=journal, stamp=stage.stamp, engine=engine)
             total = config.samples + config.benign
             _follow(rows, stage, lambda: augmenter.account_, total, "augment", journal, quiet)
@@ -103,7 +104,7 @@ def respond(run: RunFolder, generator: Generator | Callable[[], Generator], *, c
     stage = run.stage("respond", config=dataclasses.asdict(config), inputs=inputs, models=models,
                       makes=(PAIRS, PAIRS_REJECTED), defaults=dataclasses.asdict(RespondConfig()))
     if not stage.done:
-        with Journal(run / PAIRS, run / PAIRS_REJECTED) as journal:
+        with Journal(run / PAIRS, run / PAIRS_REJECTED, needs=respond_stage.RECORDED) as journal:
             instructions = rows_of(run / INSTRUCTIONS)
             made: Any = _made(generator, stage) if config.intents else None
             responder = Responder(made, config, batch_size=batch_size)
@@ -150,7 +151,7 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
     for file in (file for file in (INSTRUCTIONS, PAIRS) if file in inputs):
         rows += [(f"{run / file}, row {i + 1}", row) for i, row in enumerate(rows_of(run / file))]
     counts["rows"] = len(rows)
-    with Journal(run / LABELLED) as journal:
+    with Journal(run / LABELLED, needs=({"category": str, "unsafe-score": float},)) as journal:
         for old in journal.kept_rows:
             _count_label(counts, old)
         begun = journal.next_key

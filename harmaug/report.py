@@ -105,12 +105,13 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     info = read_info(run)
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
+        notes = list(metrics.get("notes", ()))
         sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
     except DataError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError):
         raise RunError(f"{run}: run.json, metrics.json or diversity.json is damaged: not what a run writes") from None
-    write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=metrics.get("notes", ()),
+    write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=notes,
                  rows=_sample(run), info=info)
     return run / "report.html"
 

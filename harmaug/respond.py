@@ -15,11 +15,14 @@ from harmaug.checks import one_of, within
 from harmaug.data import Row
 from harmaug.filters import RefusalFilter, complies
 from harmaug.generator import Generation, Generator, Request, SamplerConfig, in_order
-from harmaug.runs import Journal
+from harmaug.runs import Journal, Kind
 
 MODES = ("none", "refusal", "pairs")
 COMPLIANT_LIMIT = 96        # tokens; a guard judges an answer by its beginning, and nobody needs the rest
 REJECTIONS = ("withheld", "blocked", "empty", "contradicts")
+RECORDED: tuple[dict[str, Kind], ...] = ({"intent": ("refusal", "compliance"), "tokens": int},
+                                         {"intent": ("refusal", "compliance"), "tokens": int, "reason": REJECTIONS})
+"""What `Responder.run` relies on in the rows of its journal, kept and rejected."""
 _AT_ONCE = 512
 
 

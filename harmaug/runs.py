@@ -14,9 +14,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from harmaug._C import FormatError
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+Kind = type | tuple[str, ...]
+"""What a column of a journal holds: a type, or one of these values."""
 
 SCHEMA_VERSION = 1
 GUARD_FILES = ("model.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json", "tokenizer_config.json", "tfidf.json", "log.csv",
@@ -60,8 +62,8 @@ class RowFile:
             _log.warning("%s: cut away %d bytes of a torn last line", self.path, self._size - end)
             self.cut(end)
 
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (offset of its line, row) of every row; a DataError names a line that is damaged."""
+    def rows(self, needs: Mapping[str, Kind] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (offset of its line, row) of every row; a DataError names a line that is damaged or lacks what it needs."""
         for n, (begin, line) in enumerate(self._lines(), 1):
             where = f"{self.path}, line {n}"
             try:
@@ -70,6 +72,9 @@ class RowFile:
                 raise data.DataError(f"{where}: not UTF-8") from None
             if not isinstance(row, dict):
                 raise data.DataError(f"{where}: wrong JSON: expected an object")
+            for name, kind in (needs or {}).items():
+                if not (row.get(name) in kind if isinstance(kind, tuple) else isinstance(row.get(name), kind)):
+                    raise data.DataError(f"{where}: {name} is missing or wrong; harmaug did not write this row")
             yield begin, row
 
     def append(self, row: data.Row | Mapping[str, Any]) -> None:
@@ -112,6 +117,8 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     kept, rejected : path
         Keys ascend within each file and together are 0, 1, 2, ... without a gap; rows after a gap (a machine lost power
         and one file's tail) are cut away, to be made again.
+    needs : sequence of mapping
+        For each of the files what its rows must hold: column to type, or to the values that there are.
 
     Attributes
     ----------
@@ -121,11 +128,12 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         What was there when the journal was opened.
     """
 
-    def __init__(self, kept: str | os.PathLike[str], rejected: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, kept: str | os.PathLike[str], rejected: str | os.PathLike[str] | None = None, *,
+                 needs: Sequence[Mapping[str, Kind]] = ({}, {})) -> None:
         self._files = [RowFile(path) for path in (kept, rejected) if path is not None]
         try:
             found = sorted((self._key(file, row), i, begin, row)
-                           for i, file in enumerate(self._files) for begin, row in file.rows())
+                           for i, file in enumerate(self._files) for begin, row in file.rows(needs[i]))
         except BaseException:
             self.close()
             raise
@@ -159,6 +167,36 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Entry(msgspec.Struct, kw_only=True):
+    """What is relied on in a stage's entry of run.json."""
+
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    made_by: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    done: bool = False
+    account: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    seconds: float | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.done and msgspec.UNSET in (self.account, self.seconds):
+            raise ValueError("a stage that is done lacks its account or seconds")
+
+
+class _Begun(msgspec.Struct, kw_only=True):
+    """What `pipeline.run_config` writes of its configuration."""
+
+    tables: dict[str, dict[str, Any]]
+    where: str
+    data: str
+    seed: int | None
+
+
+class _Info(msgspec.Struct, kw_only=True):
+    schema_version: int
+    stages: dict[str, _Entry]
+    config: _Begun | None = None
 
 
 class Stage:
@@ -335,12 +373,14 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         info = data.read_object(path)
-        if info["schema_version"] != SCHEMA_VERSION:
-            raise RunError(f"{path}: schema_version {info['schema_version']}, this version reads {SCHEMA_VERSION}")
-        if not all(isinstance(entry, dict) for entry in info["stages"].values()):
-            raise TypeError
-    except (FormatError, AttributeError, TypeError, KeyError):
+        version = info.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise RunError(f"{path}: schema_version {version}, this version reads {SCHEMA_VERSION}")
+        msgspec.convert(info, _Info)
+    except FormatError:
         raise RunError(f"{path}: damaged; the rows beside it are whole") from None
+    except msgspec.ValidationError as error:
+        raise RunError(f"{path}: damaged ({error}); the rows beside it are whole") from None
     return info
 
 

@@ -189,6 +189,22 @@ def test_damage_that_no_crash_makes_is_named_and_nothing_is_cut(tmp_path, conten
     assert (tmp_path / "rows.jsonl").read_bytes() == content
 
 
+@pytest.mark.parametrize("stage, file, column, value", [
+    ("augment", "rejected.jsonl", "kind", None), ("augment", "rejected.jsonl", "reason", "odd"), ("augment", "instructions.jsonl", "id", 3),
+    ("respond", "pairs_rejected.jsonl", "intent", None), ("label", "labelled.jsonl", "category", None), ("label", "labelled.jsonl", "unsafe-score", None),
+])
+def test_a_row_that_its_stage_did_not_write_is_named(tmp_path, unbroken, stage, file, column, value):
+    shutil.copytree(unbroken[2], tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    info["stages"][stage]["done"] = False
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    rows = [json.loads(line) for line in (tmp_path / "run" / file).read_text().splitlines()]
+    rows[1][column] = value
+    (tmp_path / "run" / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"{file}, line 2: {column} is missing or wrong"):
+        fake_run.main(tmp_path / "run")
+
+
 def test_run_folder_is_private_and_says_what_it_holds(tmp_path):
     with RunFolder(tmp_path / "deep" / "run") as run:
         assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
@@ -234,8 +250,17 @@ def test_other_folders_and_damaged_run_json(tmp_path):
         for opened in (RunFolder, report.report_run):
             with pytest.raises(RunError, match="run.json: damaged"):
                 opened(tmp_path / "run")
+    whole = {"config": {}, "inputs": {}, "made_by": [{}]}
+    for entry in ({}, {**whole, "made_by": []}, {**whole, "config": None}, {**whole, "done": True}, {**whole, "account": 3}):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"schema_version": 1, "stages": {"augment": entry}}))
+        with pytest.raises(RunError, match=r"run.json: damaged \(.*`\$.stages"):
+            RunFolder(tmp_path / "run")
+    for begun in ({}, 5):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"schema_version": 1, "stages": {}, "config": begun}))
+        with pytest.raises(RunError, match=r"run.json: damaged \(.*`\$.config"):
+            RunFolder(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_bytes(good)
-    for content in (b"[]", b'{"datasets": 3}', b'{"datasets": {"a": 3}}', b'{"tables": []}', b"\xff"):
+    for content in (b"[]", b'{"datasets": 3}', b'{"notes": 5}', b'{"datasets": {"a": 3}}', b'{"tables": []}', b"\xff"):
         (tmp_path / "run" / "metrics.json").write_bytes(content)
         with pytest.raises(ValueError, match="metrics.json"):
             report.report_run(tmp_path / "run")
