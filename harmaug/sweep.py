@@ -28,6 +28,7 @@ MODES = ("grid", "each")
 SEED = "seed"
 _SEEDED = ("augment", "respond", "distil")
 _METRICS = ("auprc", "f1")
+_COLUMNS = ("point", "n", "rows")       # of summary.jsonl, beside "mean" and the sets
 _FILES = {"augment": (pipeline.INSTRUCTIONS, pipeline.REJECTED), "respond": (pipeline.PAIRS, pipeline.PAIRS_REJECTED),
           "label": (pipeline.LABELLED,)}
 # the tables that decide what a stage makes: its own and those of the stages before it
@@ -145,7 +146,10 @@ def plan_of(tables: Mapping[str, Any], where: str) -> tuple[list[Axis], dict[str
         for axis in axes:
             if axis.name in point:
                 axis.apply(settings, point[axis.name])
-        pipeline.Config.from_dict(settings, f"{where}, point {_title(point) or 'as it stands'}")
+        config = pipeline.Config.from_dict(settings, f"{where}, point {_title(point) or 'as it stands'}")
+        taken = {*_COLUMNS, "mean"} & set(config.data.evaluation)
+        if taken:
+            raise DataError(f"{where}: [data.evaluation] {min(taken)}: a column of a sweep's table has this name; choose another one for the set")
         plan[_name(point, settings)] = point, settings
     return axes, plan
 
@@ -180,7 +184,7 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
         run.save()
         results = RowFile(run / "sweep.jsonl")
         try:
-            done = {row["name"]: row for _, row in results.rows()}
+            done = {row["name"]: row for _, row in results.rows({"name": str, "point": dict, "rows": int, "measures": dict})}
             for name in plan if not allow_mixed else ():
                 changed = changes(done.get(name, {}).get("inputs", inputs[name]), inputs[name])     # older lines do not tell
                 if changed:
@@ -238,7 +242,7 @@ def format_summary(table: Sequence[Mapping[str, Any]]) -> str:
     from harmaug.report import Table
 
     axes = list(dict.fromkeys(name for entry in table for name in entry["point"]))
-    sets = [name for name in table[0] if name not in ("point", "n", "rows")]
+    sets = [name for name in table[0] if name not in _COLUMNS]
     lines = [[*axes, "seeds", "rows", *(f"{name} {metric.upper()}" for name in sets for metric in _METRICS)]]
     for entry in table:
         shown = [_short(entry["point"][name]) if name in entry["point"] else "" for name in axes]

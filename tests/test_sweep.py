@@ -99,6 +99,11 @@ def test_a_sweep_and_one_that_was_interrupted(folder, monkeypatch, capsys):
     Path("sweep.toml").write_text(Path("sweep.toml").read_text().replace("seeds = [3, 4]", "seeds = [3, 4, 5]").replace("[1.0, 2.0]", "[1.0]"))
     assert cli.main(["run", "sweep.toml", "--sweep", "--out", "broken", "--quiet"]) == 0
     assert len(n) == done + 1 and len(lines("broken/sweep.jsonl")) == 5
+    # a line of something else
+    before = Path("broken/sweep.jsonl").read_text()
+    Path("broken/sweep.jsonl").write_text(before + '{"a": 1}\n')
+    assert cli.main(["run", "sweep.toml", "--sweep", "--out", "broken", "--quiet"]) == 2 and "broken/sweep.jsonl, line 6: name is missing" in capsys.readouterr().err
+    Path("broken/sweep.jsonl").write_text(before)
     # other rows or another model: what is done was not made of them, unless its line, of an older version, does not tell
     argv = ["run", "sweep.toml", "--sweep", "--out", "broken", "--quiet"]
     for path in (Path("one.jsonl"), Path("bert/vocab.txt")):
@@ -153,6 +158,7 @@ def test_points():
     ("temperature = [1.0, 2.0]", "temprature = [1.0]", "no setting temprature"), ("temperature = [1.0, 2.0]", "seed = [1]", r"varies seed of \[distil\] twice"),
     ("[[16, 8]]", "[[16, 0], [16]]", "each value must be a list of 2"), ("[sweep.distil]", "[sweep.respond]", r"varies a table that is missing, \[respond\]"),
     ("seeds = [3, 4]", 'seeds = [3, 4]\nmode = "all"', r"\[sweep\] mode must be one of grid, each"), ("seeds = [3, 4]", "seds = [3, 4]", r"\[sweep\] has no setting seds"),
+    ("two = ", "rows = ", r"\[data.evaluation\] rows: a column of a sweep's table has this name"),
     ("[evaluate]\ndraws = 0", "", r"needs the table \[evaluate\]"),
 ])
 def test_errors_name_the_place(folder, capsys, old, new, says):
