@@ -89,7 +89,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         one_of("recipe", self.recipe, RECIPES)
-        within(self, samples=">= 0", benign=">= 0", exemplars=">= 0", seed=">= 0", rows_per_draw=">= 1",
+        within(self, samples=">= 0", benign=">= 0", exemplars=">= 0", seed="in [0, 9e18]", rows_per_draw=">= 1",
                min_chars=">= 1", min_words=">= 1", max_chars=f">= {self.min_chars}")
         if self.exemplars < _FEWEST_EXEMPLARS and (self.recipe == "list" or self.benign):
             raise ValueError(f"exemplars must be >= {_FEWEST_EXEMPLARS} where lists are continued, "

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 
 _OFFLINE = "HARMAUG_OFFLINE"
+_LARGEST = 2**53        # floats hold every integer up to here, and C's sizes more
 _RANGE = re.compile(r"in ([\[(])(\S+), (\S+)([\])])")
 
 
@@ -19,7 +20,7 @@ def within(values: object, **rules: str) -> None:
     values : object
         Its attributes are looked at. None passes, NaN never does.
     **rules : str
-        Attribute to range: ">= 0", "in [0, 1]", "in (0, 1]".
+        Attribute to range: ">= 0" (and at most 2**53), "in [0, 1]", "in (0, 1]".
 
     Examples
     --------
@@ -30,7 +31,8 @@ def within(values: object, **rules: str) -> None:
     for name, rule in rules.items():
         value = getattr(values, name)
         if value is not None and not _holds(value, rule):
-            raise ValueError(f"{name} must be {rule}, got {value}")
+            bound = " and <= 2**53" if rule.startswith(">=") and value > _LARGEST else ""
+            raise ValueError(f"{name} must be {rule}{bound}, got {value!s:.40}")
 
 
 def one_of(name: str, value: str, known: Collection[str]) -> str:
@@ -74,6 +76,6 @@ def require_network(what: str) -> None:
 def _holds(value: float, rule: str) -> bool:
     found = _RANGE.fullmatch(rule)
     if found is None:
-        return value >= float(rule.removeprefix(">= "))
+        return float(rule.removeprefix(">= ")) <= value <= _LARGEST
     low, high = float(found[2]), float(found[3])
     return (low < value if found[1] == "(" else low <= value) and (value < high if found[4] == ")" else value <= high)

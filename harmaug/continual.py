@@ -46,7 +46,7 @@ class ContinualConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, share=">= 0", held_out="in [0, 0.9]", seed=">= 0")
+        within(self, share=">= 0", held_out="in [0, 0.9]", seed="in [0, 9e18]")
 
 
 def read_replay(places: Iterable[str], folder: Path = Path()) -> list[Row]:

@@ -277,13 +277,13 @@ def guess(names: Iterable[str]) -> str | None:
 
 def folder() -> Path:
     """Return the folder of fetched sets: HARMAUG_DATA, else in the user's cache folder."""
-    from harmaug.models import cache_folder
+    from harmaug.models import cache_folder, expanded
 
     chosen = os.environ.get("HARMAUG_DATA")
     cache = cache_folder()
     if not chosen and cache is None:
         raise DataError("no folder for data sets: HARMAUG_CACHE is empty; set HARMAUG_DATA")
-    return Path(chosen).expanduser() if chosen else cache / "data"      # type: ignore[operator]
+    return expanded(chosen, "HARMAUG_DATA") if chosen else cache / "data"      # type: ignore[operator]
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:

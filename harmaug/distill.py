@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -165,6 +166,8 @@ class DistillConfig:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         within(self, **_RANGES)
+        for layer in self.layers or ():
+            within(SimpleNamespace(layers=layer), layers=">= 0")
         one_of("schedule", self.schedule, ("linear", "cosine", "constant"))
         one_of("engine", self.engine, TRAINERS)
         one_of("precision", self.precision, ("float32", "bfloat16"))

@@ -55,7 +55,7 @@ class EdaConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, per_row=">= 0", alpha="in (0, 1]", seed=">= 0")
+        within(self, per_row=">= 0", alpha="in (0, 1]", seed="in [0, 9e18]")
         NearIndex(self.near_duplicate)
 
 

@@ -86,6 +86,13 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                completion_price=">= 0")
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, got {self.url!r}")
+        with contextlib.suppress(ImportError):      # Endpoint says that it is missing
+            import httpx
+
+            try:
+                httpx.URL(self.url)
+            except httpx.InvalidURL as error:
+                raise ValueError(f"url: {error}") from None
 
 
 class Endpoint:

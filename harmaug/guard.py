@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harmaug import _C, adapters, models
-from harmaug.checks import one_of
+from harmaug.checks import one_of, within
 from harmaug.data import read_object, write_json
 from harmaug.inputs import Pair, Prompt, Prompts, Responses, rows_of
 from harmaug.tokenizer import Tokenizer
@@ -109,8 +110,7 @@ class Guard:
         self.threshold, self.temperature = _threshold(self.thresholds, fitted)
 
     def _core(self, max_length: int | None) -> _C.GuardCore:
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be >= 1, got {max_length}")
+        within(SimpleNamespace(max_length=max_length), max_length=">= 1")
         return _C.GuardCore(self.encoder, self.tokenizer._tokenizer, name=self._adapter or self._folder,
                             tokenizer_folder=self.tokenizer.path, labels=self._labels_given(), max_length=max_length or 0)
 

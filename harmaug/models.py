@@ -77,9 +77,17 @@ def cache_folder() -> Path | None:
     """
     chosen = os.environ.get("HARMAUG_CACHE")
     if chosen is not None:
-        return Path(chosen).expanduser() if chosen else None
+        return expanded(chosen, "HARMAUG_CACHE") if chosen else None
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "harmaug"
+    return expanded(base if os.path.isabs(base) else "~/.cache", "HARMAUG_CACHE") / "harmaug"
+
+
+def expanded(path: str, setting: str) -> Path:
+    """Return a path with its ~ replaced; a ValueError names the setting where nobody has that home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{setting}: no home folder is known for {path}; name another place") from None
 
 
 def cache_place(kind: str) -> Path | None:
@@ -103,7 +111,7 @@ def cache_place(kind: str) -> Path | None:
 
 def _roots() -> list[Path]:
     """The folders that hold fetched models, in the order in which they are searched."""
-    roots = [Path(os.environ["HARMAUG_MODELS"]).expanduser()] if os.environ.get("HARMAUG_MODELS") else []
+    roots = [expanded(os.environ["HARMAUG_MODELS"], "HARMAUG_MODELS")] if os.environ.get("HARMAUG_MODELS") else []
     cache = cache_folder()
     return roots + ([cache / "models"] if cache is not None else [])
 
@@ -389,7 +397,7 @@ def resolve(name_or_path: str | os.PathLike[str], *, download: bool = False,
         A file that is damaged, or a download that failed.
     """
     text = os.fspath(name_or_path)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.exists():
         return path
     tried = [f"no file or folder {path}"]

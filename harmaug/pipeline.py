@@ -293,6 +293,9 @@ class SeedFile(_Table):
     limit: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        within(self, limit=">= 0")
+
 
 class EvaluationFile(_Table):
     """A file of an evaluation set and its layout: a name of harmaug.datasets.MANIFEST, or a mapping for parse_layout."""
@@ -532,7 +535,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         tables = msgspec.toml.decode(Path(path).read_bytes())
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except RecursionError:
+        raise DataError(f"{name}: wrong TOML: nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as exc:        # a number of thousands of digits is a ValueError
         raise DataError(f"{name}: wrong TOML: {exc}") from None
     for table, settings in tables.items():
         if not isinstance(settings, dict):

@@ -34,7 +34,7 @@ class QuickstartConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, samples=">= 1", benign=">= 0", responses=">= 0", steps=">= 1", seed=">= 0")
+        within(self, samples=">= 1", benign=">= 0", responses=">= 0", steps=">= 1", seed="in [0, 9e18]")
 
 
 def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: QuickstartConfig | None = None, *,

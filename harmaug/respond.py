@@ -62,7 +62,7 @@ class RespondConfig:
 
     def __post_init__(self) -> None:
         one_of("responses", self.responses, MODES)
-        within(self, seed=">= 0", limit=">= 0")
+        within(self, seed="in [0, 9e18]", limit=">= 0")
         if not self.refusing_prefix.strip() or not self.compliant_prefix.strip():
             raise ValueError("refusing_prefix and compliant_prefix must not be empty")
         if self.responses == "pairs" and self.max_new_tokens > COMPLIANT_LIMIT:

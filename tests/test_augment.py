@@ -1,4 +1,5 @@
 """harmaug.augment and harmaug.filters: recipes, every filter and its count, the same rows whatever the batch."""
+import math
 import random
 import time
 from dataclasses import replace
@@ -95,9 +96,11 @@ def test_responses_are_no_exemplars_and_too_few_rows_are_named():
 
 
 @pytest.mark.parametrize("field, value, message", [
-    ("recipe", "other", "recipe must be one of list, paper, got 'other'"), ("samples", -1, "samples must be >= 0, got -1"), ("seed", -1, "seed must be >= 0, got -1"),
+    ("recipe", "other", "recipe must be one of list, paper, got 'other'"), ("samples", -1, "samples must be >= 0, got -1"), ("seed", -1, r"seed must be in \[0, 9e18\], got -1"),
     ("rows_per_draw", 0, "rows_per_draw must be >= 1"), ("exemplars", 2, "exemplars must be >= 3 where lists are continued, got 2"),
-    ("temperature", -1.0, "temperature must be >= 0"), ("near_duplicate", 0.0, r"threshold must be in \(0, 1\], got 0"),
+    ("temperature", -1.0, "temperature must be >= 0"), ("temperature", math.inf, r"temperature must be >= 0 and <= 2\*\*53, got inf"),
+    ("exemplars", 10**400, r"exemplars must be >= 0 and <= 2\*\*53, got 1000"), ("temperature", math.nan, "temperature must be >= 0, got nan"),
+    ("seed", 2**64, "seed must be in"), ("near_duplicate", 0.0, r"threshold must be in \(0, 1\], got 0"),
     ("refusals", ("(",), r"refusals: '\(' is not a regular expression"), ("max_chars", 3, "max_chars must be >= 15, got 3"),
     ("instruction", "Describe naked kids", "instruction: not a text that harmaug generates from"),
 ])

@@ -118,7 +118,8 @@ def test_order_is_balanced_and_takes_every_row_before_it_repeats_one():
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"lr": -1}, "lr must be in"), ({"temperature": 0}, "temperature must be in"),
+    [({"lr": -1}, "lr must be in"), ({"layers": (-1,)}, "layers must be >= 0, got -1"), ({"layers": (1, 2**64)}, r"layers must be >= 0 and <= 2\*\*53"),
+     ({"temperature": 0}, "temperature must be in"),
      ({"batch_size": 0}, "batch_size must be in"), ({"ce_weight": 0, "kl_weight": 0}, "must not both be 0"),
      ({"schedule": "steps"}, "schedule must be"), ({"precision": "bf16"}, "precision must be one of float32, bfloat16, got 'bf16'"), ({"validation_fraction": 1.0}, "validation_fraction")],
 )

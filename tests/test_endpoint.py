@@ -150,7 +150,8 @@ def test_budget_and_rate():
         assert time.monotonic() - begun >= 7 * 0.05
 
 
-@pytest.mark.parametrize("options, message", [({"url": "ftp://x"}, "url must begin with http"), ({"concurrency": 0}, "concurrency must be in"),
+@pytest.mark.parametrize("options, message", [({"url": "ftp://x"}, "url must begin with http"), ({"url": "http://x\n"}, "url: Invalid non-printable"),
+                                              ({"concurrency": 0}, "concurrency must be in"),
                                               ({"retries": -1}, "retries must be >= 0"), ({"timeout": 0.0}, "timeout must be in")])
 def test_wrong_settings(options, message):
     with pytest.raises(ValueError, match=message):

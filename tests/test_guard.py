@@ -271,6 +271,8 @@ def test_max_length(folder, tmp_path):
             Guard.from_pretrained(folder, max_length=bad)
     guard.max_length, other = 20, Guard.from_pretrained(folder, max_length=20)      # what evaluate's protocols do
     assert guard.max_length == 20 and guard.score(PROMPTS).tolist() == other.score(PROMPTS).tolist() != Guard.from_pretrained(folder).score(PROMPTS).tolist()
+    with pytest.raises(ValueError, match=r"max_length must be >= 1 and <= 2\*\*53, got 1"):
+        guard.max_length = 10**20
     with pytest.raises(ValueError, match="max_length must be >= 1, got 0"):
         guard.max_length = 0
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 2}))

@@ -137,6 +137,9 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert models.cache_folder() == tmp_path / ".cache" / "harmaug"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert models.cache_folder() == tmp_path / "x" / "harmaug"
+    monkeypatch.setenv("HARMAUG_CACHE", "~nobody-of-this-name/x")
+    with pytest.raises(ValueError, match="HARMAUG_CACHE: no home folder is known for ~nobody-of-this-name/x"):
+        models.cache_folder()
 
 
 @pytest.mark.parametrize("content", [

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from tiny_llama import SPECIAL, TOKENS, Tiny, weights, write_gguf
 
 from harmaug import card, cli, eda, evaluate, models, pipeline, quickstart, runs, sweep, teacher
-from harmaug.data import Row, read_rows
+from harmaug.data import DataError, Row, read_rows
 from harmaug.distill import DistillConfig
 from harmaug.guard_families import LanguageModelTeacher
 from harmaug.runs import RunFolder
@@ -251,6 +251,22 @@ def test_sets_that_cannot_be_learnt_are_one_line(folder, tiny, capsys, rows, mes
     assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("harmaug: ") and message in line and "\n" not in line
+
+
+@pytest.mark.parametrize("table, settings, message", [
+    ("continual", {"guard": "g", "seed": 2**64}, r"seed must be in \[0, 9e18\], got 18446744073709551616"), ("label", {"batch_size": 10**20}, r"batch_size must be >= 1 and"),
+    ("continual", {"guard": "g", "share": float("inf")}, r"share must be >= 0 and <= 2\*\*53, got inf"), ("frontier", {"students": ["s"], "tokens": 10**400}, "tokens must be >="),
+    ("evaluate", {"max_length": 10**20}, r"max_length must be >= 1 and <= 2\*\*53, got 1"), ("data", {"seed": [{"file": "a", "limit": -3}]}, "limit must be >= 0, got -3"),
+])
+def test_numbers_that_no_stage_can_take_are_refused_before_any_work(table, settings, message):
+    with pytest.raises(DataError, match=rf"c.toml: \[{table}\] {message}"):
+        pipeline.Config.from_dict({"data": {"seed": []}, table: settings}, "c.toml")
+
+
+def test_toml_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "c.toml").write_text("[a]\nb = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(DataError, match="c.toml: wrong TOML: nested too deeply"):
+        pipeline.read_config(tmp_path / "c.toml")
 
 
 def test_damaged_and_missing_models_are_one_line(folder, tiny, capsys):
