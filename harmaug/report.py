@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from harmaug.data import DataError, Row, atomic_file, columns_of_stream, read_object
 
@@ -122,12 +123,12 @@ def measures_table(report: Mapping[str, Any]) -> Table:
                ("ECE", "ece")]
     lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
     notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
-             f"{report['threshold']:g}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+             f"{shortest(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
     if "fitted" in report:
         found = report["fitted"]
-        low, high = found["interval"] or (None, None)
-        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {found['threshold']:.4f} "
-                     f"({_plain(low)} .. {_plain(high)}), temperature {found['temperature']:.3f}"
+        low, high = (shortest(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
+        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {shortest(found['threshold'])} "
+                     f"({low} .. {high}), temperature {found['temperature']:.3f}"
                      + (f"; {found['note']}" if "note" in found else ""))
     parts = [*report["datasets"].items()]
     if len(parts) > 1:
@@ -137,7 +138,7 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         lines.append([name, *(entry.get(key) for _, key in columns)])
         fitted = entry.get("at_fitted_threshold")
         if fitted:
-            lines.append([f"{name}, at {fitted['threshold']:.3f} (fitted)", *(fitted.get(key) for _, key in columns)])
+            lines.append([f"{name}, at {shortest(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
@@ -174,8 +175,21 @@ def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
     tables = [(f"Measures: {name}", Table(lines)) for name, lines in metrics.get("tables", {}).items()]
     tables += [("Measures", measures_table(metrics))] if "datasets" in metrics else []
     for heading, table in tables:
-        files = [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
-        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=files)
+        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=_files(table))
+
+
+def _files(table: Table) -> list[tuple[str, str]]:
+    return [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
+
+
+def shortest(threshold: float, scores: Any = None) -> str:
+    """Return a threshold in the fewest digits, from three on, that flag the same scores as float32 and as float64; None: any of its own dtype."""
+    if scores is None:
+        own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
+        scores = np.array([np.nextafter(own, -np.inf), own])
+    both = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
+    texts = (f"{threshold:.{n}g}" for n in range(3, 18))
+    return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
 
 
 def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
@@ -204,10 +218,12 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                 notes.append(str(error))
                 continue
             at = _metrics(y, s, fitted.threshold)
-            lines.append([target, fitted.threshold, fitted.interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
+            interval = " .. ".join(shortest(bound, s) for bound in fitted.interval) if fitted.interval else None
+            lines.append([target, shortest(fitted.threshold, s), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
+        files = _files(Table(lines)) if tables else []
         tables += [table.lines for table in slices_tables("", entry)]
-        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables)
+        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables, files=files)
 
 
 def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
