@@ -187,7 +187,7 @@ def shortest(threshold: float, scores: Any = None) -> str:
     if scores is None:
         own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
         scores = np.array([np.nextafter(own, -np.inf), own])
-    both = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
+    both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
     texts = (f"{threshold:.{n}g}" for n in range(3, 18))
     return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
 
@@ -223,7 +223,7 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
         files = _files(Table(lines)) if tables else []
         tables += [table.lines for table in slices_tables("", entry)]
-        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables, files=files)
+        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"], charts=charts, tables=tables, files=files)
 
 
 def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
