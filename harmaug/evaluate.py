@@ -389,7 +389,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows, "length", bins of characters, and "windows" (see `ScoredSet`).
+        Columns to keep for slices: any column of the rows but their text, "length", bins of characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
     layout : str or harmaug.datasets.Layout, optional
@@ -402,7 +402,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     Raises
     ------
     ValueError
-        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that no row has, or a guard
+        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that is text or that no row has, or a guard
         that does not read as the protocol asks.
     """
     from harmaug import engines, runs
@@ -447,7 +447,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     ----------
     path : path
     protocol, by
-        As for `score_sets`; columns of `by` may be missing.
+        As for `score_sets`; columns of `by` may be missing, none may be text.
     layout : str or harmaug.datasets.Layout, optional
         Names label, score and prompt differently, says what labels mean, and which rows are left out.
 
@@ -464,6 +464,8 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     form, said = _layout(layout)
+    for column in by:
+        check_column(column)
     parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
     stem, n = data.stem(path), 0
     for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score), 1):
@@ -501,10 +503,12 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     return sets
 
 
-def check_column(name: str, values: Iterable[str]) -> None:
-    """Raise ValueError for a column to slice by that no row has; `values` are those of all rows."""
+def check_column(name: str, values: Iterable[str] = ("",)) -> None:
+    """Raise ValueError for a column to slice by that holds the rows' text, or that no row has; `values` are those of all rows, if they are known."""
     from harmaug.data import COLUMNS
 
+    if name.removeprefix("original_") in ("prompt", "response", "context"):
+        raise ValueError(f"slices by {name}: it is the rows' text, which no report shows")
     if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
         raise ValueError(f"slices by {name}: no row has this column")
 

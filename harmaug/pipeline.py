@@ -449,6 +449,8 @@ class EvaluateConfig(_Table):
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
         one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
+        for column in self.by:
+            evaluate_module.check_column(column)
         for entry in self.baselines:
             if isinstance(entry, str):
                 Baseline(name=entry)

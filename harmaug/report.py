@@ -24,6 +24,7 @@ _NOTICE = ("The rows of this run were invented by a language model and many are 
            "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
            "only safeguard.")
 _BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
+_OPEN, _WIDE = 50, 80   # lines of a table of slices, and characters of a value, above which it stands behind a click
 _DIVERSITY = {
     "distinct_1": "distinct words", "distinct_2": "distinct pairs of words", "self_bleu": "self-BLEU (lower is more diverse)",
     "nearest_seed": "mean similarity to the nearest seed row (5-gram Jaccard)",
@@ -36,12 +37,16 @@ _LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textba
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: sentences, charts, tables, texts behind a click, and row texts behind a click and a warning."""
+    """A part of the page: sentences, charts, tables, texts behind a click, and row texts behind a click and a warning.
+
+    Tables of `folded` stand behind a click.
+    """
 
     heading: str
     notes: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Sequence[Sequence[Any]]] = ()
+    folded: Sequence[Sequence[Sequence[Any]]] = ()
     files: Sequence[tuple[str, str]] = ()
     rows: Sequence[Mapping[str, Any]] = ()
 
@@ -70,7 +75,7 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     """
     shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
     parts = [{"heading": part.heading, "notes": part.notes, "charts": [chart.shapes() for chart in part.charts],
-              "tables": part.tables, "files": part.files, "rows": _lines(part.rows)} for part in sections]
+              "tables": part.tables, "folded": part.folded, "files": part.files, "rows": _lines(part.rows)} for part in sections]
     page = _templates().page(title, notes, parts, _lines(rows), shown)
     with atomic_file(path) as file:
         file.write(page.encode("utf-8", "replace"))
@@ -210,7 +215,8 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                   plots.calibration.chart(y, s)] if within else []
         charts += [plots.pr_curve.chart(y, s, draws=draws), plots.roc_curve.chart(y, s, draws=draws)] if both else []
         lines: list[list[Any]] = [["target", "threshold", "95 % interval", "recall", "precision", "FPR", "F1"]]
-        notes = ["What thresholds would do on these rows. Fit yours on validation rows: harmaug evaluate --fit-threshold."]
+        notes = ["What thresholds would do on these rows. Fit yours on validation rows: harmaug evaluate --fit-threshold."
+                 if both else f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"]
         for target in ("f1", "fpr=0.01", "fpr=0.05", "recall=0.9", "recall=0.95") if both else ():
             try:
                 fitted = fit_threshold(y, s, target, draws=draws)
@@ -222,8 +228,11 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
             lines.append([target, shortest(fitted.threshold, s), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
         files = _files(Table(lines)) if tables else []
-        tables += [table.lines for table in slices_tables("", entry)]
-        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"], charts=charts, tables=tables, files=files)
+        folded: list[list[list[Any]]] = []
+        for table in slices_tables("", entry):
+            long = len(table.lines) > _OPEN or max(len(line[0]) for line in table.lines) > _WIDE
+            (folded if long else tables).append(table.lines)
+        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes, charts=charts, tables=tables, folded=folded, files=files)
 
 
 def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
