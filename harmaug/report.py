@@ -32,6 +32,7 @@ _DIVERSITY = {
     "noise": "share of texts in no cluster", "clusters_of": "texts that were clustered", "clusters_by": "their encoder",
     "clusters_note": "no clusters"}
 _NOT_DROPPED = ("done", "tokens", "kept", "refusal", "compliance", "seeds_blocked")      # counts of an account; what is kept has kinds, and seeds were not asked for
+_TURNS = {code: f"[U+{code:X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}     # Unicode's explicit bidirectional formatting
 _LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
@@ -91,7 +92,8 @@ def _templates() -> Any:
     """The macros of the page, with everything that they show escaped."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     finalize=lambda value: value.translate(_TURNS) if type(value) is str else value)
     environment.filters["plain"] = _plain
     source = (resources.files("harmaug") / "data" / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source, globals={"notice": _NOTICE}).module

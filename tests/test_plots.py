@@ -119,7 +119,8 @@ def test_the_page_of_a_run(tmp_path):
     with RunFolder(run):
         pass
     y, s = sample()
-    part = evaluate.ScoredSet(name="mine", labels=y, scores=s, groups={"category": ["a", "b", "c"] * 100, "source": [f"s{i % 60}" for i in range(300)], "id": ["x" * (81 + i % 2) for i in range(300)]},
+    groups = {"category": ["a", "b", "c"] * 100, "source": [f"s{i % 60}" for i in range(300)], "id": ["x" * (81 + i % 2) for i in range(300)]}
+    part = evaluate.ScoredSet(name="mine", labels=y, scores=s, groups=groups,
                               cohort={"file": None, "sha256": None, "n_unlabelled": 0})
     safe = evaluate.ScoredSet(name="safe", labels=np.zeros(3, np.int8), scores=np.array([0.1, 0.2, 0.9]), cohort=part.cohort)
     report = evaluate.summarise([part, safe], draws=20, fitted=0.4)
@@ -131,9 +132,10 @@ def test_the_page_of_a_run(tmp_path):
     data.write_json(run / "run.json", info)
     page = report_run(run).read_text()
     outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
-    assert "secret" not in outside and "by category" in outside and ">s59<" not in outside and ">xxx" not in outside and page.count(">s59<") == 1 and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
+    assert "by category" in outside and ">s59<" not in outside and ">xxx" not in outside and page.count(">s59<") == 1
+    assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
     assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
-    assert "over-refusal: safe" in page and "<li>all 3 rows are safe</li>" in page and "\\begin{tabular}" in page and "mine,300," in page
+    assert "over-refusal: safe" in page and ">all 3 rows are safe</li>" in page and "\\begin{tabular}" in page and "mine,300," in page
     assert "No stage has run yet" not in page and ">refusal<" not in page.split("asked, dropped, kept")[1].split("</svg>")[0]
     # a killed run leaves a torn line; a damaged one is named
     whole = (run / "labelled.jsonl").read_text()
