@@ -113,12 +113,13 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     info = read_info(run)
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
+        notes = [*metrics.get("notes", ())]
         sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
     except DataError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError):
         raise RunError(f"{run}: run.json, metrics.json or diversity.json is damaged: not what a run writes") from None
-    write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=metrics.get("notes", ()),
+    write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=notes,
                  rows=_sample(run), info=info)
     return run / "report.html"
 
@@ -355,7 +356,8 @@ class Table:
 
     def to_latex(self) -> str:
         """Return a tabular environment with the rules of booktabs."""
-        head, *body = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
+        texts = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
+        head, *body = ("{}" + text if text.startswith(("[", "*")) else text for text in texts)      # else an option of the rule or line above
         columns = "l" + "r" * (len(self.lines[0]) - 1)
         return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
                           r"\end{tabular}", ""])
@@ -396,7 +398,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), " ".join(text.split()))
 
 
 def _plain(value: Any) -> str:

@@ -57,7 +57,8 @@ def test_other_charts():
     ("distribution", ([0, 1], [2.0, 3.0]), r"row 0: score 2 is not in \[0, 1\]"), ("calibration", ([0, 1], [0.5, -1.0]), "row 1: score -1"),
     ("threshold_curves", ([0, 1], [0.5, 1.5]), "row 1: score 1.5"), ("funnel", ({},), "no counts"),
     ("diversity_map", ([], [], []), r"at least 1; their shapes are \(0,\)"), ("diversity_map", ([1, 2], [1], [0, 0]), r"of one length.* \(2,\), \(1,\), \(2,\)"),
-    ("diversity_map", ([1, np.nan], [1, 2], [0, 0]), "not finite"), ("diversity_map", ([1, 2], [1, 2], np.array([0, np.nan])), "a cluster is not a whole number"),
+    ("diversity_map", ([1, np.nan], [1, 2], [0, 0]), "not finite"),
+    ("diversity_map", ([1, 2], [1, 2], np.array([0, np.nan])), "a cluster is not a whole number"),
     *(("funnel", ({"kept": value},), "Yield: kept must be a finite number >= 0, got ") for value in (np.nan, np.inf, None, -1)),
 ])
 def test_what_cannot_be_drawn_is_said(name, data, says):
@@ -145,7 +146,7 @@ def test_the_page_of_a_run(tmp_path):
     with pytest.raises(data.DataError, match="labelled.jsonl, line 11"):
         report_run(run)
     (run / "labelled.jsonl").write_text(whole)
-    for broken in ('{"datasets": 3}', '{"datasets": {"a": {}}}'):
+    for broken in ('{"datasets": 3}', '{"notes": 5}', '{"datasets": {"a": {}}}'):
         (run / "metrics.json").write_text(broken)
         with pytest.raises(ValueError, match="is damaged"):
             report_run(run)
@@ -156,6 +157,7 @@ def test_tables_as_csv_and_latex():
     assert table.to_csv() == 'set,F1 & more\na_b,0.123456789\n"c,d",\ne,0.100 .. 0.250\n'
     assert table.to_latex().splitlines() == ["\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
                                              "e & 0.100 .. 0.250 \\\\", "\\bottomrule", "\\end{tabular}"]
+    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[4:6] == ["{}[dev] set \\\\", "{}* a b \\\\"]
     y, s = sample()
     report = evaluate.summarise([evaluate.ScoredSet(name="a", labels=y, scores=s)], draws=0)
     assert measures_table(report).lines[1][0] == "a"
