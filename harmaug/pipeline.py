@@ -211,7 +211,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
         if config.student == TFIDF:
             from harmaug.integrations.sklearn import TfidfGuard
 
-            TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
+            TfidfGuard.fit(usable, seed=config.seed, where=f"{run.path}, rows of stage {name}").save_pretrained(run / folder)
             stage.account({"train": len(usable)}, done=True)
             return _account(stage)
         distiller = Distiller(config)
@@ -623,6 +623,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             _finished(run, "label", None) if config.label is not None else None
             return continual(run, None if config.label is not None else seeds, read_replay(config.continual.replay, folder), config=config.continual,
                              base=config.distil, datasets=held_out, quiet=quiet, **threads)
+        _finished(run, "label", None) if config.label is not None else None
         training = seeds if config.label is None else rows_of(run / LABELLED)
         assert config.evaluate is not None
         for other in baselines:
