@@ -192,12 +192,13 @@ def _files(table: Table) -> list[tuple[str, str]]:
 
 def shortest(threshold: float, scores: Any = None) -> str:
     """Return a threshold in the fewest digits, from three on, that flag the same scores as float32 and as float64; None: any of its own dtype."""
-    if scores is None:
-        own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
-        scores = np.array([np.nextafter(own, -np.inf), own])
-    both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
     texts = (f"{threshold:.{n}g}" for n in range(3, 18))
-    return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
+    with np.errstate(over="ignore"):        # scores of any range
+        if scores is None:
+            own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
+            scores = np.array([np.nextafter(own, -np.inf), own])
+        both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
+        return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
 
 
 def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:

@@ -88,6 +88,7 @@ def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> Non
         section, = report._sets(tmp_path, {})
         lines = section.tables[0]
         assert all(evaluate.metrics(y, s, float(line[1]))["f1"] == line[6] for line in lines[1:]) and lines[1][1] + "," in section.files[0][1]
+    assert report.shortest(-1e300, np.array([-2e300, 0, 1e300])) == "-1e+300" == report.shortest(-1e300)
     found = report.measures_table(evaluate.summarise([part], threshold=0.5, fitted=1 - 2 ** -20, draws=0))
     assert found.lines[2][0] == "mine, at 0.999999046 (fitted)" and ">= 0.5;" in found.notes[0]
 
