@@ -566,12 +566,12 @@ def t_test(gains: Iterable[float]) -> tuple[float, float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half), float(p)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm 1979)."""
+def holm(ps: Sequence[float], planned: int) -> list[float]:
+    """Adjusted p values (Holm 1979) of a family of `planned` tests, of which those that are not made yet count as 1."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     adjusted, highest = [math.nan] * len(ps), 0.0
     for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - place) * ps[i]))
+        highest = max(highest, min(1.0, (planned - place) * ps[i]))
         adjusted[i] = highest
     return adjusted
 
@@ -594,13 +594,17 @@ def ratio_interval(x: Sequence[float], y: Sequence[float]) -> tuple[float, float
     return a / b, (middle - math.sqrt(root)) / top, (middle + math.sqrt(root)) / top
 
 
-def equal_rows(results: Results, arm: str, metric: str, draws: int = 2000) -> tuple[float, float, float]:
-    """How many real rows give an arm's gain on the learning curve, with a 95 % bootstrap interval over data seeds (inf: more than were tried)."""
-    curve = sorted((entry.real, name) for name, entry in results.plan.arms.items() if entry.real and name in results.arms)
+def equal_rows(results: Results, arm: str, metric: str, draws: int = 2000) -> tuple[float, float, float, int]:
+    """How many real rows give an arm's gain on the plan's curve of real rows, with a 95 % bootstrap interval over data seeds (inf: more than were tried).
+
+    And how many data seeds have the arm and the whole curve: 0 where fewer than two points of it were run.
+    """
+    arms = results.plan.arms
+    curve = sorted({(arms[name].real, name) for of_kind in results.plan.curves.get("rows", {}).values() for name in of_kind if arms[name].real and name in results.arms})
     gains = {name: results.gains(name, BASE, metric) for name in (arm, *(name for _, name in curve))}
     seeds = sorted(set.intersection(*(set(found) for found in gains.values())))
-    if not seeds or not curve:
-        return math.nan, math.nan, math.nan
+    if not seeds or len(curve) < 2:
+        return math.nan, math.nan, math.nan, 0
 
     def place(chosen_seeds: Sequence[int]) -> float:
         target = np.mean([gains[arm][seed] for seed in chosen_seeds])
@@ -613,7 +617,7 @@ def equal_rows(results: Results, arm: str, metric: str, draws: int = 2000) -> tu
 
     rng = np.random.default_rng(0)
     drawn = sorted(place(rng.choice(seeds, len(seeds)).tolist()) for _ in range(draws))
-    return place(seeds), drawn[int(0.025 * draws)], drawn[int(0.975 * draws) - 1]
+    return place(seeds), drawn[int(0.025 * draws)], drawn[int(0.975 * draws) - 1], len(seeds)
 
 
 def spread_text(values: Iterable[float], digits: int = 3) -> str:
@@ -666,20 +670,22 @@ def test_table(plan: Plan, by_size: dict[int, Results]) -> list[str]:
     family = [(size, a, b, t_test(results.gains(a, b, metric).values()), len(results.gains(a, b, metric)))
               for size, results in by_size.items() for a, b in plan.test.differences]
     tested = [entry for entry in family if not math.isnan(entry[3][3])]
-    adjusted = dict(zip((entry[:3] for entry in tested), holm([entry[3][3] for entry in tested])))
+    adjusted = dict(zip((entry[:3] for entry in tested), holm([entry[3][3] for entry in tested], len(family))))
     rows = [[f"{size:,}", f"{a} - {b}", str(n), interval_text(*found[:3]), "-" if math.isnan(found[3]) else f"{found[3]:.4f}",
              f"{adjusted[size, a, b]:.4f}" if (size, a, b) in adjusted else "-"] for size, a, b, found, n in family]
     lines = [f"Mean {metric} over the sets, paired by data seed; the interval is Student's t over data seeds, not over evaluation rows.", "",
-             *table(["seed rows", "difference", "data seeds", "mean [95 %]", "p", f"p, Holm over {len(tested)}"], rows)]
+             *table(["seed rows", "difference", "data seeds", "mean [95 %]", "p", f"p, Holm over {len(family)}"], rows)]
     for size, results in by_size.items():
         for arm in plan.test.recovered:
             own, bound = results.gains(arm, BASE, metric), results.gains(plan.test.bound, BASE, metric)
             seeds = sorted(own.keys() & bound.keys())
             if seeds:
                 share = ratio_interval([own[s] for s in seeds], [bound[s] for s in seeds])
-                rows_equal = equal_rows(results, arm, metric)
-                lines.append(f"- {size:,} seed rows: {arm} recovers {interval_text(*share, form='.2f')} of {plan.test.bound}'s gain (Fieller), as much as "
-                             f"{interval_text(*rows_equal, form='.0f')} real rows on the learning curve (bootstrap over data seeds; inf: more than were tried).")
+                *rows_equal, n = equal_rows(results, arm, metric)
+                worth = (f", as much as {interval_text(*rows_equal, form='.0f')} real rows on the learning curve (bootstrap over {n} data seeds; inf: more than were tried)"
+                         if n else "")
+                lines.append(f"- {size:,} seed rows: {arm} ({plan.place('rows', arm):.0f} rows added) recovers {interval_text(*share, form='.2f')} of the gain of "
+                             f"{plan.test.bound} ({plan.place('rows', plan.test.bound):.0f}) (Fieller){worth}.")
     a, b = plan.test.differences[0] if plan.test.differences else ("", "")
     first = [entry[3] for entry in family if entry[1:3] == (a, b)]
     if plan.test.goal and first and not any(math.isnan(found[1]) for found in first):
@@ -746,7 +752,8 @@ def analyse(plan: Plan) -> None:
     current = {line["teacher"]: line for line in lines if line["kind"] == "teacher"}
     page = ["# The paper's main table, scaled down", "",
             "Made by `benchmarks/harmaug_small.py analyse` out of `harmaug_small.jsonl`, one line a training run. ± is the sample standard deviation over data seeds, init",
-            "seeds averaged. A mean is over the sets of the plan; safe rows flagged needlessly are counted apart.", "", "## Plan", "", "```toml", f"{plan.text}```", ""]
+            "seeds averaged. A mean is over the sets of the plan; safe rows flagged needlessly are counted apart. Exemplars of the generator are training rows of the smallest seed set, of which a larger",
+            "one, split anew, has some among its validation rows: that touches the columns at a fitted threshold alone.", "", "## Plan", "", "```toml", f"{plan.text}```", ""]
     other = sum(line["kind"] == "run" for line in lines) - len(of_plan)
     if other:
         page += [f"{other} recorded runs have other settings or seeds than the plan and are not shown.", ""]

@@ -15,10 +15,12 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from numbers import Number
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import numpy as np
 
 from harmaug._C import FormatError
 
@@ -148,11 +150,11 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
 
 def parse_label(value: Any, where: str = "row") -> int | None:
-    """Return 0, 1 or None for a label: 0/1, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
+    """Return 0, 1 or None for a label: 0/1 of any kind, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
     if is_null(value):
         return None
-    if isinstance(value, (bool, int, float)) and value in (0, 1):
-        return int(value)
+    if isinstance(value, (Number, np.bool_)) and value in (0, 1):
+        return int(value == 1)
     label = _LABELS.get(value.strip().lower()) if isinstance(value, str) else None
     if label is None:
         got = repr(value)[:24] if isinstance(value, (str, int, float)) else _kind(value)
@@ -161,16 +163,16 @@ def parse_label(value: Any, where: str = "row") -> int | None:
 
 
 def is_null(value: Any) -> bool:
-    """Tell whether a value says nothing: null, blank text, or NaN, which is pandas' null."""
+    """Tell whether a value says nothing: null, blank text, or NaN and NA, which are pandas' nulls."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, Number) and value != value)
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """Yield the rows of a JSON list, JSONL, CSV or Parquet file, gzipped or not; the layout is told from the content.
 
-    JSONL and CSV are streamed.
+    JSONL and CSV are streamed. A column that stands twice is an error in CSV and Parquet; of a JSON object the last counts.
 
     Raises
     ------
@@ -402,7 +404,9 @@ def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str,
         raise ImportError(f"{name}: Parquet files need pyarrow: pip install 'harmaug[parquet]'") from None
     n = 0
     try:
-        for batch in parquet.ParquetFile(raw).iter_batches(batch_size=1024):
+        file = parquet.ParquetFile(raw)
+        _refuse_twice(file.schema_arrow.names, f"{name}: the Parquet file")
+        for batch in file.iter_batches(batch_size=1024):
             for columns in _in_microseconds(batch).to_pylist():
                 n += 1
                 yield f"{name}, row {n}", columns
@@ -436,9 +440,7 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         if needs not in header:
             raise DataError(f"{name}, line {first[0]}: neither JSON nor a CSV header with the column {needs}"
                             f"{_looks_like(header)}")
-        twice = next((column for column in header if column and header.count(column) > 1), None)
-        if twice is not None:
-            raise DataError(f"{name}, line {first[0]}: the CSV header has the column {twice} twice")
+        _refuse_twice(header, f"{name}, line {first[0]}: the CSV header")
         start = reader.line_num + 1
         for cells in reader:
             where = f"{name}, line {offset + start}"
@@ -452,6 +454,12 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _refuse_twice(names: list[str], what: str) -> None:
+    twice = next((column for column in names if column and names.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{what} has the column {twice} twice")
 
 
 def _looks_like(names: Iterable[str]) -> str:
@@ -468,10 +476,12 @@ def _object(columns: Any, where: str, needs: str = "prompt") -> dict[str, Any]:
 
 
 def text_of(value: Any, name: str, where: str) -> str | None:
-    """Return a column's text or None; a DataError for anything else."""
-    if value is not None and not isinstance(value, str):
+    """Return a column's text, None for a null that is no text (see `is_null`); a DataError for anything else."""
+    if isinstance(value, str):
+        return value
+    if not is_null(value):
         raise DataError(f"{where}: {name} must be text, got {_kind(value)}")
-    return value
+    return None
 
 
 def _score(value: Any, name: str, where: str) -> float | None:
@@ -489,7 +499,7 @@ def _score(value: Any, name: str, where: str) -> float | None:
 
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value), "a number" if isinstance(value, Number) else type(value).__name__)
 
 
 def _no_constant(name: str) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -77,15 +77,19 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def row(self, columns: Mapping[str, Any], where: str, **known: Any) -> Row | None:
         """Convert one row; None when it is left out. `known` are columns that the file does not hold, such as label."""
-        def get(name: str) -> Any:
-            return columns.get(name) if name else None
-
         if not self.keeps(columns):
             return None
         if self.prompt not in columns:
             raise DataError(f"{where}: the column {self.prompt} is missing")
+        return Row.from_dict(self.renamed(columns, where, **known), where)
+
+    def renamed(self, columns: Mapping[str, Any], where: str, **known: Any) -> dict[str, Any]:
+        """Return the columns under the names that `Row.from_dict` takes, the prompt None where the file has none."""
+        def get(name: str) -> Any:
+            return columns.get(name) if name else None
+
         prompt = get(self.prompt)
-        if self.context and get(self.context):
+        if prompt is not None and get(self.context):
             prompt = f"{prompt}\n\n{get(self.context)}"
         category = get(self.category)
         if isinstance(category, dict):
@@ -100,7 +104,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             taken |= set() if self.any_of or self.votes else {self.label}
         rest = {f"original_{name}" if name in fields or name == "label" else name: value
                 for name, value in columns.items() if name not in taken}
-        return Row.from_dict(rest | fields, where)
+        return rest | fields
 
     def keeps(self, columns: Mapping[str, Any]) -> bool:
         """Whether `only` and `without` let the row in."""
@@ -207,25 +211,51 @@ def read(path: str | os.PathLike[str], layout: str | Layout | None = None) -> li
     """
     if layout is None:
         return data.read_rows(path)
-    known: dict[str, Any] = {}
     if isinstance(layout, str) and "=" in layout:
         layout = parse_layout(layout)
-    if isinstance(layout, str):
-        entry = MANIFEST[one_of("layout", layout, MANIFEST)]
-        layout = entry.layout
-        known = {"source": entry.name, "license": entry.licence}
-        labels = {data.stem(file.name): file.label for file in entry.files if file.label is not None}
-        if len(set(labels.values())) == 1:
-            known["label"] = min(labels.values())
-        elif data.stem(path) in labels:
-            known["label"] = labels[data.stem(path)]
-        elif labels:
-            names = ", ".join(Path(file.name).name for file in entry.files)
-            raise DataError(f"{path}: the label of {entry.name} is told by the file's name, one of {names}")
-    rows = [row for where, columns in _columns(path, layout) if (row := layout.row(columns, where, **known)) is not None]
+    known = known_of(path, layout) if isinstance(layout, str) else {}
+    form = MANIFEST[layout].layout if isinstance(layout, str) else layout
+    rows, seen = [], set[str]()
+    for where, columns in _columns(path, form):
+        seen.update(columns)
+        if (row := form.row(columns, where, **known)) is not None:
+            rows.append(row)
     if not rows:
         raise DataError(f"{path}: the set is empty, no rows")
+    check_columns(path, layout, seen)
     return rows
+
+
+def check_columns(path: str | os.PathLike[str], layout: str | Layout, seen: Collection[str],
+                  fields: Iterable[str] = ("response", "context", "category")) -> None:
+    """Raise DataError for columns that a layout names and no row of a file has, `seen` being those that there are.
+
+    A mapping needs all for the label and the `fields`; a set of the manifest needs one column for the label, as its files vary.
+    """
+    form = MANIFEST[layout].layout if isinstance(layout, str) else layout
+    wanted = [*form.any_of, *form.votes]
+    if isinstance(layout, str):
+        lacking = wanted if not set(wanted) & set(seen) else []
+    else:
+        wanted += [getattr(form, field) for field in fields if getattr(form, field) not in ("", getattr(Layout(), field))]
+        lacking = [name for name in wanted if name not in seen]
+    if lacking:
+        raise DataError(f"{path}: the layout names what no row has: {', '.join(lacking)}")
+
+
+def known_of(path: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """Return the columns that the manifest knows of a set's file: source, licence, and the label where the file tells it."""
+    entry = MANIFEST[one_of("layout", name, MANIFEST)]
+    known: dict[str, Any] = {"source": entry.name, "license": entry.licence}
+    labels = {data.stem(file.name): file.label for file in entry.files if file.label is not None}
+    if len(set(labels.values())) == 1:
+        known["label"] = min(labels.values())
+    elif data.stem(path) in labels:
+        known["label"] = labels[data.stem(path)]
+    elif labels:
+        names = ", ".join(Path(file.name).name for file in entry.files)
+        raise DataError(f"{path}: the label of {entry.name} is told by the file's name, one of {names}")
+    return known
 
 
 def count(path: str | os.PathLike[str], layout: Layout) -> int:
@@ -286,6 +316,8 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
         set has.
     """
     entry = MANIFEST[one_of("data set", name, MANIFEST)]
+    if source is not None and not Path(source).is_dir():
+        raise DataError(f"{source}: not a folder")
     tell(f"{entry.name}: {entry.title}; {entry.url.format(revision=entry.revision)}")
     tell(f"licence {entry.licence}; cite {entry.citation}")
     target = folder() / f"{name}.jsonl"
@@ -311,9 +343,9 @@ def fetch(name: str, source: str | os.PathLike[str] | None = None, *,
     return target
 
 
-def _columns(path: str | os.PathLike[str], layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+def _columns(path: str | os.PathLike[str], layout: Layout, needs: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if not layout.nested:
-        yield from data.iter_columns(path, needs=layout.prompt)
+        yield from data.iter_columns(path, needs=needs or layout.prompt)
         return
     lists = data.decode_json(data.read_text(path), os.fspath(path))
     if not isinstance(lists, dict):

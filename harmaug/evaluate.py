@@ -7,6 +7,7 @@ the paper's code, and every report says which.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -101,6 +102,8 @@ class ScoredSet:
     groups : dict
         Column name to the value of each row as text, for slices. Where a guard read a row in more than one window, "windows"
         is how many it was.
+    keys : dict
+        What tells the rows apart in another set, as far as every row has it: "id" as text, "texts" as `harmaug.data.identity`.
     cohort : dict
         Where the rows come from and how they were read.
     """
@@ -109,6 +112,7 @@ class ScoredSet:
     labels: Labels
     scores: NDArray[np.floating[Any]]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keys: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -182,7 +186,8 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     if s.min() < 0 or s.max() > 1:
         notes.append("scores outside [0, 1], so Brier score and ECE are undefined")
     elif total:
-        result["brier"] = _mean(((1 - y) - (1 - s)) ** 2 + (y - s) ** 2, w) * 0.5
+        truth = y.astype(own.dtype)     # scikit-learn's dtype and order of summation
+        result["brier"] = _mean(((1 - truth) - (1 - own)) ** 2 + (truth - own) ** 2, w) * 0.5
         gaps = np.bincount(_bin(s), weights=(y - s) * (1 if w is None else w), minlength=ECE_BINS)
         result["ece"] = float(np.abs(gaps).sum() / total)
     return result | ({"note": "; ".join(notes)} if notes else {})
@@ -389,7 +394,8 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows but their text, "length", bins of characters, and "windows" (see `ScoredSet`).
+        Columns to keep for slices: any column of the rows but their text or, where a layout takes it, of the file, "length", bins of
+        characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
     layout : str or harmaug.datasets.Layout, optional
@@ -406,7 +412,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         that does not read as the protocol asks.
     """
     from harmaug import engines, runs
-    from harmaug.data import DataError
+    from harmaug.data import DataError, identity
     from harmaug.teacher import as_scorer
 
     guard = as_scorer(guard)
@@ -414,8 +420,10 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     options, reading = _reading(guard, rules)
     sets = []
     read = [(name, *_rows_of(name, source, layout)) for name, source in datasets.items()]
+    form = _layout(layout)[0]
+    fields = {getattr(form, name): name for name in ("prompt", "response", "id", "label", "category")}
     for column in set(by) - {"windows"}:
-        check_column(column, (_value(row, column) for *_, rows in read for row in rows))
+        check_column(column, (_value(row, column, fields.get(column)) for *_, rows in read for row in rows), form)
     for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
@@ -429,10 +437,11 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
             cohort["contamination"] = training(labelled)
-        groups = {column: [_value(row, column) for row in labelled] for column in by}
+        groups = {column: [_value(row, column, fields.get(column)) for row in labelled] for column in by}
         if max(windows) > 1 or set(groups.get("windows", ())) == {_UNKNOWN}:
             groups["windows"] = list(map(str, windows))
-        sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, cohort=cohort))
+        keys = _keys([(_value(row, "id"), identity(row)) for row in labelled])
+        sets.append(ScoredSet(name=name, labels=labels, scores=scores, groups=groups, keys=keys, cohort=cohort))
     return sets
 
 
@@ -449,7 +458,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     protocol, by
         As for `score_sets`; columns of `by` may be missing, none may be text.
     layout : str or harmaug.datasets.Layout, optional
-        Names label, score and prompt differently, says what labels mean, and which rows are left out.
+        Names the score's column and reads the others as `harmaug.datasets.read` does; of a file's label its name may tell.
 
     Returns
     -------
@@ -460,15 +469,19 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     harmaug.data.DataError
         Naming file and row, for a label or a score that is missing or wrong. An empty cell below a header is a null label.
     """
-    from harmaug import data, runs
+    from harmaug import data, datasets, runs
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     form, said = _layout(layout)
     for column in by:
-        check_column(column)
-    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], set[Any]]] = {}
-    stem, n = data.stem(path), 0
-    for n, (where, columns) in enumerate(data.iter_columns(path, needs=form.score), 1):
+        check_column(column, form=form)
+    known = datasets.known_of(path, said) if isinstance(said, str) else {}
+    if not (form.label or form.any_of or form.votes or "label" in known):
+        raise data.DataError(f"{path}: the layout names no column for the label")
+    parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], list[tuple[str, Any]], set[Any]]] = {}
+    stem, n, seen = data.stem(path), 0, set[str]()
+    for n, (where, columns) in enumerate(datasets._columns(path, form, needs=form.score), 1):
+        seen.update(columns)
         if not form.keeps(columns):
             continue
         score = columns.get(form.score)
@@ -480,34 +493,49 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
             raise data.DataError(f"{where}: {form.score} must be a finite number")
         name = stem if columns.get("set") is None else str(columns["set"])
         if name not in parts:
-            parts[name] = [], [], {column: [] for column in by}, set()
-        labels, scores, groups, sources = parts[name]
-        labels.append(form.label_of(columns, where))
+            parts[name] = [], [], {column: [] for column in by}, [], set()
+        labels, scores, groups, keys, sources = parts[name]
+        row = form.renamed(columns, where, **known)
+        labels.append(row["label"])
         scores.append(value)
-        sources.add(str(columns.get("source") or (said if isinstance(said, str) else "")))
+        prompt, response = row["prompt"], row["response"]
+        known_by = isinstance(prompt, str) and (response is None or isinstance(response, str))
+        keys.append((_shown(row["id"]), data.identity(data.Row(prompt=prompt, response=response)) if known_by else _UNKNOWN))
+        sources.add(str(row.get("source") or ""))
         for column in by:
             if column == "length" and column not in columns:
-                texts = [data.text_of(columns.get(side), side, where) for side in (form.prompt, form.response)]
+                texts = [data.text_of(row[side], side, where) for side in ("prompt", "response")]
                 groups[column].append(_UNKNOWN if texts[0] is None else _length(sum(map(len, filter(None, texts)))))
             else:
-                groups[column].append(_shown(columns.get(column)))
+                groups[column].append(_shown(row.get(column, columns.get(column))))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
+    datasets.check_columns(path, said if isinstance(said, str) else form, seen, {"category"} & set(by))
     about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
     sets = []
-    for name, (found, scores, groups, sources) in parts.items():
+    for name, (found, scores, groups, keys, sources) in parts.items():
         labels_, kept = _known(found, f"{path}, set {name}", rules)
         sets.append(ScoredSet(name=name, labels=labels_, scores=np.array(scores)[kept],
                               groups={column: [values[i] for i in kept] for column, values in groups.items()},
+                              keys=_keys([keys[i] for i in kept]),
                               cohort={**about, **_nulls_of(found, kept), "source": _one(sources)}))
     return sets
 
 
-def check_column(name: str, values: Iterable[str] = ("",)) -> None:
-    """Raise ValueError for a column to slice by that holds the rows' text, or that no row has; `values` are those of all rows, if they are known."""
+def _keys(rows: Iterable[tuple[str, Any]]) -> dict[str, Sequence[Any]]:
+    """The ids and the texts of rows, each where no row lacks it."""
+    return {kind: keys for kind, keys in zip(("id", "texts"), zip(*rows)) if _UNKNOWN not in keys}
+
+
+def check_column(name: str, values: Iterable[str] = ("",), form: Any = None) -> None:
+    """Raise ValueError for a column to slice by that no row has, or that holds the rows' text, in the layout `form` too.
+
+    `values` are those of all rows, where they are known.
+    """
     from harmaug.data import COLUMNS
 
-    if name.removeprefix("original_") in ("prompt", "response", "context"):
+    texts = ("prompt", "response", "context")
+    if name.removeprefix("original_") in (*texts, *(getattr(form, text, None) for text in texts)):
         raise ValueError(f"slices by {name}: it is the rows' text, which no report shows")
     if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
         raise ValueError(f"slices by {name}: no row has this column")
@@ -593,8 +621,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         Sets that measure needless refusals. They, and any set of safe rows only, stand under ``over_refusal`` and are
         never part of ``mean``. None: those that `is_over_refusal` tells; an empty sequence: no set but those of safe rows.
     baselines : mapping, optional
-        Name to sets of the same names and rows, scored by another guard: each set then carries its ``baselines``, by name
-        what `metrics` returns with ``comparison``, what `compare` says (without intervals when `draws` is 0).
+        Name to sets of the same names and rows, scored by another guard, paired by ids, else by texts, else as they stand
+        (see ``keys`` of `ScoredSet`): each set then carries its ``baselines``, by name what `metrics` returns with
+        ``comparison``, what `compare` says (without intervals when `draws` is 0).
 
     Returns
     -------
@@ -607,7 +636,8 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
     Raises
     ------
     ValueError
-        For two sets of one name, a name in `over_refusal` that no set has, or a baseline without the rows of a set.
+        For two sets of one name, one that is named mean, a name in `over_refusal` that no set has, or a baseline without the
+        rows of a set.
     """
     from harmaug.runs import machine
 
@@ -637,13 +667,9 @@ def summarise(sets: Sequence[ScoredSet], *, threshold: float = 0.5, fitted: floa
         for name, parts in others.items():
             if part.name not in parts:
                 raise ValueError(f"{name}: no scores of the set {part.name}")
-            other = parts[part.name]
-            if not np.array_equal(other.labels, y):
-                raise ValueError(f"{part.name}: the rows of {name} are not the same: {len(other.labels)} labels "
-                                 f"against {len(y)}, or others")
+            other = _aligned(part, parts[part.name], name)
             entry.setdefault("baselines", {})[name] = {
-                **metrics(y, other.scores, **options),
-                "comparison": compare(y, s, other.scores, draws=draws, seed=seed, **options)}
+                **metrics(y, other, **options), "comparison": compare(y, s, other, draws=draws, seed=seed, **options)}
         report["over_refusal" if part.name in apart or not y.any() else "datasets"][part.name] = entry
     report["mean"] = means(list(report["datasets"].values()))
     return report
@@ -665,23 +691,47 @@ def is_over_refusal(part: ScoredSet) -> bool:
     return any(name in MANIFEST and MANIFEST[name].over_refusal for name in (part.name, part.cohort.get("source")))
 
 
+def _aligned(part: ScoredSet, other: ScoredSet, name: str) -> NDArray[np.floating[Any]]:
+    """The scores of a baseline in the order of a set's rows: by id or by texts, whichever tells more rows apart, else as they stand."""
+    problem = f"{part.name}: the rows of {name} are not the same:"
+    order = np.arange(len(other.labels))
+    kind = max((kind for kind in part.keys if kind in other.keys), key=lambda kind: len(set(part.keys[kind])), default=None)
+    if kind is not None and part.keys[kind] != other.keys[kind]:
+        (here, n), (there, m) = ((side.keys[kind], Counter(side.keys[kind])) for side in (part, other))
+        odd = next((key for key in (*here, *there) if (n[key], m[key]) != (1, 1)), None)
+        if odd is not None:
+            of, keys = (part.name, here) if odd in n else (name, there)
+            what = f"the id {odd[:40]!r}" if kind == "id" else f"labelled row {keys.index(odd) + 1} of {of}, by its texts,"
+            raise ValueError(f"{problem} {what} is {n[odd]} times in {part.name} and {m[odd]} times in {name}")
+        places = {key: i for i, key in enumerate(there)}
+        order = np.array([places[key] for key in here])
+    if len(order) != len(part.labels):
+        raise ValueError(f"{problem} {len(order)} labels against {len(part.labels)}")
+    strange = np.flatnonzero(other.labels[order] != part.labels)
+    if len(strange):
+        raise ValueError(f"{problem} the label of labelled row {strange[0] + 1} of {part.name} is another there")
+    return other.scores[order]
+
+
 def _by_name(sets: Sequence[ScoredSet]) -> dict[str, ScoredSet]:
     found: dict[str, ScoredSet] = {}
     for part in sets:
         if part.name in found:
             raise ValueError(f"two sets are named {part.name}")
+        if part.name == "mean":
+            raise ValueError("a set is named mean, as the average of the sets is: give it, or its file, another name")
         found[part.name] = part
     return found
 
 
 def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable[Row | dict[str, Any]]], *,
-                   threshold: float = 0.5, draws: int = 1000, seed: int = 0, protocol: str = "default",
-                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None,
-                   training: Iterable[Row] | None = None) -> dict[str, Any]:
+                   threshold: float = 0.5, fitted: float | None = None, draws: int = 1000, seed: int = 0, protocol: str = "default",
+                   by: Sequence[str] = (), over_refusal: Sequence[str] | None = None, training: Iterable[Row] | None = None,
+                   layout: Any = None, baselines: Mapping[str, Sequence[ScoredSet]] | None = None) -> dict[str, Any]:
     """Score every row of every set and return one report.
 
     Parameters are those of `score_sets` and `summarise`; `training` are rows that the guard was trained on, whose
-    copies and near-copies among the evaluation rows are counted.
+    copies and near-copies among the evaluation rows are counted, and `fitted` is None for the guard's own threshold.
 
     Returns
     -------
@@ -692,10 +742,11 @@ def evaluate_guard(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iter
 
     guard = as_scorer(guard)
     found = None if training is None else contamination(training)
-    sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found)
-    fitted = getattr(guard, "threshold", None) if getattr(guard, "thresholds", None) else None
+    sets = score_sets(guard, datasets, protocol=protocol, by=by, training=found, layout=layout)
+    if fitted is None and getattr(guard, "thresholds", None):
+        fitted = guard.threshold
     return summarise(sets, threshold=threshold, fitted=fitted, draws=draws, seed=seed, protocol=protocol,
-                     over_refusal=over_refusal)
+                     over_refusal=over_refusal, baselines=baselines)
 
 
 def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
@@ -808,12 +859,15 @@ def _reading(guard: Any, rules: Protocol) -> tuple[dict[str, Any], dict[str, Any
     return {"long": "truncate"}, {"long": "truncate", "max_length": wanted}
 
 
-def _value(row: Row, column: str) -> str:
+def _value(row: Row, column: str, field: str | None = None) -> str:
+    """What a slice shows of a row; `field` holds the column where a layout has taken it."""
     if column == "length":
         return _length(len(row.prompt) + len(row.response or ""))
     from harmaug.data import COLUMNS
 
-    return _shown(getattr(row, column.replace("-", "_")) if column in COLUMNS else row.extra.get(column))
+    value = getattr(row, column.replace("-", "_")) if column in COLUMNS else None
+    shown = _shown(row.extra.get(column) if value is None else value)
+    return _value(row, field) if field and shown == _UNKNOWN else shown
 
 
 def _shown(value: Any) -> str:

@@ -1,10 +1,11 @@
 """What `Guard` takes for rows: texts, pairs, conversations, columns of tables; one (prompt, response) a row."""
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
+from harmaug.data import is_null
 
 Prompt = str | Sequence[Mapping[str, Any]]
 Prompts = Prompt | Iterable[Prompt]
@@ -57,11 +58,10 @@ def _pairs(prompts: Iterable[Any], responses: Iterable[Any]) -> Iterator[Pair]:
 
 def row_of(i: int, prompt: Any, response: Any) -> Pair:
     """Check one row; `i` is its number in messages."""
-    # NaN and NA: how pandas says None
-    if (isinstance(response, float) and math.isnan(response)) or type(response).__name__ == "NAType":
+    if not isinstance(response, str):
+        if not is_null(response):
+            raise TypeError(f"row {i}: the response must be a str or None, got {type(response).__name__}")
         response = None
-    if response is not None and not isinstance(response, str):
-        raise TypeError(f"row {i}: the response must be a str or None, got {type(response).__name__}")
     if is_conversation(prompt):
         if response:
             raise ValueError(f"row {i}: a conversation carries its own response")

@@ -660,6 +660,8 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
     sets = {name: data_file(folder, entry.file) for name, entry in found.items()}
     if "evaluate" in wanted and not sets:
         raise DataError(f"{where}: [evaluate] needs files under [data.evaluation]")
+    if "evaluate" in wanted and "mean" in sets:
+        raise DataError(f"{where}: [data.evaluation] names a set mean, as the average of the sets is")
     held_out = {}
     if set(wanted) & {"augment", "evaluate", *FURTHER}:
         held_out = {name: datasets.read(path, found[name].layout or None) for name, path in sets.items()}

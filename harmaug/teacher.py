@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harmaug import engines, models
 from harmaug.checks import one_of
-from harmaug.data import DataError, Row, RowError, identity, read_object, read_rows
+from harmaug.data import DataError, Row, RowError, _score, identity, read_object, read_rows
 from harmaug.evaluate import metrics
 from harmaug.generator import BACKENDS
 
@@ -101,24 +101,27 @@ class CallableTeacher:
 
 
 class ScoresTeacher:
-    """A file of scores as a teacher: rows with an "unsafe-score", looked up by prompt and response.
+    """A file of scores as a teacher: rows with an "unsafe-score" (else "score"), looked up by prompt and response.
 
-    A row that stands there in other letter case or spacing only is taken where all such rows have one score. A DataError
-    names a row without a score, or with another one than an earlier row of the same texts.
+    The column score, which ``harmaug score`` writes, is taken where no row has an unsafe-score. A row that stands there in
+    other letter case or spacing only is taken where all such rows have one score. A DataError names a row without a score,
+    or with another one than an earlier row of the same texts.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, licence: str = "unknown") -> None:
         self.name, self.licence = Path(path).name, licence
         rows = read_rows(path)
-        lacking = next((i for i, row in enumerate(rows) if row.unsafe_score is None), None)
-        if lacking is not None:
-            raise DataError(f"{os.fspath(path)}, row {lacking + 1}: no unsafe-score")
+        plain = all(row.unsafe_score is None for row in rows) and any("score" in row.extra for row in rows)
         self._scores: dict[tuple[str, str], float | None] = {}
         self._alike: dict[tuple[str, str], set[float | None]] = {}
-        for i, row in enumerate(rows):
-            if self._scores.setdefault((row.prompt, row.response or ""), row.unsafe_score) != row.unsafe_score:
-                raise DataError(f"{os.fspath(path)}, row {i + 1}: another unsafe-score than an earlier row of the same texts")
-            self._alike.setdefault(identity(row), set()).add(row.unsafe_score)
+        for i, row in enumerate(rows, 1):
+            where, column = f"{os.fspath(path)}, row {i}", "score" if plain else "unsafe-score"
+            score = _score(row.extra.get("score"), "score", where) if plain else row.unsafe_score
+            if score is None:
+                raise DataError(f"{where}: no {column}")
+            if self._scores.setdefault((row.prompt, row.response or ""), score) != score:
+                raise DataError(f"{where}: another {column} than an earlier row of the same texts")
+            self._alike.setdefault(identity(row), set()).add(score)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,), NaN for a row that the file lacks."""

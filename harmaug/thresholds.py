@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmaug import evaluate
-from harmaug.checks import one_of, within
+from harmaug.checks import within
 
 __all__ = ["FittedThreshold", "Gate", "calibrate", "fit_temperature", "fit_threshold", "junit", "log_odds",
            "parse_gates"]
@@ -71,7 +71,7 @@ def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, d
     draws, seed : int
         Bootstrap draws of the interval (0: none), and their seed.
     protocol : {"default", "harmaug-2024"}
-        Whether a score at the threshold is flagged.
+        Whether a score at the threshold is flagged, and what a null label counts as.
 
     Raises
     ------
@@ -86,13 +86,14 @@ def fit_threshold(labels: ArrayLike, scores: ArrayLike, target: str = "f1", *, d
     """
     kind, limit = _target(target)
     within(SimpleNamespace(draws=draws), draws=">= 0")
-    rules = evaluate.PROTOCOLS[one_of("protocol", protocol, evaluate.PROTOCOLS)]
-    y, s = evaluate._checked(labels, scores)
+    rules, y, _, (own,), _ = evaluate._given(protocol, labels, None, scores)
+    s = own.astype(np.float64)
     needed = 0 if kind == "fpr" else 1
     if not (y == needed).any():
         raise ValueError(f"{target}: no {('safe', 'unsafe')[needed]} row among the labels")
     tps, fps, values = evaluate._curve(y, s)
-    cuts = np.array([_between(*pair, rules.tie_unsafe) for pair in zip([np.inf, *values], [*values, -np.inf])])
+    with np.errstate(over="ignore"):    # of scores that no float32 holds
+        cuts = np.array([_between(*pair, rules.tie_unsafe) for pair in zip([np.inf, *values], [*values, -np.inf])])
     # cuts[i] flags the i highest distinct scores
     tps, fps = np.append(0.0, tps), np.append(0.0, fps)
     best = int(_best(tps[None], fps[None], kind, limit)[0])
@@ -148,16 +149,18 @@ def fit_temperature(labels: ArrayLike, log_odds: ArrayLike) -> float:
     Parameters
     ----------
     labels : array_like, shape (n,)
+        As for `evaluate.metrics`; rows whose label is null are left out.
     log_odds : array_like, shape (n,)
         `Guard.log_odds`, or `log_odds` of scores.
 
     Raises
     ------
     ValueError
-        When the likelihood has no maximum for T in [0.001, 1000]: the scores separate the rows perfectly, or run
-        against the labels.
+        When the likelihood has no maximum for T in [0.001, 1000]: the scores separate the rows perfectly, run against
+        the labels, or are all the same.
     """
-    y, z = evaluate._checked(labels, log_odds)
+    _, y, _, (own,), _ = evaluate._given("default", labels, None, log_odds)
+    z = own.astype(np.float64)
     signed = np.where(y == 1, z, -z)
 
     def slope(log_t: float) -> float:   # of the negative log-likelihood in 1 / T, which is convex
@@ -165,7 +168,7 @@ def fit_temperature(labels: ArrayLike, log_odds: ArrayLike) -> float:
 
     low, high = map(math.log, _TEMPERATURES)
     if slope(low) < 0 or slope(high) >= 0:
-        why = "separate the rows perfectly" if slope(low) < 0 else "run against the labels"
+        why = "separate the rows perfectly" if slope(low) < 0 else "run against the labels" if np.ptp(z) else "are all the same"
         raise ValueError(f"the scores {why}: no temperature in [{_TEMPERATURES[0]:g}, {_TEMPERATURES[1]:g}] fits best")
     for _ in range(60):
         middle = (low + high) / 2
@@ -225,7 +228,7 @@ def _between(upper: float, lower: float, tie_unsafe: bool) -> float:
     if lower == -np.inf:
         return float(upper) if tie_unsafe else float(np.nextafter(np.float32(upper), np.float32(-np.inf)))
     if upper == np.inf:     # nothing is flagged
-        upper = 1.0 if lower < 1 else np.inf
+        upper = 1.0 if lower < 1 else 2 * lower if lower > 1 else np.inf
     middle = float(np.float32((upper + lower) / 2))
     return middle if lower < middle < upper else float(upper if tie_unsafe else lower)
 

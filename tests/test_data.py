@@ -7,7 +7,9 @@ import math
 import os
 import subprocess
 import sys
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -20,6 +22,10 @@ ROWS = [
     {"prompt": "Ünïcode ✓ \"quoted\", with a comma\nand a line", "response": "No.", "label": 1, "unsafe-score": 0.75,
      "soft_label": 0.5, "source": "s", "seed": 3, "generator": "g", "license": "MIT", "zz": "last"},
 ]
+
+
+class NAType:
+    """Stands for pandas.NA, which compares with nothing."""
 
 
 def write(path, content):
@@ -85,6 +91,12 @@ def test_parquet_of_pandas(tmp_path):
     assert data.encode_row(rows[1]) == b'{"prompt":"b","label":null,"at":null,"for":null}\n'
 
 
+def test_a_column_that_stands_twice_in_parquet(tmp_path):
+    parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([0])], names=["prompt", "label", "label"]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: the Parquet file has the column label twice"):
+        data.read_rows(tmp_path / "rows.parquet")
+
+
 def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
     limit = csv.field_size_limit()
     text = "word " * 60_000
@@ -94,9 +106,23 @@ def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
 
 @pytest.mark.parametrize("spelled, label", [(0, 0), (1, 1), (True, 1), (False, 0), (1.0, 1), ("0", 0), ("1", 1), ("safe", 0), ("Unsafe", 1),
                                             ("TRUE", 1), (" false ", 0), ("harmful", 1), ("unharmful", 0), (None, None), ("", None), (" ", None), ("1.0", 1),
-                                            ("0.0", 0), (float("nan"), None)])
+                                            ("0.0", 0), (float("nan"), None), (np.int64(1), 1), (np.float32(0), 0), (np.True_, 1), (np.False_, 0),
+                                            (np.float32("nan"), None), (NAType(), None), (Decimal("1.00"), 1), (Decimal(0), 0)])
 def test_labels(spelled, label):
     assert data.parse_label(spelled) == label
+
+
+def test_rows_as_notebooks_hold_them():
+    """What pandas' to_dict("records") gives for a null, and numpy's and Parquet's numbers."""
+    for null in (None, math.nan, np.float32("nan"), NAType()):
+        row = Row.from_dict({"prompt": "a", "response": null, "category": null, "label": null})
+        assert row.unknown and row.to_dict() == {"prompt": "a", "label": None}
+        with pytest.raises(DataError, match="row: the prompt is empty"):
+            Row.from_dict({"prompt": null})
+    assert type(Row.from_dict({"prompt": "a", "label": np.int64(1)}).label) is int
+    for label, kind in ((np.int64(2), "a number"), (Decimal("0.5"), "a number"), (b"safe", "bytes")):
+        with pytest.raises(DataError, match=f"row: unknown label {kind};"):
+            data.parse_label(label)
 
 
 def test_reference_kd_file_loads_as_it_is(tmp_path):

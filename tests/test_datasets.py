@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from harmaug import cli, data, datasets
+from harmaug import cli, data, datasets, evaluate
 from harmaug.data import DataError
 from harmaug.datasets import MANIFEST, Layout
 
@@ -99,6 +99,8 @@ def test_details(tmp_path):
     assert rows["beavertails"][3].category == "unethical, theft" and rows["beavertails"][0].category is None
     assert rows["harmbench"][0].category == "cards" and rows["harmbench"][9].category == "locks"
     assert rows["harmbench_behaviors"][3].prompt.endswith("\n\nA note.")
+    with pytest.raises(DataError, match="row: the prompt is empty"):
+        Layout(context="more").row({"prompt": None, "more": "A note.", "label": 0}, "row")
     assert rows["xstest"][3].id == "v2-3" and rows["xstest"][3].category == "contrast_homonyms"
     assert rows["toxicchat"][3].extra["jailbreaking"] == "0" and rows["openai_moderation"][3].extra["HR"] == 1
     assert rows["wildguardmix"][1].unknown and rows["wildguardmix"][1].to_dict()["label"] is None
@@ -152,6 +154,21 @@ def test_a_mapping_of_the_users(tmp_path):
         datasets.read(path, datasets.parse_layout("prompt=text"))
     with pytest.raises(DataError, match="the column words"):
         datasets.read(path, datasets.parse_layout("prompt=words"))
+
+
+def test_a_column_of_a_mapping_that_no_row_has_is_named(tmp_path):
+    rows = [{"prompt": "a", "score": 0.5, "label": 1, "h1": 1, "topic": "x"}, {"prompt": "b", "score": 0.5, "label": 0, "h2": 0}]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(rows))
+    assert [row.label for row in datasets.read(path, "any_of=h1|h2,category=topic,response=")] == [1, 0]
+    for layout, missing in (("response=anwser", "anwser"), ("context=notes", "notes"), ("category=topik", "topik"), ("any_of=h1|toxik", "toxik"),
+                            ("votes=hA|h1|hB", "hA, hB"), ("openai_moderation", "S, H, V, HR, SH, S3, H2, V2"), (Layout(votes=("hA",)), "hA")):
+        with pytest.raises(DataError, match=f"r.json: the layout names what no row has: {missing}$"):
+            datasets.read(path, layout)
+    assert len(evaluate.read_scores(path, layout="response=answer,category=topik")[0].labels) == 2       # neither is asked for
+    for layout, by in (("any_of=h1|toxik", ()), ("category=topik", ["category"])):
+        with pytest.raises(DataError, match="the layout names what no row has: topik|toxik"):
+            evaluate.read_scores(path, layout=layout, by=by)
 
 
 @pytest.mark.parametrize("name", ["toxicchat", "aegis", "harmbench_behaviors", "jailbreakbench"])
@@ -214,6 +231,9 @@ def test_fetch_takes_files_at_hand_and_counts(tmp_path, monkeypatch, capsys):
         datasets.resolve("xstest")
     with pytest.raises(DataError, match="has no xstest_v2_prompts.csv; it comes from https://github.com/"):
         datasets.fetch("xstest", tmp_path)
+    for source in (tmp_path / "nowhere", tmp_path / "hand" / "wildguard_test.parquet"):
+        with pytest.raises(DataError, match=f"{source.name}: not a folder"):
+            datasets.fetch("wildguardmix", source)
     with pytest.raises(ValueError, match="data set must be one of"):
         datasets.fetch("nothing")
     with pytest.raises(DataError, match="the label of jailbreakbench is told by the file's name"):

@@ -80,9 +80,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("safe.jsonl").write_text("".join(row for row in rows if '"label":0' in row or '"label": 0' in row) * 4)
         for name in ("test", "rows", "scored"):
             Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mild))
-        for name, columns in (("desk", ("text", "toxic")), ("toxic-chat_annotation_test", ("user_input", "toxicity"))):
+        for name, columns in (("desk", ("text", "toxic", "answer", "topic")), ("toxic-chat_annotation_test", ("user_input", "toxicity"))):
             with open(f"{name}.csv", "w", newline="") as out:
-                csv.writer(out).writerows([columns, *([row["prompt"], ("no", "yes")[row["label"]] if name == "desk" else row["label"]] for row in mild)])
+                csv.writer(out).writerows([columns, *([row["prompt"], *((("no", "yes")[row["label"]], "", "") if name == "desk" else (row["label"],))]
+                                                      for row in mild)])
         run_block("toml", next(text for _, text in blocks(ROOT / "README.md", "toml")), {})
         assert cli.main(["run", "mine.toml", "--out", "RUN", "--quiet"]) == 0
         shutil.copytree("RUN/guard", "other-guard")

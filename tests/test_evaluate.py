@@ -1,4 +1,5 @@
 """Metrics against scikit-learn, bit for bit; the bootstrap against its definition; protocols, cohorts, score files."""
+import dataclasses
 import json
 from functools import partial
 
@@ -58,7 +59,9 @@ def test_equals_scikit_learn(seed, decimals, weighted):
     assert (m["tn"], m["fp"], m["fn"], m["tp"]) == (tn, fp, fn, tp) and (m["fpr"], m["fnr"]) == (fp / (fp + tn), fn / (fn + tp))
     assert m["ece"] == pytest.approx(ece(y, s, w), abs=1e-12)
     assert m["n"] == len(y) and m["base_rate"] == pytest.approx(np.average(y, weights=w), rel=1e-13)
-    assert evaluate.metrics(y, s.astype(np.float32))["auprc"] == sk.average_precision_score(y, s.astype(np.float32))
+    s = s.astype(np.float32)
+    m = evaluate.metrics(y, s, sample_weight=w)
+    assert m["auprc"] == sk.average_precision_score(y, s, sample_weight=w) and m["brier"] == sk.brier_score_loss(y, s, sample_weight=w)
 
 
 def test_ece_has_the_bins_of_scikit_learn():
@@ -259,6 +262,10 @@ def test_a_report_says_where_its_rows_come_from(tmp_path):
     assert "mine: 1 rows whose label is null left out" in text and "over-refusal: safe" in text and "1 rows are among the training rows" in text
     two = evaluate.evaluate_guard(Lengths(), {"a": ROWS, "b": ROWS[1:4]}, draws=0)
     assert two["mean"]["f1"] == (two["datasets"]["a"]["f1"] + two["datasets"]["b"]["f1"]) / 2 and "\nmean" in evaluate.format_table(two)
+    (tmp_path / "v2.csv").write_text("id,type,prompt\n1,homonyms,abc\n2,contrast_homonyms,abd\n")
+    other = evaluate.score_sets(Lengths(), {"v2": tmp_path / "v2.csv"}, layout="xstest")
+    found = evaluate.evaluate_guard(Lengths(), {"v2": tmp_path / "v2.csv"}, layout="xstest", fitted=0.01, baselines={"b": other}, draws=0)["over_refusal"]["v2"]
+    assert found["at_fitted_threshold"]["threshold"] == 0.01 and found["cohort"]["layout"] == "xstest" and found["baselines"]["b"]["n"] == 2
     with pytest.raises(ValueError, match="over_refusal: there is no set nothing"):
         evaluate.evaluate_guard(Lengths(), {"mine": file}, over_refusal=("nothing",))
 
@@ -338,8 +345,36 @@ def test_a_baseline_must_have_the_same_rows():
     assert report["datasets"]["mine"]["baselines"]["itself"]["comparison"]["auprc"]["difference"] == 0
     assert "minus that of itself +0.000" in evaluate.format_table(report)
     Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(report)))
-    with pytest.raises(ValueError, match="mine: the rows of b are not the same: 4 labels against 6"):
+    with pytest.raises(ValueError, match="mine: the rows of b are not the same: labelled row 5 of mine, by its texts, is 1 times in mine and 0 times in b"):
         evaluate.summarise([one], baselines={"b": [other]})
+
+
+def test_a_baseline_is_paired_by_its_rows(tmp_path):
+    """By id, else by texts, in whatever order; by place only where a side has neither."""
+    def read(name, rows, *columns):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{column: row[column] for column in ("label", "score", *columns)} for row in rows]))
+        part, = evaluate.read_scores(tmp_path / f"{name}.json")
+        return dataclasses.replace(part, name="mine")
+
+    def won(one, other):
+        found = evaluate.summarise([one], baselines={"b": [other]}, draws=0)
+        return (found["datasets"] or found["over_refusal"])["mine"]["baselines"]["b"]["comparison"]["mcnemar"]["only_this"]
+
+    for labels in ([0, 0, 0], [0, 1, 1]):
+        rows = [{"id": i, "prompt": f"p{i}", "response": None, "label": label, "score": score} for i, (label, score) in enumerate(zip(labels, (0.9, 0.1, 0.6)))]
+        shuffled = [{**rows[i], "id": str(i)} for i in (2, 0, 1)]
+        for columns in (("id",), ("prompt",), ("prompt", "response", "id")):
+            assert won(read("a", rows, *columns), read("b", shuffled, *columns)) == 0
+    assert won(read("a", rows, "id", "prompt"), read("b", shuffled, "prompt")) == 0
+    assert won(read("a", rows), read("b", [rows[0], rows[2], rows[1]], "id")) == 1
+    for changed, column, message in (
+            (rows[:2] + [{**rows[2], "id": 7}], "id", "the id '2' is 1 times in mine and 0 times in b"),
+            (rows + [{**rows[2], "id": 7}], "id", "the id '7' is 0 times in mine and 1 times in b"),
+            (shuffled[:2] + [{**rows[1], "prompt": "p2 "}], "prompt", "labelled row 2 of mine, by its texts, is 1 times in mine and 0 times in b"),
+            (shuffled[:2] + [{**rows[1], "label": 0}], "id", "the label of labelled row 2 of mine is another there"), (rows[:2], None, "2 labels against 3")):
+        with pytest.raises(ValueError, match=f"mine: the rows of b are not the same: {message}"):
+            columns = (column,) if column else ()
+            won(read("a", rows, *columns), read("b", changed, *columns))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -372,6 +407,27 @@ def test_score_files_as_others_write_them(tmp_path):
     assert part.name == "null" and part.groups["length"] == ["(none)", "0-99"]
 
 
+def test_score_files_in_a_layout_are_read_as_rows_are(tmp_path):
+    """Slices by the category that the rows would have, nested files, labels that the file's name tells."""
+    def of(name, rows, layout, **options):
+        (tmp_path / name).write_text(json.dumps(rows))
+        part, = evaluate.read_scores(tmp_path / name, layout=layout, **options)
+        return part.labels.tolist(), part.groups
+
+    kinds = [{"y": 1, "p": 0.1, "topic": "a"}, {"y": 0, "p": 0.2, "topic": "b"}]
+    assert of("s.json", kinds, "label=y,score=p,category=topic", by=("category", "topic")) == ([1, 0], {"category": ["a", "b"], "topic": ["a", "b"]})
+    harms = [{"category": {"a": True, "b": True, "c": False}, "is_safe": False, "score": 0.9}, {"category": {"a": False}, "is_safe": True, "score": 0.1}]
+    assert of("b.json", harms, "beavertails", by=("category",)) == ([1, 0], {"category": ["a, b", "(none)"]})
+    votes = {f"human_{i}": int(i < 2) for i in range(3)}
+    nested = {"b1": [{**votes, "score": 0.9}], "b2": [{**votes, "score": 0.8}]}
+    assert of("h.json", nested, "harmbench", by=("category",)) == ([1, 1], {"category": ["b1", "b2"]})
+    assert of("benign-behaviors.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")[0] == [0]
+    with pytest.raises(data.DataError, match="o.json: the label of jailbreakbench is told by the file's name"):
+        of("o.json", [{"Goal": "a", "score": 0.5}], "jailbreakbench")
+    with pytest.raises(data.DataError, match="s.json: the layout names no column for the label"):
+        of("s.json", kinds, "label=,score=p")
+
+
 def test_sets_of_needless_refusals_are_known(tmp_path):
     """By name, by layout, by the rows' source; never part of a mean, unless one says that there are none."""
     other = [Row(prompt="y", label=0), Row(prompt="x" * 90, label=1)]
@@ -381,6 +437,8 @@ def test_sets_of_needless_refusals_are_known(tmp_path):
         found = evaluate.score_sets(Lengths(), sets, layout=layout)
         assert [*evaluate.summarise(found, draws=0)["over_refusal"]] == [*sets] and not evaluate.summarise(found, draws=0)["mean"]
         assert [*evaluate.summarise(found, draws=0, over_refusal=())["datasets"]] == [*sets]
+    part, = evaluate.score_sets(Lengths(), {"mine": tmp_path / "v2.csv"}, layout="xstest", by=("type", "id"))       # a column that the layout takes
+    assert part.groups == {"type": ["homonyms", "contrast_homonyms"], "id": ["1", "2"]}
     file = tmp_path / "scores.jsonl"
     file.write_text("".join(f'{{"set": "{name}", "label": {label}, "score": 0.5}}\n' for name in ("xstest", "other") for label in (0, 1)))
     assert [*evaluate.summarise(evaluate.read_scores(file), draws=0)["datasets"]] == ["other"]
@@ -396,17 +454,23 @@ def test_sets_are_told_apart_by_name():
         evaluate.summarise([a, b], baselines={"x": [a]})
     with pytest.raises(ValueError, match="two sets are named a"):
         evaluate.summarise([a, a])
+    with pytest.raises(ValueError, match="a set is named mean, as the average of the sets is"):
+        evaluate.summarise([dataclasses.replace(a, name="mean")])
 
 
 def test_columns_to_slice_by():
     rows = [{"prompt": "a", "label": i, "unsafe-score": 0.5} for i in (0, 1)]
     part, = evaluate.score_sets(Lengths(), {"a": rows}, by=("unsafe-score", "category", "windows"))
     assert part.groups == {"unsafe-score": ["0.5", "0.5"], "category": ["(none)", "(none)"], "windows": ["1", "1"]}
+    part, = evaluate.score_sets(Lengths(), {"a": [{"prompt": "a", "label": 0, "source": 1, "seed": "x"}]}, by=("source", "seed"))
+    assert part.groups == {"source": ["1"], "seed": ["x"]}
     with pytest.raises(ValueError, match="slices by categroy: no row has this column"):
         evaluate.score_sets(Lengths(), {"a": rows}, by=("categroy",))
     for refuses in (partial(evaluate.score_sets, Lengths(), {"a": rows}), partial(evaluate.read_scores, "no.jsonl"), pipeline.EvaluateConfig):
         with pytest.raises(ValueError, match="slices by original_prompt: it is the rows' text"):
             refuses(by=("category", "original_prompt"))
+    with pytest.raises(ValueError, match="slices by question: it is the rows' text"):
+        evaluate.score_sets(Lengths(), {"a": rows}, by=("question",), layout=datasets.Layout(prompt="question"))
     with pytest.raises(data.DataError, match="a, row 1: the column prompt is missing"):
         evaluate.score_sets(Lengths(), {"a": [{"label": 1}]})
     with pytest.raises(data.DataError, match="must return P.unsafe. of each row, 2 numbers"):

@@ -152,7 +152,7 @@ def test_the_whole_experiment(place, capsys):
     # the page, and the plan before the confirming run
     call("analyse")
     page = (bench / "harmaug_small.md").read_text()
-    assert (bench / "harmaug_small.toml").read_text() in page and "12 of 12 runs" in page and "E recovers" in page and "Goal: E - B" in page
+    assert (bench / "harmaug_small.toml").read_text() in page and "12 of 12 runs" in page and "E (7 rows added) recovers" in page and "of the gain of F (16)" in page and "Holm over 2 " in page and "Goal: E - B" in page
     assert "| rows added | generated | 7 | E | 2 |" in page and "| rows added | real | 24 | G | 2 |" in page
     assert "harmaug_small-explore-32.svg" in page and "mean auprc minus B" in (bench / "harmaug_small-explore-32.svg").read_text()
     git = ["git", "-C", str(bench), "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -217,7 +217,7 @@ def test_statistics():
     mean, low, high, p = module.t_test(x)
     known = stats.ttest_1samp(x, 0)
     assert (low, high) == pytest.approx(tuple(known.confidence_interval())) and p == pytest.approx(known.pvalue) and mean == x.mean()
-    assert module.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert module.holm([0.01, 0.04, 0.03], 3) == pytest.approx([0.03, 0.06, 0.06]) and module.holm([0.01, 0.04], 4) == pytest.approx([0.04, 0.12])
     # Fieller covers the ratio of the means about as often as it says
     hits, draws = 0, 400
     for _ in range(draws):
@@ -226,6 +226,21 @@ def test_statistics():
         hits += low <= 0.8 <= high
     assert 0.91 < hits / draws < 0.99
     assert module.ratio_interval([1.0, 2.0, 3.0], [0.1, -0.1, 0.01])[1:] == (-math.inf, math.inf)
+
+
+def test_rows_of_equal_worth(place):
+    """The place of an arm's gain on the curve of real rows that the plan names; none without two points of it."""
+    module = load(BENCHMARKS / "harmaug_small.py")
+    plan = module.Plan(place / "bench" / "harmaug_small.toml")
+
+    def results(**gains):
+        lines = [{"phase": "explore", "size": 32, "arm": arm, "data_seed": seed, "init_seed": 0, "sets": {"one": {"auprc": 0.5 + gain + seed / 100}}}
+                 for arm, gain in {"B": 0.0, **gains}.items() for seed in range(3)]
+        return module.Results(plan, lines, "explore", 32)
+
+    assert module.equal_rows(results(E=0.15, F=0.1, G=0.2), "E", "auprc") == pytest.approx((20, 20, 20, 3))
+    assert module.equal_rows(results(E=0.3, F=0.1, G=0.2), "E", "auprc") == (math.inf, math.inf, math.inf, 3)
+    assert module.equal_rows(results(E=0.05, F=0.1), "E", "auprc")[3] == 0
 
 
 def test_the_notebook_shows_what_is_recorded(monkeypatch):

@@ -240,6 +240,8 @@ def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
         assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training", *training, "--draws", "0", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["datasets"]["desk"]["cohort"]["contamination"]["exact"] == (24 if len(training) > 1 else 0)
     assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training-layout", mapped[1]]) == 2
+    Path("c.toml").write_text(Path("c.toml").read_text().replace("{ desk", "{ mean"))
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "c.toml: [data.evaluation] names a set mean" in capsys.readouterr().err
 
 
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):

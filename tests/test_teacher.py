@@ -151,6 +151,15 @@ def test_a_file_of_scores(tmp_path):
     path.write_text('{"prompt": "a", "label": 1}\n')
     with pytest.raises(DataError, match=r"scores.jsonl, row 1: no unsafe-score"):
         teacher.ScoresTeacher(path)
+    path.write_text('{"prompt": "a", "label": 1, "score": 0.25, "flagged": false}\n')        # what harmaug score writes
+    assert teacher.ScoresTeacher(path).score(["a"]).tolist() == [0.25]
+    for rest, message in (('"unsafe-score": 1', "row 1: no unsafe-score"), ('"label": 0', "row 2: no score"),
+                          ('"score": 2', r"row 2: score must be a number in \[0, 1\], got 2")):
+        with path.open("a") as out:
+            out.write(f'{{"prompt": "b", {rest}}}\n')
+        with pytest.raises(DataError, match=f"scores.jsonl, {message}"):
+            teacher.ScoresTeacher(path)
+        path.write_text(path.read_text().splitlines()[0] + "\n")
     lines = [f'{{"prompt": "{prompt}", "response": "{response}", "unsafe-score": {score}}}\n'
              for prompt, response, score in (("QUJD", "", 0.9), ("qujd", "", 0.1), ("q", "  ", 0.3), ("q", "", 0.6), ("One", "", 0.5))]
     path.write_text("".join(lines))

@@ -67,6 +67,20 @@ def test_ties_at_the_top_are_never_parted():
     assert t.value == 0 and 0.9 < t.threshold <= 1 and t.interval is None
     with pytest.raises(ValueError, match="fpr=0.2: no threshold gives it: 1 safe rows share the highest score, 1"):
         fit_threshold(y, [1, 1, 0.2, 0.1], "fpr=0.2")
+    for s in ([7.5, 3.2, -1, 2], np.float32([7.5, 7.5, -1, 2]), [1e300, 1e20, -1, 2]):       # over 1 there is always a higher threshold
+        for protocol in evaluate.PROTOCOLS:
+            t = fit_threshold(y, s, "fpr=0.2", draws=0, protocol=protocol)
+            assert t.value == 0 == evaluate.metrics(y, s, t.threshold, protocol=protocol)["fpr"]
+
+
+@pytest.mark.parametrize("null", [None, float("nan"), type("NAType", (), {})()])
+def test_null_labels_count_as_the_protocol_says(null):
+    y, s = [0, 1, null, 1, 0], [0.1, 0.7, 0.6, 0.5, 0.2]
+    for protocol, filled in (("default", y[:2] + y[3:]), ("harmaug-2024", [0, 1, 0, 1, 0])):
+        kept = s[:2] + s[3:] if protocol == "default" else s
+        assert fit_threshold(y, s, "fpr=0", draws=9, protocol=protocol) == fit_threshold(filled, kept, "fpr=0", draws=9, protocol=protocol)
+    z, y = [-1.0, 2.0, 9.0, -0.5, 0.25], [0, 1, null, 1, 0]
+    assert thresholds.fit_temperature(y, z) == thresholds.fit_temperature(y[:2] + y[3:], z[:2] + z[3:])
 
 
 def test_the_interval_is_that_of_refitting():
@@ -128,7 +142,8 @@ def test_calibration_keeps_the_order_and_refuses_what_is_no_probability():
             thresholds.calibrate([0.5], t)
 
 
-@pytest.mark.parametrize("y, z, message", [([0, 0, 1], [-2, -1, 3], "separate the rows perfectly"), ([1, 1, 0], [-2, -1, 3], "run against the labels")])
+@pytest.mark.parametrize("y, z, message", [([0, 0, 1], [-2, -1, 3], "separate the rows perfectly"), ([1, 1, 0], [-2, -1, 3], "run against the labels"),
+                                           ([0, 1, 0], [2, 2, 2], "are all the same")])
 def test_temperature_that_does_not_exist(y, z, message):
     with pytest.raises(ValueError, match=message):
         thresholds.fit_temperature(y, z)
