@@ -13,7 +13,7 @@ cut most of them, and are written with the teacher's score.
 The published budget is 5,000 steps of 128 prompts with GPT-2; the default here is 300 steps of 32 prompts of at most 20
 tokens, about an hour on 2 cores. Near-duplicates in the buffer are told by character 5-grams, not by edit distance,
 which is the other departure. A killed run goes on from its last checkpoint when the same command is given again, and
-refuses other settings of the training.
+refuses other settings of the training and another teacher; more --steps leave the reward's warm-up as it was begun.
 Needs `pip install torch peft transformers gguf` beside harmaug.
 """
 from __future__ import annotations
@@ -39,6 +39,7 @@ from harmaug.categories import default_table
 from harmaug.data import Row, iter_rows, write_rows
 from harmaug.filters import jaccard
 from harmaug.generator import CausalLM, Generation
+from harmaug.runs import sha256
 
 AT_ONCE = 64      # rows sampled together when training is over
 NOT_OF_TRAINING = ("out", "data", "evaluation", "rows", "steps")      # arguments that a checkpoint may go on with others of
@@ -160,7 +161,8 @@ class Run:
         self.arguments = arguments
         self.attacker = Attacker(arguments.generator, arguments.tokens, arguments.min_tokens, arguments.rank,
                                  arguments.seed)
-        self.guard = Guard.from_pretrained(arguments.teacher or teacher.standin_folder())
+        folder = models.resolve(arguments.teacher or teacher.standin_folder())
+        self.guard, self.teacher, self.planned = Guard.from_pretrained(folder), sha256(folder), arguments.steps
         self.log_z = torch.nn.Parameter(torch.zeros(()))
         self.adapter = [p for p in self.attacker.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([{"params": self.adapter, "lr": arguments.lr},
@@ -199,8 +201,8 @@ class Run:
                             self.buffer.add(float(log_r[i]), text, ids, float(reference[i]))
                 else:
                     sampled, log_r, reference = self.buffer.draw(arguments.batch, rng, attacker.end)
-                # the reward is sharpened over the first third of the run
-                warm = min(1.0, 3 * self.step / arguments.steps)
+                # the reward is sharpened over the first third of the run, as long as it was to be when it began
+                warm = min(1.0, 3 * self.step / self.planned)
                 target = log_r / (arguments.beta * (2.0 - warm)) + reference
                 loss = ((self.log_z + attacker.log_probs(sampled) - target) ** 2).mean()
                 if not torch.isfinite(loss):
@@ -250,7 +252,7 @@ class Run:
 
     def _save(self) -> None:
         state = {"arguments": self._settings(), "step": self.step, "log_z": self.log_z.detach(), "adapter": [p.detach() for p in self.adapter],
-                 "optimizer": self.optimizer.state_dict(), "buffer": self.buffer.rows}
+                 "optimizer": self.optimizer.state_dict(), "buffer": self.buffer.rows, "teacher": self.teacher, "planned": self.planned}
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         os.replace(part, self.checkpoint)
@@ -262,6 +264,10 @@ class Run:
             if before != value:
                 raise SystemExit(f"{self.checkpoint}: trained with --{name.replace('_', '-')} {before}, not {value}: take it back, or "
                                  "use another --out")
+        if state.get("teacher", self.teacher) != self.teacher:      # an older checkpoint tells neither teacher nor planned
+            raise SystemExit(f"{self.checkpoint}: trained with a teacher of other files (sha256 {state['teacher'][:12]}, now {self.teacher[:12]}): take it "
+                             "back, or use another --out")
+        self.planned = state.get("planned", self.planned)
         with torch.no_grad():
             self.log_z.copy_(state["log_z"])
             for parameter, value in zip(self.adapter, state["adapter"], strict=True):

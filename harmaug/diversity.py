@@ -131,8 +131,13 @@ def cluster(embeddings: ArrayLike, *, eps: float = 0.5, min_samples: int = 5) ->
 
 
 def plane(embeddings: ArrayLike) -> tuple[NDArray[np.float64], list[float]]:
-    """Return the first two principal components of unit-length rows, shape (n, 2), and their shares of the variance."""
+    """Return the first two principal components of unit-length rows, shape (n, 2), and their shares of the variance.
+
+    A ValueError of fewer than two rows or columns, or a number that is not finite.
+    """
     vectors = np.asarray(embeddings, dtype=np.float64)
+    if vectors.ndim != 2 or min(vectors.shape) < 2 or not np.isfinite(vectors).all():
+        raise ValueError(f"plane: embeddings must be finite numbers of at least two rows and columns, got shape {vectors.shape}")
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     vectors -= vectors.mean(0)
     _, sizes, axes = np.linalg.svd(vectors, full_matrices=False)

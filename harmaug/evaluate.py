@@ -394,7 +394,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         Name to a file (see `harmaug.data.iter_rows`) or to rows, as Row or dict.
     protocol : {"default", "harmaug-2024"}
     by : sequence of str
-        Columns to keep for slices: any column of the rows or, where a layout takes it, of the file, "length", bins of
+        Columns to keep for slices: any column of the rows but their text or, where a layout takes it, of the file, "length", bins of
         characters, and "windows" (see `ScoredSet`).
     training : callable, optional
         What `contamination` returns.
@@ -408,7 +408,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     Raises
     ------
     ValueError
-        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that no row has, or a guard
+        For a set without a labelled row, a NaN score (set and row are named), a column of `by` that is text or that no row has, or a guard
         that does not read as the protocol asks.
     """
     from harmaug import engines, runs
@@ -423,7 +423,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     form = _layout(layout)[0]
     fields = {getattr(form, name): name for name in ("prompt", "response", "id", "label", "category")}
     for column in set(by) - {"windows"}:
-        check_column(column, (_value(row, column, fields.get(column)) for *_, rows in read for row in rows))
+        check_column(column, (_value(row, column, fields.get(column)) for *_, rows in read for row in rows), form)
     for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
@@ -456,7 +456,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     ----------
     path : path
     protocol, by
-        As for `score_sets`; columns of `by` may be missing.
+        As for `score_sets`; columns of `by` may be missing, none may be text.
     layout : str or harmaug.datasets.Layout, optional
         Names the score's column and reads the others as `harmaug.datasets.read` does; of a file's label its name may tell.
 
@@ -473,6 +473,8 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     form, said = _layout(layout)
+    for column in by:
+        check_column(column, form=form)
     known = datasets.known_of(path, said) if isinstance(said, str) else {}
     if not (form.label or form.any_of or form.votes or "label" in known):
         raise data.DataError(f"{path}: the layout names no column for the label")
@@ -525,10 +527,16 @@ def _keys(rows: Iterable[tuple[str, Any]]) -> dict[str, Sequence[Any]]:
     return {kind: keys for kind, keys in zip(("id", "texts"), zip(*rows)) if _UNKNOWN not in keys}
 
 
-def check_column(name: str, values: Iterable[str]) -> None:
-    """Raise ValueError for a column to slice by that no row has; `values` are those of all rows."""
+def check_column(name: str, values: Iterable[str] = ("",), form: Any = None) -> None:
+    """Raise ValueError for a column to slice by that no row has, or that holds the rows' text, in the layout `form` too.
+
+    `values` are those of all rows, where they are known.
+    """
     from harmaug.data import COLUMNS
 
+    texts = ("prompt", "response", "context")
+    if name.removeprefix("original_") in (*texts, *(getattr(form, text, None) for text in texts)):
+        raise ValueError(f"slices by {name}: it is the rows' text, which no report shows")
     if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
         raise ValueError(f"slices by {name}: no row has this column")
 

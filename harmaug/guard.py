@@ -246,14 +246,14 @@ class Guard:
                 f"max_length={self.max_length}, long={self.long!r})")
 
     def _repr_html_(self) -> str:
-        from harmaug.report import Table
+        from harmaug.report import Table, shortest
 
         c = self.config
         fitted = f"fitted for {self.thresholds['target']}" if "target" in self.thresholds else "not fitted"
         return Table([["guard", os.fspath(self._adapter or self._folder)],
                       ["model", f"{c['model_type']}, {c['num_hidden_layers']} layers of {c['hidden_size']}, {c['num_labels']} labels"],
                       ["weights", self.encoder.dtype], ["reads", f"{self.max_length} tokens at once; of longer rows: {self.long}"],
-                      ["flags from", f"{self.threshold:.4g} on ({fitted})"], ["temperature", f"{self.temperature:.4g}"]])._repr_html_()
+                      ["flags from", f"{shortest(self.threshold)} on ({fitted})"], ["temperature", f"{self.temperature:.4g}"]])._repr_html_()
 
     # -- scoring --
 

@@ -214,7 +214,7 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
         if config.student == TFIDF:
             from harmaug.integrations.sklearn import TfidfGuard
 
-            TfidfGuard.fit(usable, seed=config.seed).save_pretrained(run / folder)
+            TfidfGuard.fit(usable, seed=config.seed, where=f"{run.path}, rows of stage {name}").save_pretrained(run / folder)
             stage.account({"train": len(usable)}, done=True)
             return _account(stage)
         distiller = Distiller(config)
@@ -455,6 +455,8 @@ class EvaluateConfig(_Table):
         within(self, threshold="in [0, 1]", draws=">= 0", max_length=">= 1")
         one_of("long", self.long, ("windows", "truncate", "error"))
         one_of("protocol", self.protocol, evaluate_module.PROTOCOLS)
+        for column in self.by:
+            evaluate_module.check_column(column)
         for entry in self.baselines:
             if isinstance(entry, str):
                 Baseline(name=entry)
@@ -629,6 +631,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
             _finished(run, "label", None) if config.label is not None else None
             return continual(run, None if config.label is not None else seeds, read_replay(config.continual.replay, folder), config=config.continual,
                              base=config.distil, datasets=held_out, quiet=quiet, **threads)
+        _finished(run, "label", None) if config.label is not None else None
         training = seeds if config.label is None else rows_of(run / LABELLED)
         assert config.evaluate is not None
         for other in baselines:

@@ -6,6 +6,8 @@ notebook, and is what the HTML report holds. Lines differ in dashes as well as i
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +61,11 @@ class Chart:
         Name to a place on the x axis.
     top : float
         Where the y axis ends.
+
+    Raises
+    ------
+    ValueError
+        A bar that is not a finite number of 0 or more, or a mark that is not finite.
     """
 
     title: str
@@ -70,11 +77,17 @@ class Chart:
     marks: Mapping[str, float] = field(default_factory=dict)
     top: float = 1.0
 
+    def __post_init__(self) -> None:
+        for least, pairs in ((0, self.bars), (-math.inf, self.marks.items())):
+            for name, value in pairs:
+                if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < least:
+                    raise ValueError(f"{self.title}: {name} must be a finite number{'' if least else ' >= 0'}, got {value!r}")
+
     def shapes(self) -> dict[str, Any]:
         """Return what the SVG template draws, in its pixels."""
         if self.bars:
             most, height = max((value for _, value in self.bars), default=0) or 1, len(self.bars) * _BAR + 8
-            bars = [{"name": name, "value": f"{value:,.0f}", "y": 4 + i * _BAR, "width": round(190 * value / most, 1)}
+            bars = [{"name": name, "value": _count(value), "y": 4 + i * _BAR, "width": round(190 * (value / most), 1)}
                     for i, (name, value) in enumerate(self.bars)]
             return {"title": self.title, "width": _WIDTH, "height": height, "bars": bars}
         wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
@@ -111,11 +124,11 @@ class Chart:
             raise ImportError("a figure needs matplotlib: pip install 'harmaug[plot]'") from None
         figure = Figure(figsize=(5.2, 4), layout="constrained")
         axes = figure.subplots()
-        axes.set_title(self.title)
+        axes.set_title(_literal(self.title))
         if self.bars:
-            shown = axes.barh([name for name, _ in self.bars], [value for _, value in self.bars], color="#9db8cf",
+            shown = axes.barh([_literal(name) for name, _ in self.bars], [value for _, value in self.bars], color="#9db8cf",
                               edgecolor="black")
-            axes.bar_label(shown, padding=3)
+            axes.bar_label(shown, labels=[_count(value) for _, value in self.bars], padding=3)
             axes.invert_yaxis()
             return figure
         for i, one in enumerate(self.series):
@@ -123,17 +136,17 @@ class Chart:
             style: Any = (0, tuple(map(float, dash.split()))) if dash else "solid"
             colour = COLOURS[i % len(COLOURS)]
             if one.marker:
-                axes.scatter(one.x, one.y, label=one.name, color=colour, marker=one.marker, s=18, alpha=0.7)
+                axes.scatter(one.x, one.y, label=_literal(one.name), color=colour, marker=one.marker, s=18, alpha=0.7)
                 continue
-            axes.plot(one.x, one.y, label=one.name, color=colour, linestyle=style, marker="o" if one.dots else None)
+            axes.plot(one.x, one.y, label=_literal(one.name), color=colour, linestyle=style, marker="o" if one.dots else None)
             if one.low is not None and one.high is not None:
                 axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
         if self.diagonal:
             axes.plot([0, 1], [0, self.top], color="grey", linewidth=0.8)
         for name, place in self.marks.items():
             axes.axvline(place, color="black", linewidth=0.8)
-            axes.annotate(name, (place, self.top), rotation=90, va="top", ha="right", fontsize="small")
-        axes.set(xlabel=self.x_label, ylabel=self.y_label, xlim=(0, 1), ylim=(0, self.top))
+            axes.annotate(_literal(name), (place, self.top), rotation=90, va="top", ha="right", fontsize="small")
+        axes.set(xlabel=_literal(self.x_label), ylabel=_literal(self.y_label), xlim=(0, 1), ylim=(0, self.top))
         if any(one.marker for one in self.series):     # no corner is free of points
             figure.legend(fontsize="small", loc="outside lower center", ncols=3)
         else:
@@ -178,10 +191,15 @@ def pr_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: in
     seed : int, default 0
         Of the draws.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        Of rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
+        Of no rows, rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
     """
     def curve(tps: Floats, fps: Floats) -> Floats:
         best = np.maximum.accumulate((tps / np.maximum(tps + fps, 1e-300))[::-1])[::-1]
@@ -207,10 +225,15 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: i
     seed : int, default 0
         Of the draws.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        Of rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
+        Of no rows, rows of one class only, not of one length, a label other than 0 and 1, or a score that is not finite.
     """
     def curve(tps: Floats, fps: Floats) -> Floats:
         tps, fps = np.append(0.0, tps), np.append(0.0, fps)
@@ -231,10 +254,15 @@ def distribution(labels: ArrayLike, scores: ArrayLike) -> Chart:
     scores : array-like of float, shape (n,)
         P(unsafe), in [0, 1].
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+        No rows, not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
     """
     y, s = _shares(labels, scores)
     edges = np.linspace(0, 1, 21)
@@ -259,10 +287,15 @@ def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
     scores : array-like of float, shape (n,)
         P(unsafe), in [0, 1].
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+        No rows, not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
     """
     y, s = _shares(labels, scores)
     bins = evaluate._bin(s)
@@ -279,7 +312,9 @@ def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
 
 @Plot
 def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None) -> Chart:
-    """Precision, recall, F1 and false-positive rate over the threshold; a score equal to it is flagged.
+    """Precision, recall, F1 and false-positive rate over the threshold; a score equal to it, in the scores' own dtype, is flagged.
+
+    Recall and F1 are left out where no row is unsafe, the false-positive rate where none is safe.
 
     Parameters
     ----------
@@ -288,20 +323,27 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
     scores : array-like of float, shape (n,)
         P(unsafe), in [0, 1].
     marks : mapping of str to float, optional
-        Thresholds in use, by name.
+        Thresholds in use, by name; finite.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
 
     Raises
     ------
     ValueError
-        Not of one length, a label other than 0 and 1, or a score outside [0, 1]; the message names the row.
+        No rows, not of one length, a label other than 0 and 1, a score outside [0, 1] (the message names the row), or a mark that is not finite.
     """
-    y, s = _shares(labels, scores)
-    flagged = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID] for label in (1, 0)], dtype=np.float64)
-    tp, fp = flagged
-    positives, negatives = max(int(y.sum()), 1), max(int((y == 0).sum()), 1)
+    y, wide = _shares(labels, scores)
+    own = np.asarray(scores)
+    s = own if own.dtype.kind == "f" else wide
+    tp, fp = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID.astype(s.dtype)] for label in (1, 0)], dtype=np.float64)
+    positives, negatives = (int(np.sum(y == label)) or math.nan for label in (1, 0))        # NaN where there is none
     lines = {"recall": tp / positives, "precision": np.divide(tp, tp + fp, out=np.full(len(tp), np.nan), where=tp + fp > 0),
-             "F1": 2 * tp / np.maximum(tp + fp + positives, 1), "FPR": fp / negatives}
-    series = [Series(name=name, x=_GRID[~np.isnan(y_)], y=y_[~np.isnan(y_)]) for name, y_ in lines.items()]
+             "F1": 2 * tp / (tp + fp + positives), "FPR": fp / negatives}
+    known = {name: ~np.isnan(values) for name, values in lines.items()}
+    series = [Series(name=name, x=_GRID[here], y=lines[name][here]) for name, here in known.items() if here.any()]
     return Chart(title="Thresholds", x_label="threshold", y_label="", series=series, marks=marks or {})
 
 
@@ -314,10 +356,15 @@ def funnel(counts: Mapping[str, float], title: str = "Yield") -> Chart:
     counts : mapping of str to number
     title : str, default "Yield"
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        There are none.
+        There are none, or one is not a finite number of 0 or more.
     """
     if not counts:
         raise ValueError("funnel: no counts")
@@ -340,26 +387,34 @@ def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequenc
     most : int, default 2000
         Texts that are drawn at most, evenly spread.
 
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Of `chart`, a Chart.
+
     Raises
     ------
     ValueError
-        No texts, not of one length, a place that is not finite, or `most` below 1.
+        No texts, not of one length, a place that is not finite, a cluster that is not a whole number, or `most` below 1.
     """
-    groups = np.asarray(cluster, dtype=np.int64)
+    groups = np.asarray(cluster)
     places = [np.asarray(values, dtype=np.float64) for values in (x, y)]
     if groups.ndim != 1 or not len(groups) or any(values.shape != groups.shape for values in places):
         shapes_of = ", ".join(str(values.shape) for values in (*places, groups))
         raise ValueError(f"diversity_map: x, y and cluster must be of one length, at least 1; their shapes are {shapes_of}")
     if not all(np.isfinite(values).all() for values in places):
         raise ValueError("diversity_map: a place is not finite")
+    if groups.dtype.kind not in "iuf" or not (groups == np.trunc(groups)).all() or not np.isfinite(groups).all():
+        raise ValueError("diversity_map: a cluster is not a whole number")
     if most < 1:
         raise ValueError(f"diversity_map: most must be >= 1, got {most}")
-    places = [(values - values.min()) / max(float(np.ptp(values)), 1e-12) for values in places]
+    places = [(values - values.min()) / max(float(np.ptp(values)), 1e-12) for values in (half / 2 for half in places)]      # no overflow
     shown = np.zeros(len(groups), dtype=np.bool_)
     shown[np.arange(0, len(groups), max(1, -(-len(groups) // most)))] = True
-    sizes = np.bincount(groups[groups >= 0], minlength=1)
-    named, shapes = np.argsort(-sizes, kind="stable")[:len(MARKERS) - 2], list(MARKERS)
-    parts = [(f"cluster {i + 1} ({sizes[n]} texts)", groups == n) for i, n in enumerate(named) if sizes[n]]
+    found, sizes = np.unique(groups[groups >= 0], return_counts=True)
+    largest, shapes = np.argsort(-sizes, kind="stable")[:len(MARKERS) - 2], list(MARKERS)
+    named = found[largest]
+    parts = [(f"cluster {i + 1} ({size} texts)", groups == n) for i, (n, size) in enumerate(zip(named, sizes[largest]))]
     parts += [("smaller clusters", (groups >= 0) & ~np.isin(groups, named)), ("in none", groups < 0)]
     markers = [*shapes[:len(parts) - 2], *shapes[-2:]]
     series = [Series(name=name, x=places[0][here & shown], y=places[1][here & shown], marker=marker)
@@ -367,6 +422,15 @@ def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequenc
     labels = [f"principal component {i + 1}" + (f" ({100 * value:.0f} % of the variance)" if value is not None else "")
               for i, value in enumerate([*share, None, None][:2])]
     return Chart(title="Diversity map", x_label=labels[0], y_label=labels[1], series=series)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def _literal(text: str) -> str:
+    """A text as matplotlib shows it without taking it for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _shares(labels: ArrayLike, scores: ArrayLike) -> tuple[evaluate.Labels, Floats]:

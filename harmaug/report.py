@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from harmaug.data import DataError, Row, atomic_file, columns_of_stream, read_object
 
@@ -23,6 +24,7 @@ _NOTICE = ("The rows of this run were invented by a language model and many are 
            "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
            "only safeguard.")
 _BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
+_OPEN, _WIDE = 50, 80   # lines of a table of slices, and characters of a value, above which it stands behind a click
 _DIVERSITY = {
     "distinct_1": "distinct words", "distinct_2": "distinct pairs of words", "self_bleu": "self-BLEU (lower is more diverse)",
     "nearest_seed": "mean similarity to the nearest seed row (5-gram Jaccard)",
@@ -30,17 +32,22 @@ _DIVERSITY = {
     "noise": "share of texts in no cluster", "clusters_of": "texts that were clustered", "clusters_by": "their encoder",
     "clusters_note": "no clusters"}
 _NOT_DROPPED = ("done", "tokens", "kept", "refusal", "compliance", "seeds_blocked")      # counts of an account; what is kept has kinds, and seeds were not asked for
+_TURNS = {code: f"[U+{code:X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}     # Unicode's explicit bidirectional formatting
 _LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page: sentences, charts, tables, texts behind a click, and row texts behind a click and a warning."""
+    """A part of the page: sentences, charts, tables, texts behind a click, and row texts behind a click and a warning.
+
+    Tables of `folded` stand behind a click.
+    """
 
     heading: str
     notes: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Sequence[Sequence[Any]]] = ()
+    folded: Sequence[Sequence[Sequence[Any]]] = ()
     files: Sequence[tuple[str, str]] = ()
     rows: Sequence[Mapping[str, Any]] = ()
 
@@ -69,7 +76,7 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     """
     shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
     parts = [{"heading": part.heading, "notes": part.notes, "charts": [chart.shapes() for chart in part.charts],
-              "tables": part.tables, "files": part.files, "rows": _lines(part.rows)} for part in sections]
+              "tables": part.tables, "folded": part.folded, "files": part.files, "rows": _lines(part.rows)} for part in sections]
     page = _templates().page(title, notes, parts, _lines(rows), shown)
     with atomic_file(path) as file:
         file.write(page.encode("utf-8", "replace"))
@@ -85,7 +92,8 @@ def _templates() -> Any:
     """The macros of the page, with everything that they show escaped."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     finalize=lambda value: value.translate(_TURNS) if type(value) is str else value)
     environment.filters["plain"] = _plain
     source = (resources.files("harmaug") / "data" / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source, globals={"notice": _NOTICE}).module
@@ -123,12 +131,12 @@ def measures_table(report: Mapping[str, Any]) -> Table:
                ("ECE", "ece")]
     lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
     notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
-             f"{report['threshold']:g}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+             f"{shortest(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
     if "fitted" in report:
         found = report["fitted"]
-        low, high = found["interval"] or (None, None)
-        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {found['threshold']:.4f} "
-                     f"({_plain(low)} .. {_plain(high)}), temperature {found['temperature']:.3f}"
+        low, high = (shortest(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
+        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {shortest(found['threshold'])} "
+                     f"({low} .. {high}), temperature {found['temperature']:.3f}"
                      + (f"; {found['note']}" if "note" in found else ""))
     parts = [*report["datasets"].items()]
     if len(parts) > 1:
@@ -138,7 +146,7 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         lines.append([name, *(entry.get(key) for _, key in columns)])
         fitted = entry.get("at_fitted_threshold")
         if fitted:
-            lines.append([f"{name}, at {fitted['threshold']:.3f} (fitted)", *(fitted.get(key) for _, key in columns)])
+            lines.append([f"{name}, at {shortest(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
@@ -175,8 +183,22 @@ def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
     tables = [(f"Measures: {name}", Table(lines)) for name, lines in metrics.get("tables", {}).items()]
     tables += [("Measures", measures_table(metrics))] if "datasets" in metrics else []
     for heading, table in tables:
-        files = [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
-        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=files)
+        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=_files(table))
+
+
+def _files(table: Table) -> list[tuple[str, str]]:
+    return [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
+
+
+def shortest(threshold: float, scores: Any = None) -> str:
+    """Return a threshold in the fewest digits, from three on, that flag the same scores as float32 and as float64; None: any of its own dtype."""
+    texts = (f"{threshold:.{n}g}" for n in range(3, 18))
+    with np.errstate(over="ignore"):        # scores of any range
+        if scores is None:
+            own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
+            scores = np.array([np.nextafter(own, -np.inf), own])
+        both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
+        return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
 
 
 def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
@@ -197,7 +219,8 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                   plots.calibration.chart(y, s)] if within else []
         charts += [plots.pr_curve.chart(y, s, draws=draws), plots.roc_curve.chart(y, s, draws=draws)] if both else []
         lines: list[list[Any]] = [["target", "threshold", "95 % interval", "recall", "precision", "FPR", "F1"]]
-        notes = ["What thresholds would do on these rows. Fit yours on validation rows: harmaug evaluate --fit-threshold."]
+        notes = ["What thresholds would do on these rows. Fit yours on validation rows: harmaug evaluate --fit-threshold."
+                 if both else f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"]
         for target in ("f1", "fpr=0.01", "fpr=0.05", "recall=0.9", "recall=0.95") if both else ():
             try:
                 fitted = fit_threshold(y, s, target, draws=draws)
@@ -205,10 +228,15 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                 notes.append(str(error))
                 continue
             at = _metrics(y, s, fitted.threshold)
-            lines.append([target, fitted.threshold, fitted.interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
+            interval = " .. ".join(shortest(bound, s) for bound in fitted.interval) if fitted.interval else None
+            lines.append([target, shortest(fitted.threshold, s), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
-        tables += [table.lines for table in slices_tables("", entry)]
-        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes if both else [], charts=charts, tables=tables)
+        files = _files(Table(lines)) if tables else []
+        folded: list[list[list[Any]]] = []
+        for table in slices_tables("", entry):
+            long = len(table.lines) > _OPEN or max(len(line[0]) for line in table.lines) > _WIDE
+            (folded if long else tables).append(table.lines)
+        yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes, charts=charts, tables=tables, folded=folded, files=files)
 
 
 def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
@@ -329,7 +357,8 @@ class Table:
 
     def to_latex(self) -> str:
         """Return a tabular environment with the rules of booktabs."""
-        head, *body = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
+        texts = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
+        head, *body = ("{}" + text if text.startswith(("[", "*")) else text for text in texts)      # else an option of the rule or line above
         columns = "l" + "r" * (len(self.lines[0]) - 1)
         return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
                           r"\end{tabular}", ""])
@@ -370,7 +399,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), " ".join(text.split()))
 
 
 def _plain(value: Any) -> str:

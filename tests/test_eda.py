@@ -163,6 +163,9 @@ def test_clusters_and_their_map(tmp_path, monkeypatch):
     assert diversity.clusters(texts) == (about, shown) and diversity.clusters(["a"])[0]["clusters_note"] == "fewer than three texts"
     monkeypatch.undo()
     assert "clusters_note" in diversity.clusters(texts, tmp_path / "none")[0]
+    for few in ([[1.0, 2, 3]], np.zeros((0, 3)), [[1.0], [2.0]], [[1, np.nan], [1, 2]]):
+        with pytest.raises(ValueError, match=r"plane: embeddings must be finite numbers of at least two rows and columns, got shape \("):
+            diversity.plane(few)
 
 
 def test_neighbours_clusters_and_summary():

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, bit for bit; the bootstrap against its definition; protocols, cohorts, score files."""
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from harmaug import data, datasets, evaluate
+from harmaug import data, datasets, evaluate, pipeline
 from harmaug.data import Row
 
 SK = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score, "accuracy": sk.accuracy_score}
@@ -465,6 +466,11 @@ def test_columns_to_slice_by():
     assert part.groups == {"source": ["1"], "seed": ["x"]}
     with pytest.raises(ValueError, match="slices by categroy: no row has this column"):
         evaluate.score_sets(Lengths(), {"a": rows}, by=("categroy",))
+    for refuses in (partial(evaluate.score_sets, Lengths(), {"a": rows}), partial(evaluate.read_scores, "no.jsonl"), pipeline.EvaluateConfig):
+        with pytest.raises(ValueError, match="slices by original_prompt: it is the rows' text"):
+            refuses(by=("category", "original_prompt"))
+    with pytest.raises(ValueError, match="slices by question: it is the rows' text"):
+        evaluate.score_sets(Lengths(), {"a": rows}, by=("question",), layout=datasets.Layout(prompt="question"))
     with pytest.raises(data.DataError, match="a, row 1: the column prompt is missing"):
         evaluate.score_sets(Lengths(), {"a": [{"label": 1}]})
     with pytest.raises(data.DataError, match="must return P.unsafe. of each row, 2 numbers"):

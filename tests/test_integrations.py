@@ -161,7 +161,8 @@ def test_tfidf_is_scikit_learns_and_a_folder_of_numbers(tmp_path):
     guard.save_pretrained(tmp_path / "guard")
     np.testing.assert_array_equal(TfidfGuard.from_pretrained(tmp_path / "guard").score([row.prompt for row in ROWS], [row.response for row in ROWS]), scores)
     np.testing.assert_array_equal(as_teacher(tmp_path / "guard").score(["steal bread"]), guard.score(["steal bread"]))
-    for rows, message in ((ROWS[1::2], "one class only, every row is unsafe"), ([Row(prompt="a")], "row 1: neither a label")):
+    for rows, message in ((ROWS[1::2], "one class only, every row is unsafe"), ([Row(prompt="a")], "row 1: neither a label"),
+                          ([Row(prompt="a", label=0), Row(prompt="?", label=1)], "TF-IDF's rows: none of the 2 holds a word")):
         with pytest.raises(DataError, match=message):
             TfidfGuard.fit(rows)
     assert guard.score([]).shape == (0,) and guard.score(["words never seen"]).shape == (1,)

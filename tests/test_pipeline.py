@@ -191,6 +191,15 @@ def test_baselines_by_one_line(folder, tiny, capsys):
     assert cli.main(["run", "alone.toml", "--out", "alone", "--quiet"]) == 2 and "the baseline plain is the student itself" in capsys.readouterr().err
 
 
+def test_what_a_stage_lacks_is_said(folder, tiny, capsys):
+    Path("seed.jsonl").write_text("".join(json.dumps({"prompt": "a b", "label": i % 2}) + "\n" for i in range(4)))
+    text = '[data]\nseed = ["seed.jsonl"]\nevaluation = { held_out = "test.jsonl" }\n[distil]\nstudent = "tfidf"\n'
+    Path("c.toml").write_text(text)
+    assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "r, rows of stage distil: none of the 4 holds a word of two letters" in capsys.readouterr().err
+    Path("c.toml").write_text(f'{text}[label]\nteacher = "{tiny[1]}"\n[evaluate]\n')
+    assert cli.main(["evaluate", "c.toml", "--out", "other"]) == 2 and "other: stage label is not run; run `harmaug label" in capsys.readouterr().err
+
+
 def test_the_baseline_of_changed_words(folder, monkeypatch, capsys):
     """Its table is looked for before anything is trained; variants near an evaluation row are left out."""
     monkeypatch.setattr(eda, "WORDNET", folder / "nowhere")

@@ -58,15 +58,44 @@ def test_other_charts():
     ("threshold_curves", ([0, 1], [0.5, 1.5]), "row 1: score 1.5"), ("funnel", ({},), "no counts"),
     ("diversity_map", ([], [], []), r"at least 1; their shapes are \(0,\)"), ("diversity_map", ([1, 2], [1], [0, 0]), r"of one length.* \(2,\), \(1,\), \(2,\)"),
     ("diversity_map", ([1, np.nan], [1, 2], [0, 0]), "not finite"),
+    ("diversity_map", ([1, 2], [1, 2], np.array([0, np.nan])), "a cluster is not a whole number"),
+    *(("funnel", ({"kept": value},), "Yield: kept must be a finite number >= 0, got ") for value in (np.nan, np.inf, None, -1)),
 ])
 def test_what_cannot_be_drawn_is_said(name, data, says):
     with pytest.raises(ValueError, match=says):
         getattr(plots, name).chart(*data)
 
 
+@pytest.mark.parametrize("place", [np.nan, None])
+def test_a_mark_is_a_number(place):
+    with pytest.raises(ValueError, match="Thresholds: in use must be a finite number, got "):
+        plots.threshold_curves.chart([0, 1], [0.1, 0.9], marks={"in use": place})
+
+
+@pytest.mark.parametrize("label, missing", [(0, {"recall", "F1"}), (1, {"FPR"})])
+def test_what_does_not_exist_is_not_drawn(label, missing):
+    assert {one.name for one in plots.threshold_curves.chart([label] * 3, [0.1, 0.5, 0.9]).series} == {"recall", "precision", "F1", "FPR"} - missing
+
+
+def test_a_threshold_is_compared_in_the_dtype_of_the_scores():
+    assert plots.threshold_curves.chart([1, 0], np.float32([0.7, 0.1])).series[0].y[70] == 1
+
+
+def test_bars_and_maps_of_unusual_input(tmp_path):
+    shown = plots.funnel.chart({"share": 0.25, "$\\frac$": 1234.0}, "cost $\\x$")
+    assert [bar["value"] for bar in shown.shapes()["bars"]] == ["0.25", "1,234"]
+    shown.figure().savefig(tmp_path / "x.png")      # a dollar begins no formula
+    groups = np.zeros(101, np.int64)
+    groups[1] = 10 ** 12
+    lines = plots.diversity_map.chart(np.arange(101), np.arange(101), groups, most=50)
+    assert "h34" not in lines._repr_html_() and [one.name for one in lines.series] == ["cluster 1 (100 texts)", "cluster 2 (1 texts)"]
+    assert "nan" not in plots.diversity_map.chart([0, 1e308], [-1e308, 1e308], [0, 1])._repr_html_()
+
+
 def test_a_plot_tells_its_parameters():
     assert str(inspect.signature(plots.pr_curve)).endswith("draws: 'int' = 200, seed: 'int' = 0) -> 'matplotlib.figure.Figure'")
     assert "labels : array-like" in plots.pr_curve.__doc__
+    assert all("Returns\n" in found.__doc__ and "Raises\n" in found.__doc__ for found in vars(plots).values() if isinstance(found, plots.Plot))
 
 
 @pytest.mark.parametrize("name, data", [("pr_curve", sample()), ("roc_curve", sample()), ("distribution", sample()), ("calibration", sample()),
@@ -91,7 +120,8 @@ def test_the_page_of_a_run(tmp_path):
     with RunFolder(run):
         pass
     y, s = sample()
-    part = evaluate.ScoredSet(name="mine", labels=y, scores=s, groups={"category": ["a", "b", "c"] * 100},
+    groups = {"category": ["a", "b", "c"] * 100, "source": [f"s{i % 60}" for i in range(300)], "id": ["x" * (81 + i % 2) for i in range(300)]}
+    part = evaluate.ScoredSet(name="mine", labels=y, scores=s, groups=groups,
                               cohort={"file": None, "sha256": None, "n_unlabelled": 0})
     safe = evaluate.ScoredSet(name="safe", labels=np.zeros(3, np.int8), scores=np.array([0.1, 0.2, 0.9]), cohort=part.cohort)
     report = evaluate.summarise([part, safe], draws=20, fitted=0.4)
@@ -103,9 +133,10 @@ def test_the_page_of_a_run(tmp_path):
     data.write_json(run / "run.json", info)
     page = report_run(run).read_text()
     outside = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    assert "by category" in outside and ">s59<" not in outside and ">xxx" not in outside and page.count(">s59<") == 1
     assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
     assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
-    assert "over-refusal: safe" in page and "\\begin{tabular}" in page and "mine,300," in page
+    assert "over-refusal: safe" in page and ">all 3 rows are safe</li>" in page and "\\begin{tabular}" in page and "mine,300," in page
     assert "No stage has run yet" not in page and ">refusal<" not in page.split("asked, dropped, kept")[1].split("</svg>")[0]
     # a killed run leaves a torn line; a damaged one is named
     whole = (run / "labelled.jsonl").read_text()
@@ -115,7 +146,7 @@ def test_the_page_of_a_run(tmp_path):
     with pytest.raises(data.DataError, match="labelled.jsonl, line 11"):
         report_run(run)
     (run / "labelled.jsonl").write_text(whole)
-    for broken in ('{"datasets": 3}', '{"datasets": {"a": {}}}'):
+    for broken in ('{"datasets": 3}', '{"notes": 5}', '{"datasets": {"a": {}}}'):
         (run / "metrics.json").write_text(broken)
         with pytest.raises(ValueError, match="is damaged"):
             report_run(run)
@@ -126,6 +157,7 @@ def test_tables_as_csv_and_latex():
     assert table.to_csv() == 'set,F1 & more\na_b,0.123456789\n"c,d",\ne,0.100 .. 0.250\n'
     assert table.to_latex().splitlines() == ["\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
                                              "e & 0.100 .. 0.250 \\\\", "\\bottomrule", "\\end{tabular}"]
+    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[4:6] == ["{}[dev] set \\\\", "{}* a b \\\\"]
     y, s = sample()
     report = evaluate.summarise([evaluate.ScoredSet(name="a", labels=y, scores=s)], draws=0)
     assert measures_table(report).lines[1][0] == "a"

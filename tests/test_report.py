@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from test_guard import write
 
-from harmaug import evaluate, report, runs, teacher
+from harmaug import evaluate, report, runs, teacher, thresholds
 from harmaug.data import Row, write_rows
 from harmaug.guard import Guard
 from harmaug.plots import Chart, Series
 from harmaug.report import HiddenRows, Section, Table, write_report
 
 HOSTILE = "</details><script>alert(1)</script>\u202e"
+SHOWN = HOSTILE.replace("\u202e", "[U+202E]")     # else it would turn what stands around it
 
 
 class Page(HTMLParser):
@@ -53,7 +54,7 @@ def test_hidden_rows_tell_no_text_but_on_a_click() -> None:
     assert repr(rows) == str(rows) == "<4 rows, text hidden>"
     page = Page(rows._repr_html_())
     assert "script" not in page.tags
-    assert HOSTILE not in page.seen and page.hidden.count(HOSTILE) == 8
+    assert SHOWN not in page.seen and page.hidden.count(SHOWN) == 8
     assert repr(HiddenRows([])) == "<0 rows, text hidden>"
     assert "No rows" in HiddenRows([])._repr_html_()
 
@@ -67,9 +68,29 @@ def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert "script" not in page.tags
-    assert "row " + HOSTILE not in page.seen and "row " + HOSTILE in page.hidden
+    assert "row " + SHOWN not in page.seen and "row " + SHOWN in page.hidden and "\u202e" not in text
+    assert not re.findall(r"<(?:td|th|li|p|h1)>", text) and "overflow-wrap: anywhere }\n" in text    # each in its own direction; no name widens the page
     assert not re.search(r"(?:src|href)\s*=", text)     # self-contained
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    for shift, dtype in ((9, np.float32), (-9, np.float32), (0, np.float64), (14, np.float64)):
+        s = (1 / (1 + np.exp(-(rng.normal(shift, 1, 400) + 1.2 * y)))).astype(dtype)
+        for threshold in thresholds.fit_threshold(y, s, draws=0).threshold, float(np.sort(s)[150]):
+            text = report.shortest(threshold, s)
+            assert all(np.array_equal(s >= kind(text), s >= kind(threshold)) for kind in (dtype, np.float64))
+            assert np.float32(report.shortest(threshold)) == np.float32(threshold)
+        part = evaluate.ScoredSet(name="mine", labels=y, scores=s)
+        write_rows(tmp_path / "scores.jsonl", part.lines())
+        section, = report._sets(tmp_path, {})
+        lines = section.tables[0]
+        assert all(evaluate.metrics(y, s, float(line[1]))["f1"] == line[6] for line in lines[1:]) and lines[1][1] + "," in section.files[0][1]
+    assert report.shortest(-1e300, np.array([-2e300, 0, 1e300])) == "-1e+300" == report.shortest(-1e300)
+    found = report.measures_table(evaluate.summarise([part], threshold=0.5, fitted=1 - 2 ** -20, draws=0))
+    assert found.lines[2][0] == "mine, at 0.999999046 (fitted)" and ">= 0.5;" in found.notes[0]
 
 
 def test_labels_in_doubt_are_those_that_the_audit_counts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harmaug.data import Row, read_object, require_labels, write_json
+from harmaug.data import DataError, Row, read_object, require_labels, write_json
 from harmaug.inputs import rows_of
 
 __all__ = ["FILE", "TfidfGuard"]
@@ -34,13 +34,16 @@ class TfidfGuard:
         self._vectorizer.idf_ = idf
 
     @classmethod
-    def fit(cls, rows: Sequence[Row], *, seed: int = 0) -> TfidfGuard:
-        """Fit on rows with a hard label (see `Row.hard_label`), of both classes."""
+    def fit(cls, rows: Sequence[Row], *, seed: int = 0, where: str = "TF-IDF's rows") -> TfidfGuard:
+        """Fit on rows with a hard label (see `Row.hard_label`), of both classes; errors call them `where`."""
         from sklearn.linear_model import LogisticRegression
 
-        require_labels(rows, "TF-IDF's rows")
+        require_labels(rows, where)
         vectorizer = _sklearn().TfidfVectorizer(**_SETTINGS)
-        features = vectorizer.fit_transform([_text(row.prompt, row.response) for row in rows])
+        try:
+            features = vectorizer.fit_transform([_text(row.prompt, row.response) for row in rows])
+        except ValueError:
+            raise DataError(f"{where}: none of the {len(rows)} holds a word of two letters") from None
         model = LogisticRegression(max_iter=1000, class_weight="balanced", random_state=seed)
         model.fit(features, [row.hard_label for row in rows])
         return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_, model.coef_[0], float(model.intercept_[0]))

@@ -1,4 +1,5 @@
 """examples/gfn_attacker.py: its probabilities are the native decoder's, and a run that was cut short goes on."""
+import argparse
 import importlib.util
 import json
 import sys
@@ -62,3 +63,24 @@ def test_a_run_goes_on_from_its_checkpoint(example, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--seed", "1"])
     with pytest.raises(SystemExit, match="checkpoint.pt: trained with --seed 0, not 1"):
         example.main()
+
+
+def test_a_checkpoint_keeps_its_warm_up_and_its_teacher(example, tmp_path):
+    def run(steps, teacher):
+        made = example.Run.__new__(example.Run)
+        made.arguments, made.checkpoint = argparse.Namespace(steps=steps), tmp_path / "checkpoint.pt"
+        made.log_z, made.adapter, made.buffer = torch.nn.Parameter(torch.zeros(())), [], example.Buffer(1, 0.5)
+        made.optimizer, made.step, made.teacher, made.planned = torch.optim.AdamW([made.log_z]), 100, teacher, steps
+        return made
+
+    run(300, "a" * 64)._save()
+    longer = run(3000, "a" * 64)
+    longer._load()
+    assert longer.planned == 300
+    with pytest.raises(SystemExit, match=r"trained with a teacher of other files \(sha256 aaaaaaaaaaaa, now bbbbbbbbbbbb\)"):
+        run(300, "b" * 64)._load()
+    state = torch.load(longer.checkpoint)
+    torch.save({name: state[name] for name in state if name not in ("teacher", "planned")}, longer.checkpoint)
+    before = run(3000, "b" * 64)        # an older one is taken as it is
+    before._load()
+    assert before.planned == 3000 and before.step == 100
