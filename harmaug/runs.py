@@ -169,12 +169,9 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         self.close()
 
 
-class _Entry(msgspec.Struct, kw_only=True):
-    """What is relied on in a stage's entry of run.json."""
+class _Told(msgspec.Struct, kw_only=True):
+    """What is relied on in a stage's entry of run.json by who reads about it."""
 
-    config: dict[str, Any]
-    inputs: dict[str, Any]
-    made_by: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
     done: bool = False
     account: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     seconds: float | msgspec.UnsetType = msgspec.UNSET
@@ -182,6 +179,14 @@ class _Entry(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         if self.done and msgspec.UNSET in (self.account, self.seconds):
             raise ValueError("a stage that is done lacks its account or seconds")
+
+
+class _Entry(_Told, kw_only=True):
+    """And by who goes on with it."""
+
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    made_by: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
 
 
 class _Begun(msgspec.Struct, kw_only=True):
@@ -195,8 +200,12 @@ class _Begun(msgspec.Struct, kw_only=True):
 
 class _Info(msgspec.Struct, kw_only=True):
     schema_version: int
-    stages: dict[str, _Entry]
+    stages: Mapping[str, _Told]
     config: _Begun | None = None
+
+
+class _Resumable(_Info, kw_only=True):
+    stages: Mapping[str, _Entry]
 
 
 class Stage:
@@ -261,7 +270,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
                     file.write(_NOTICE.encode())
             begun = (self.path / "run.json").exists()
             new = {"schema_version": SCHEMA_VERSION, "machine": machine(), "stages": {}}
-            self.info = read_info(self.path) if begun else new
+            self.info = read_info(self.path, _Resumable) if begun else new
         except BaseException:
             self.close()
             raise
@@ -368,7 +377,7 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
         return lock
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path, kind: type[_Info] = _Info) -> dict[str, Any]:
     """Return what run.json of a folder holds; a RunError names it when it is damaged."""
     path = folder / "run.json"
     try:
@@ -376,7 +385,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         version = info.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise RunError(f"{path}: schema_version {version}, this version reads {SCHEMA_VERSION}")
-        msgspec.convert(info, _Info)
+        msgspec.convert(info, kind)
     except FormatError:
         raise RunError(f"{path}: damaged; the rows beside it are whole") from None
     except msgspec.ValidationError as error:
