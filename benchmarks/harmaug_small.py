@@ -704,6 +704,7 @@ def curves(plan: Plan, results: Results) -> dict[str, dict[str, list[tuple[float
 def figure(plan: Plan, results: Results, found: dict[str, dict[str, list[tuple[float, str]]]]) -> Any:
     """Curves as a matplotlib figure: the gain over B, with its interval over data seeds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     page = Figure(figsize=(4.5 * len(found), 3.6), layout="constrained")
     for axes, (curve, kinds) in zip(page.subplots(1, len(found), squeeze=False)[0], found.items()):
@@ -713,7 +714,10 @@ def figure(plan: Plan, results: Results, found: dict[str, dict[str, list[tuple[f
             axes.errorbar([place for place, _ in points], [gain[0] for gain in gains], yerr=reach, marker=marker, capsize=3, label=kind,
                           linestyle="-" if marker == "o" else "--")
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(xlabel=CURVES[curve], ylabel=f"mean {plan.test.metric} minus {BASE}", xscale="log" if curve == "rows" else "linear")
+        axes.set(xlabel=CURVES[curve], ylabel=f"mean {plan.test.metric} minus {BASE}")
+        if curve == "rows":
+            axes.set_xscale("log")
+            axes.xaxis.set(major_locator=FixedLocator([m * 10**k for k in range(6) for m in (1, 2, 5)]), major_formatter="{x:,.0f}", minor_locator=NullLocator())
         axes.legend()
     return page
 

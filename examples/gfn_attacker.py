@@ -11,7 +11,7 @@ cut most of them, and are written with the teacher's score.
     python examples/gfn_attacker.py --data SEED.jsonl --evaluation TEST.jsonl --out DIR --rows 800
 
 The published budget is 5,000 steps of 128 prompts with GPT-2; the default here is 300 steps of 32 prompts of at most 20
-tokens, about an hour on 2 cores. Near-duplicates in the buffer are told by character 5-grams, not by edit distance,
+tokens, an hour and a half on one core with AVX2. Near-duplicates in the buffer are told by character 5-grams, not by edit distance,
 which is the other departure. A killed run goes on from its last checkpoint when the same command is given again, and
 refuses other settings of the training and another teacher; more --steps leave the reward's warm-up as it was begun.
 Needs `pip install torch peft transformers gguf` beside harmaug.
