@@ -134,8 +134,8 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
             raise DataError(f"{where}: the {problem}")
         fields["response"] = text_of(get("response"), "response", where) or None
         fields["label"] = parse_label(get("label"), where)
-        fields["unsafe_score"] = _score(get("unsafe-score"), "unsafe-score", where)
-        fields["soft_label"] = _score(get("soft_label"), "soft_label", where)
+        fields["unsafe_score"] = score_of(get("unsafe-score"), "unsafe-score", where)
+        fields["soft_label"] = score_of(get("soft_label"), "soft_label", where)
         fields["category"] = text_of(get("category"), "category", where)
         extra = {}
         for name, value in columns.items():
@@ -361,8 +361,8 @@ def require_labels(rows: Iterable[Row], where: str, *, both: bool = True) -> Non
         at = f"{where}, row {i + 1}"
         if row.label not in (None, 0, 1):
             raise DataError(f"{at}: a label is 0 or 1, got {repr(row.label)[:24]}")
-        _score(row.unsafe_score, "unsafe-score", at)
-        _score(row.soft_label, "soft_label", at)
+        score_of(row.unsafe_score, "unsafe-score", at)
+        score_of(row.soft_label, "soft_label", at)
         if row.hard_label is None:
             raise DataError(f"{at}: neither a label nor an unsafe-score")
         classes.add(row.hard_label)
@@ -491,7 +491,7 @@ def text_of(value: Any, name: str, where: str) -> str | None:
     return None
 
 
-def _score(value: Any, name: str, where: str) -> float | None:
+def score_of(value: Any, name: str, where: str) -> float | None:
     if value is None:
         return None
     try:

@@ -625,13 +625,13 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
             return frontier(run, held_out, config=config.frontier, base=config.distil, rows=None if config.label is not None else seeds,
                             teacher=config.label, folder=folder, quiet=quiet, **threads)
+        if config.label is not None:
+            _finished(run, "label", None)
         if name == "continual":
             from harmaug.continual import continual, read_replay
 
-            _finished(run, "label", None) if config.label is not None else None
             return continual(run, None if config.label is not None else seeds, read_replay(config.continual.replay, folder), config=config.continual,
                              base=config.distil, datasets=held_out, quiet=quiet, **threads)
-        _finished(run, "label", None) if config.label is not None else None
         training = seeds if config.label is None else rows_of(run / LABELLED)
         assert config.evaluate is not None
         for other in baselines:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harmaug import engines, models
 from harmaug.checks import one_of
-from harmaug.data import DataError, Row, RowError, _score, identity, read_object, read_rows
+from harmaug.data import DataError, Row, RowError, identity, read_object, read_rows, score_of
 from harmaug.evaluate import metrics
 from harmaug.generator import BACKENDS
 
@@ -117,7 +117,7 @@ class ScoresTeacher:
         self._alike: dict[tuple[str, str], set[float | None]] = {}
         for i, row in enumerate(rows, 1):
             where, column = f"{os.fspath(path)}, row {i}", "score" if plain else "unsafe-score"
-            score = _score(row.extra.get("score"), "score", where) if plain else row.unsafe_score
+            score = score_of(row.extra.get("score"), "score", where) if plain else row.unsafe_score
             if score is None:
                 raise DataError(f"{where}: no {column}")
             if self._scores.setdefault((row.prompt, row.response or ""), score) != score:
