@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def train(lines: list[str] | None = None, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def field(number: int, wire: int, payload: bytes) -> bytes:
+    return bytes([number << 3 | wire]) + (bytes([len(payload)]) if wire == 2 else b"") + payload
+
+
+def piece(text: bytes, score: float = 0.0, kind: int = 1, more: bytes = b"") -> bytes:
+    return field(1, 2, field(1, 2, text) + field(2, 5, struct.pack("<f", score)) + field(3, 0, bytes([kind])) + more)
+
+
 def own_difference(ours: Tokenizer, theirs: Any, lines: list[str], spans: bool = True) -> list[str]:
     """Lines in which ids, spans or decoded text are not sentencepiece's."""
     got = ours.encode_batch(lines)
@@ -53,6 +62,21 @@ def random_ids_differ(ours: Tokenizer, theirs: Any, seed: int) -> int:
         ids = [r.randrange(theirs.get_piece_size()) for _ in range(r.randint(0, 12))]
         bad += ours.decode(ids) != theirs.decode(ids)
     return bad
+
+
+def check_unigram(seed: int, path: Path) -> None:
+    """Pieces of few letters, so that paths meet, some of them user-defined; texts whose scores add up to sums far beyond what single precision tells apart."""
+    r = random.Random(seed)
+    scale = r.choice([1, 1, 30, 1000, 40_000, -300])
+    symbols = {"".join(r.choices("abcd", k=r.randint(1, 9))) for _ in range(r.randint(0, 4))}
+    normal = {"".join(r.choices("abcd", k=r.randint(1, 6))) for _ in range(30)} - symbols
+    pieces = [piece(b"<unk>", 0, 2), *(piece(text.encode(), 0, 4) for text in sorted(symbols)),
+              *(piece(text.encode(), -scale * r.choice([10 * r.random(), round(10 * r.random(), 1), r.randint(1, 10)]) * r.choice([1, 1, 1, len(text)])) for text in sorted(normal))]
+    model = b"".join(pieces) + field(2, 2, field(3, 0, b"\x01")) + field(3, 2, field(3, 0, b"\x00"))
+    path.write_bytes(model)
+    ours = Tokenizer.from_pretrained(path, reference="sentencepiece")
+    lines = ["".join(r.choices("abcd" * 8 + "e", k=k)) for k in (20, 300, 300, 3000, 3000, 20_000)]
+    assert own_difference(ours, sentencepiece.SentencePieceProcessor(model_proto=model), lines) == [], seed
 
 
 def random_decoder(r: random.Random) -> Any:

@@ -7,14 +7,13 @@ import gzip
 import json
 import pickle
 import random
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 import tokenizers
-from sentencepiece_cases import check_characters, own_difference, random_ids_differ, rows, train, write_gguf
+from sentencepiece_cases import check_characters, check_unigram, field, own_difference, piece, random_ids_differ, rows, train, write_gguf
 from tokenizer_cases import TEXTS, difference, random_text, random_unicode, stops_midway
 from tokenizers import decoders, models
 
@@ -202,14 +201,6 @@ def test_own_ids_of_8000(kind: str, tmp_path: Path) -> None:
     assert own_difference(ours, theirs, ["ab" * 20000, "the " * 10000, "\u4e2d" * 10000], spans=False) == []      # no square of the length
 
 
-def field(number: int, wire: int, payload: bytes) -> bytes:
-    return bytes([number << 3 | wire]) + (bytes([len(payload)]) if wire == 2 else b"") + payload
-
-
-def piece(text: bytes, score: float = 0.0, kind: int = 1, more: bytes = b"") -> bytes:
-    return field(1, 2, field(1, 2, text) + field(2, 5, struct.pack("<f", score)) + field(3, 0, bytes([kind])) + more)
-
-
 def test_unused_pieces(tmp_path: Path) -> None:
     """BPE cuts an unused piece up again, Unigram goes round it."""
     pieces = [(b"<unk>", 0, 2), *((c.encode(), -9, 1) for c in "abcd\u2581"), (b"ab", -1, 5), (b"cd", -2, 1), (b"abcd", -3, 5), ("\u2581abcd".encode(), -4, 5), (b"dab", -5, 1)]
@@ -219,6 +210,11 @@ def test_unused_pieces(tmp_path: Path) -> None:
         ours = Tokenizer.from_pretrained(tmp_path / "m.model", reference="sentencepiece")
         lines = ["abcd", "abcdabcd", "ab cd abcdab", "dabab", "cdab x", "aabbccdd"]
         assert own_difference(ours, sentencepiece.SentencePieceProcessor(model_proto=model), lines) == []
+
+
+def test_random_unigram(tmp_path: Path) -> None:
+    for seed in range(60):
+        check_unigram(seed, tmp_path / "m.model")
 
 
 def test_unknown_fields_are_skipped(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 #include "tokenizer/sentencepiece.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define SPACE "\xE2\x96\x81"        /* U+2581, which stands for a space in pieces */
+
+#define LARGEST_SUM 100000.0f        /* of scores, as in sentencepiece 0.2.3 */
 
 enum { SPACE_SIZE = 3 };
 
@@ -176,16 +179,30 @@ offer(ha_sp_node *node, float candidate, int32_t id, size_t start)
     }
 }
 
+/* Sums count from `start` from here on, or single precision would no longer tell long texts' paths apart; `reached`: the last byte that a path ends at. */
+static void
+rebase(ha_sp_node *best, size_t start, size_t reached)
+{
+    const float here = best[start].score;
+    for (size_t i = start; i <= reached; i++) {
+        best[i].score -= here;
+    }
+}
+
 /* The best path to every byte of the text; of equal ones the first that is found, in order of where its last piece begins. */
 static ha_status
 fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node *best, ha_pulse *pulse, ha_error *err)
 {
-    size_t size;
+    size_t size, reached = 0;
     best[0] = (ha_sp_node){0, -1, 0, 0};
     for (size_t i = 1; i <= n; i++) {
         best[i].id = -1;
+        best[i].score = 0;
     }
     for (size_t start = 0; start < n; start += size) {
+        if (fabsf(best[start].score) > LARGEST_SUM) {
+            rebase(best, start, reached);
+        }
         const float here = best[start].score;
         int single = 0;
         ha_utf8_decode(text + start, &size);
@@ -194,13 +211,14 @@ fill_best(const ha_sentencepiece *sp, const uint8_t *text, size_t n, ha_sp_node 
             if (type == HA_SPM_UNUSED) {
                 continue;
             }
-            const float bonus = (float)walk.length * sp->max_score;
-            const float score = type == HA_SPM_USER_DEFINED ? (float)((double)bonus - 0.1) : sp->scores[walk.value];
+            const float score = type == HA_SPM_USER_DEFINED ? (float)(0.1 * (double)(walk.length - 1)) : sp->scores[walk.value];
             offer(&best[start + walk.length], score + here, walk.value, start);
+            reached = start + walk.length > reached ? start + walk.length : reached;
             single |= walk.length == size;
         }
         if (!single) {
             offer(&best[start + size], sp->unk_score + here, sp->unk_id, start);
+            reached = start + size > reached ? start + size : reached;
         }
         const ha_status status = ha_pulse_beat(pulse, size, err);
         if (status != HA_OK) {

@@ -23,7 +23,7 @@ typedef struct ha_sentencepiece {
     size_t n;
     ha_trie pieces;                 /* Unigram: normal, user-defined and unused pieces */
     ha_trie symbols;                /* user-defined ones, which nothing changes or cuts */
-    float unk_score, max_score;
+    float unk_score;
     int has_unused;
     int32_t unk_id;
     int byte_fallback;

@@ -74,7 +74,6 @@ read_types(ha_sentencepiece *sp, const ha_spm_model *model, ha_error *err)
     size_t n_bytes = 0;
     float min_score = FLT_MAX;
     sp->unk_id = -1;
-    sp->max_score = FLT_MIN;
     for (size_t i = 0; i < sp->n; i++) {
         const ha_spm_piece p = model->pieces[i];
         const int byte = ha_spm_byte(p.piece.text, p.piece.length);
@@ -94,7 +93,6 @@ read_types(ha_sentencepiece *sp, const ha_spm_model *model, ha_error *err)
             n_bytes++;
         } else if (p.type == HA_SPM_NORMAL) {
             min_score = p.score < min_score ? p.score : min_score;
-            sp->max_score = p.score > sp->max_score ? p.score : sp->max_score;
         }
     }
     sp->unk_score = min_score - 10;

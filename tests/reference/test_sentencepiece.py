@@ -15,7 +15,7 @@ import sentencepiece
 from harmaug import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))
-from sentencepiece_cases import check_characters, own_difference, random_ids_differ, rows, train, write_gguf
+from sentencepiece_cases import check_characters, check_unigram, own_difference, random_ids_differ, rows, train, write_gguf
 from test_tokenizer import data, folder, stress
 from tokenizer_cases import code_point_lines, random_unicode, sampled
 
@@ -96,3 +96,8 @@ def test_llama_cpp(changes: dict[str, Any], tmp_path: Path) -> None:
 def test_many_random_tokenizers(tmp_path: Path) -> None:
     for seed in sampled(range(20_000, 22_000)):
         check_characters(seed, tmp_path / "tokenizer.json")
+
+
+def test_many_random_unigrams(tmp_path: Path) -> None:
+    for seed in sampled(range(1000, 3000)):
+        check_unigram(seed, tmp_path / "m.model")
