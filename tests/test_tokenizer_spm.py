@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
-from sentencepiece_cases import check_characters, check_unigram, field, own_difference, piece, random_ids_differ, rows, train, write_gguf
+from sentencepiece_cases import (
+    check_characters,
+    check_unigram,
+    field,
+    own_difference,
+    piece,
+    random_ids_differ,
+    rows,
+    train,
+    write_gguf,
+)
 from tokenizer_cases import TEXTS, difference, random_text, random_unicode, stops_midway
 from tokenizers import decoders, models
 

@@ -15,7 +15,15 @@ import sentencepiece
 from harmaug import Tokenizer
 
 sys.path.append(str(Path(__file__).parents[1]))
-from sentencepiece_cases import check_characters, check_unigram, own_difference, random_ids_differ, rows, train, write_gguf
+from sentencepiece_cases import (
+    check_characters,
+    check_unigram,
+    own_difference,
+    random_ids_differ,
+    rows,
+    train,
+    write_gguf,
+)
 from test_tokenizer import data, folder, stress
 from tokenizer_cases import code_point_lines, random_unicode, sampled
 
