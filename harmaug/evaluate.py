@@ -421,9 +421,8 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     sets = []
     read = [(name, *_rows_of(name, source, layout)) for name, source in datasets.items()]
     form = _layout(layout)[0]
-    fields = {getattr(form, name): name for name in ("prompt", "response", "id", "label", "category")}
-    for column in set(by) - {"windows"}:
-        check_column(column, (_value(row, column, fields.get(column)) for *_, rows in read for row in rows), form)
+    fields = _taken(form)
+    check_slices(by, [row for *_, rows in read for row in rows], form)
     for name, where, about, rows in read:
         labels, kept = labels_of(rows, where, rules)
         labelled = [rows[i] for i in kept]
@@ -539,6 +538,18 @@ def check_column(name: str, values: Iterable[str] = ("",), form: Any = None) -> 
         raise ValueError(f"slices by {name}: it is the rows' text, which no report shows")
     if name not in (*COLUMNS, "length") and all(value == _UNKNOWN for value in values):
         raise ValueError(f"slices by {name}: no row has this column")
+
+
+def _taken(form: Any) -> dict[str, str]:
+    """The columns that a layout takes, each with the field of a row that has what stood there."""
+    return {getattr(form, name): name for name in ("prompt", "response", "id", "label", "category")}
+
+
+def check_slices(by: Iterable[str], rows: Sequence[Row], form: Any = None) -> None:
+    """check_column for each column to slice by over rows that are read, "windows" apart, which guards tell."""
+    fields = {} if form is None else _taken(form)
+    for column in set(by) - {"windows"}:
+        check_column(column, (_value(row, column, fields.get(column)) for row in rows), form)
 
 
 def set_length(guard: Any, protocol: str) -> None:

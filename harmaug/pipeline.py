@@ -677,6 +677,11 @@ def read_data(config: Config, folder: Path, wanted: Sequence[str],
         rules = evaluate_module.PROTOCOLS["default" if config.evaluate is None else config.evaluate.protocol]
         for name, rows in held_out.items():
             evaluate_module.labels_of(rows, str(sets[name]), rules)
+    if config.evaluate is not None and "evaluate" in wanted:
+        try:
+            evaluate_module.check_slices(config.evaluate.by, [row for rows in held_out.values() for row in rows])
+        except ValueError as exc:
+            raise DataError(f"{where}: [evaluate] by: {exc}") from None
     if config.evaluate is not None and config.evaluate.baselines and config.distil is None:
         raise DataError(f"{where}: [evaluate] baselines need the table [distil], whose settings they are trained with")
     if config.evaluate is not None and "plain" in config.evaluate.named_baselines and config.label is None:

@@ -242,6 +242,9 @@ def test_seeds_and_sets_in_columns_of_their_own(folder, monkeypatch, capsys):
     assert cli.main(["evaluate", "--model", "r/guard", "desk.csv", *mapped, "--training-layout", mapped[1]]) == 2
     Path("c.toml").write_text(Path("c.toml").read_text().replace("{ desk", "{ mean"))
     assert cli.main(["run", "c.toml", "--out", "r", "--quiet"]) == 2 and "c.toml: [data.evaluation] names a set mean" in capsys.readouterr().err
+    Path("c.toml").write_text(Path("c.toml").read_text().replace("{ mean", "{ desk") + 'by = ["sorce"]\n')
+    assert cli.main(["run", "c.toml", "--out", "new", "--quiet"]) == 2        # before anything is trained
+    assert "c.toml: [evaluate] by: slices by sorce: no row has this column" in capsys.readouterr().err and not Path("new/guard").exists()
 
 
 def test_evaluation_rows_among_the_seeds_are_said(folder, tiny, caplog):
