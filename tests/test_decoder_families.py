@@ -73,7 +73,8 @@ def test_batch_threads_and_chunks_change_no_bit(tmp_path, name, dtype):
         x = one.logits([*prompts[request], *ids])[len(prompts[request]) - 1:-1].astype(np.float64)
         log_p = x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
         off.append(abs(log_p[np.arange(len(ids)), ids].sum() - logprob) / len(ids))
-    assert np.median(off) < 1e-5 and max(off) < 1e-2, off       # sums in another order round some of what is multiplied to the step beside it
+    # sums in another order round some of the 8-bit activations to the step beside it
+    assert np.median(off) < 1e-5 and max(off) < (1e-2 if dtype.startswith("int") else 1e-3), off
 
 
 def test_old_checkpoints(tmp_path):
