@@ -337,6 +337,8 @@ class Distiller:
             self.guard_ = run.guard()
             if out is not None:
                 run.save(self.guard_)
+            if run.torch is not None:
+                run.torch.release()
         return self
 
 

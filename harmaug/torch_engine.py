@@ -260,6 +260,10 @@ class TorchTrainer:
             return flag
         return bool(self._accelerator.reduce(self._torch.tensor(float(flag), device=self._accelerator.device), "sum") > 0)
 
+    def release(self) -> None:
+        """Have accelerate forget the model and the optimizer, which it keeps otherwise."""
+        self._accelerator.free_memory()
+
     def share(self, value: _T) -> _T:
         """Return the first process's value."""
         return share(value)

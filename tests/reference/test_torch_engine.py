@@ -205,3 +205,49 @@ def test_two_processes_killed_and_resumed_have_the_native_curve(tmp_path, monkey
         np.testing.assert_allclose(column(other, name), column(native, name), atol=1e-4)
     np.testing.assert_allclose(*logits_of(spread, Guard.from_pretrained(spread)), atol=2e-5)
     assert not (spread / "checkpoint").exists() and (spread / "README.md").exists()
+
+
+SCRIPT = """
+import atexit, os, sys
+from pathlib import Path
+
+
+def threads():
+    print("left:", sorted(task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()))
+
+
+atexit.register(threads)        # called last
+from harmaug import cli, distill
+from harmaug.data import read_rows
+
+how, student = sys.argv[1:]
+if how == "cli":
+    sys.exit(cli.main(["distil", "run.toml", "--out", "run", "--engine", "torch", "--quiet"]))
+if how == "raise" and os.environ["RANK"] == "1":
+    forward = distill._Run._step
+
+    def failing(run):
+        if run.state.step == 3:
+            run.torch._optimizer.step = lambda: 1 / 0
+        return forward(run)
+
+    distill._Run._step = failing
+config = distill.DistillConfig(student=student, engine="torch", batch_size=8, epochs=1, max_length=24, n_threads=1, checkpoint_every=1000)
+fitted = distill.Distiller(config).fit(list(read_rows("rows.jsonl")), progress=False)
+"""
+
+
+@pytest.mark.parametrize("how", ["fit", "cli", "raise"])
+def test_no_thread_of_torch_distributed_outlives_the_interpreter(tmp_path, how):
+    """One that does ends the process by SIGABRT now and then; and a process that raises in a step does not wait for the others."""
+    student = tiny_bert.write(tmp_path / "student")
+    write_rows(tmp_path / "rows.jsonl", rows_of(120))
+    (tmp_path / "run.toml").write_text(TOML.format(student=student))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py", how, student]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (done.returncode == 0) == (how != "raise"), done.stderr
+    if how == "raise":
+        assert "ZeroDivisionError" in done.stderr
+    else:
+        assert done.stdout.count("left:") == 2 and "gloo" not in done.stdout, done.stdout
