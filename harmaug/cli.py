@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         args = _parser(argv).parse_args(argv)
+        logging.getLogger("httpx").setLevel(logging.WARNING)     # a line for each request
         logging.basicConfig(level=logging.WARNING if getattr(args, "quiet", False) else logging.INFO, format="%(message)s", stream=sys.stderr)
         with without_network() if getattr(args, "offline", False) else contextlib.nullcontext():
             status = int(args.run(args) or 0)

@@ -151,6 +151,8 @@ class Row(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"unsafe_scor
 
 def parse_label(value: Any, where: str = "row") -> int | None:
     """Return 0, 1 or None for a label: 0/1 of any kind, "safe"/"unsafe", true/false, "harmful"/"unharmful"; else a DataError."""
+    if type(value) is int and 0 <= value <= 1:     # by far the most are
+        return value
     if is_null(value):
         return None
     if isinstance(value, (Number, np.bool_)) and value in (0, 1):
@@ -263,8 +265,10 @@ def decode_json(text: str, where: str, kind: Any = Any) -> Any:
     """Decode one JSON value; the DataError of a failure says line and column of a document, column of a line."""
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError:
-        raise DataError(f"{where}: a row must be an object with a prompt") from None
+    except msgspec.ValidationError as exc:
+        if str(exc).startswith("Expected"):
+            raise DataError(f"{where}: a row must be an object with a prompt") from None
+        problem = str(exc).partition(" - at ")[0].lower()       # number out of range
     except RecursionError:
         raise DataError(f"{where}: wrong JSON: nested too deeply") from None
     except UnicodeError:
@@ -414,33 +418,50 @@ def _parquet_columns(raw: IO[bytes], name: str) -> Iterator[tuple[str, dict[str,
         file = parquet.ParquetFile(raw)
         _refuse_twice(file.schema_arrow.names, f"{name}: the Parquet file")
         for batch in file.iter_batches(batch_size=1024):
-            for columns in _in_microseconds(batch).to_pylist():
+            for columns in _objects(batch, name):
                 n += 1
                 yield f"{name}, row {n}", columns
     except (ArrowException, OSError) as exc:
         raise DataError(f"{name}: damaged Parquet file ({str(exc).splitlines()[0]})") from None
 
 
-def _in_microseconds(batch: Any) -> Any:
-    """The batch without nanoseconds, which neither the standard library nor JSON has a kind for."""
+def _objects(batch: Any, name: str) -> list[dict[str, Any]]:
+    """The rows of a batch; a column with a time that Python has no kind for, such as the year 146138, comes as text."""
+    from pyarrow import ArrowException
+
+    columns = []
+    for column, array in zip(batch.schema.names, batch.columns):
+        kind = _in_microseconds(array.type)
+        try:
+            columns.append((array if kind == array.type else array.cast(kind, safe=False)).to_pylist())
+        except (ValueError, OverflowError):
+            try:
+                columns.append(array.cast("string").to_pylist())
+            except ArrowException as exc:
+                raise DataError(f"{name}: column {column}: {str(exc).splitlines()[0]}") from None
+    return [dict(zip(batch.schema.names, values)) for values in zip(*columns)]
+
+
+def _in_microseconds(kind: Any) -> Any:
+    """The type without nanoseconds, which neither the standard library nor JSON has a kind for."""
     import pyarrow
 
-    arrays = []
-    for array in batch.columns:
-        kind = array.type
-        if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
-            array = array.cast(pyarrow.timestamp("us", kind.tz), safe=False)
-        elif pyarrow.types.is_duration(kind) and kind.unit == "ns":
-            array = array.cast(pyarrow.duration("us"), safe=False)
-        arrays.append(array)
-    return pyarrow.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+    types = pyarrow.types
+    if getattr(kind, "unit", "") == "ns":
+        return (pyarrow.timestamp("us", kind.tz) if types.is_timestamp(kind) else pyarrow.duration("us") if types.is_duration(kind)
+                else pyarrow.time64("us"))
+    if types.is_list(kind) or types.is_large_list(kind):
+        return (pyarrow.list_ if types.is_list(kind) else pyarrow.large_list)(_in_microseconds(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    return kind
 
 
 def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
                  needs: str) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if "\t" in first[1] and "," not in first[1] else ","
     offset = first[0] - 1
-    limit = csv.field_size_limit(1 << 28)   # texts are longer than the module's 128 KiB
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 28))  # of all readers; texts are longer than the module's 128 KiB
     try:
         reader = csv.reader((line for part in ([first], lines) for _, line in part), delimiter=delimiter, strict=True)
         header = [column.strip() for column in next(reader)]
@@ -459,8 +480,6 @@ def _csv_columns(first: _Line, lines: Iterator[_Line], name: str,
             yield where, {column: cell or None for column, cell in zip(header, cells) if column or cell}
     except csv.Error as exc:
         raise DataError(f"{name}, line {offset + reader.line_num}: wrong CSV: {exc}") from None
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _refuse_twice(names: list[str], what: str) -> None:
@@ -495,8 +514,8 @@ def score_of(value: Any, name: str, where: str) -> float | None:
     if value is None:
         return None
     try:
-        score = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        score = math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not 0 <= score <= 1:
         got = repr(value)[:24] if isinstance(value, (str, bool, int, float)) else _kind(value)

@@ -21,6 +21,7 @@ def add_data_parser(subparsers: Any) -> None:
     fetching = actions.add_parser("fetch", help="convert sets into rows (source and licence are told first)")
     fetching.add_argument("names", nargs="+", metavar="NAME", help=", ".join(datasets.MANIFEST))
     fetching.add_argument("--from", dest="source", metavar="DIR", help="take the files from DIR; no network")
+    fetching.add_argument("--offline", action="store_true", help="never use the network")
 
 
 def run_data(args: argparse.Namespace) -> int:

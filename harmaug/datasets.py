@@ -125,15 +125,26 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self._value(columns[self.label], where)
 
     def _value(self, value: Any, where: str) -> int | None:
-        if data.is_null(value) or not (self.unsafe or self.safe):
+        if not (self.unsafe or self.safe) or data.is_null(value):
             return data.parse_label(value, where)
         text = str(value).strip().lower()
+        whole = re.sub(r"(?<=\d)\.0+$", "", text)
+        texts = next(((text, *kind) for kind in _SAME if whole in kind), (text, whole))
         rules = [(pattern.lower(), label) for label, patterns in ((None, self.unknown), (1, self.unsafe), (0, self.safe))
                  for pattern in patterns]
-        for pattern, label in sorted(rules, key=lambda rule: rule[0] == "*"):
-            if fnmatchcase(text, re.sub(r"[?[]", r"[\g<0>]", pattern)):
+        rules.sort(key=lambda rule: rule[0] == "*")
+        for pattern, label in rules:
+            if pattern == "*" and text in _NULLS:       # of any label: an unknown one is none
+                return None
+            if any(fnmatchcase(text, re.sub(r"[?[]", r"[\g<0>]", pattern)) for text in texts):
                 return label
+        if text in _NULLS:
+            return None
         raise DataError(f"{where}: unknown label {text[:24]!r}; known are {', '.join((*self.unsafe, *self.safe))}")
+
+
+_SAME = (("1", "true"), ("0", "false"))         # as CSV, JSON and Parquet write one value
+_NULLS = ("nan", "none", "null", "na", "n/a", "<na>")       # as CSV files write them
 
 
 class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -289,7 +300,7 @@ def folder() -> Path:
 def resolve(name: str | os.PathLike[str]) -> Path:
     """Return the file of a path, or of a fetched set by its name."""
     path = Path(name)
-    if path.exists() or os.fspath(name) not in MANIFEST:
+    if path.is_file() or os.fspath(name) not in MANIFEST:
         return path
     fetched = folder() / f"{name}.jsonl"
     if not fetched.exists():

@@ -90,9 +90,11 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             import httpx
 
             try:
-                httpx.URL(self.url)
+                url = httpx.URL(self.url)
             except httpx.InvalidURL as error:
                 raise ValueError(f"url: {error}") from None
+            if not url.host or not 0 <= (url.port or 0) < 1 << 16:
+                raise ValueError(f"url must name a host, and a port below 65536, got {self.url!r}")
 
 
 class Endpoint:
@@ -182,7 +184,7 @@ class Endpoint:
                 self.account["retries"] += 1
                 await self._pause(min(pause, _LONGEST_PAUSE))
         raise EndpointError(f"{config.url}: {path}: {problem}, after {config.retries + 1} tries; "
-                            "nothing is lost, the same command goes on")
+                            "what a run folder holds is kept, the same command goes on from there")
 
     async def _wait_for_turn(self) -> None:
         config, account = self.config, self.account

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from os import PathLike, fspath
+from os.path import isfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Shape
@@ -74,9 +75,10 @@ class Protocol:
     max_length: int | None = None
 
     def flagged(self, scores: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.bool_]:
-        """Return which rows are flagged, compared in the dtype of the scores, as a guard compares its float32."""
+        """Return which rows are flagged, compared in the dtype of the scores, as a guard compares its float32; float16 as float32."""
         if not math.isfinite(threshold):
             raise ValueError(f"the threshold must be a finite number, got {threshold}")
+        scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
         limit = scores.dtype.type(threshold)
         return np.asarray(scores >= limit if self.tie_unsafe else scores > limit)
 
@@ -90,7 +92,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScoredSet:
     """The labelled rows of one evaluation set and their scores.
 
@@ -115,6 +117,19 @@ class ScoredSet:
     keys: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Without the rows' text."""
+        groups = f", slices by {', '.join(self.groups)}" if self.groups else ""
+        return f"ScoredSet({self.name!r}, {len(self.labels)} rows, {int(self.labels.sum())} unsafe{groups})"
+
+    def _repr_html_(self) -> str:
+        """Counts and figures at 0.5; no text."""
+        from harmaug.report import Table
+
+        found = metrics(self.labels, self.scores)
+        names = ("n", "n_unsafe", *METRICS)
+        return Table([["set", *names], [self.name, *(found[name] for name in names)]], [found["note"]] if "note" in found else [])._repr_html_()
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file that `read_scores` reads, without text."""
         for i, (label, score) in enumerate(zip(self.labels.tolist(), self.scores.tolist())):
@@ -133,9 +148,9 @@ def metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, *, sam
     scores : array_like, shape (n,)
         P(unsafe); any finite real number does, higher is worse.
     threshold : float, default 0.5
-        Finite. A row is flagged when its score >= threshold, compared in the scores' own dtype.
+        Finite. A row is flagged when its score >= threshold, compared in the scores' own dtype, float16 in float32.
     sample_weight : array_like, shape (n,), optional
-        Finite, >= 0.
+        Finite, >= 0; counted in float64, where scikit-learn keeps float32.
     protocol : {"default", "harmaug-2024"}
         See `Protocol`.
 
@@ -413,7 +428,7 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
     """
     from harmaug import engines, runs
     from harmaug.data import DataError, identity
-    from harmaug.teacher import as_scorer
+    from harmaug.teacher import ScoresTeacher, as_scorer
 
     guard = as_scorer(guard)
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
@@ -431,7 +446,8 @@ def score_sets(guard: Any, datasets: Mapping[str, str | PathLike[str] | Iterable
         scores, windows = np.array([score for score, _ in found]), [n for _, n in found]
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
-            raise DataError(f"{where}, row {kept[bad[0]] + 1}: the score is not finite: {scores[bad[0]]}")
+            problem = f"{guard.name} has no score for it" if isinstance(guard, ScoresTeacher) else f"the score is not finite: {scores[bad[0]]}"
+            raise DataError(f"{where}, row {kept[bad[0]] + 1}: {problem}")
         cohort = {**about, **_nulls_of([row.label for row in rows], kept), "source": _one({row.source for row in labelled}),
                   "licences": sorted({row.license for row in labelled if row.license}), **reading}
         if training is not None:
@@ -468,7 +484,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
     harmaug.data.DataError
         Naming file and row, for a label or a score that is missing or wrong. An empty cell below a header is a null label.
     """
-    from harmaug import data, datasets, runs
+    from harmaug import data, datasets
 
     rules = PROTOCOLS[one_of("protocol", protocol, PROTOCOLS)]
     form, said = _layout(layout)
@@ -479,13 +495,15 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
         raise data.DataError(f"{path}: the layout names no column for the label")
     parts: dict[str, tuple[list[int | None], list[float], dict[str, list[str]], list[tuple[str, Any]], set[Any]]] = {}
     stem, n, seen = data.stem(path), 0, set[str]()
+    own = said is None and not {"category", "label"} & set(by)     # the columns have their names already
     for n, (where, columns) in enumerate(datasets._columns(path, form, needs=form.score), 1):
-        seen.update(columns)
-        if not form.keeps(columns):
-            continue
+        if not own:
+            seen.update(columns)
+            if not form.keeps(columns):
+                continue
         score = columns.get(form.score)
         try:
-            value = math.nan if score is None or isinstance(score, bool) else float(score)
+            value = math.nan if score is None or isinstance(score, bool) or (isinstance(score, str) and "_" in score) else float(score)
         except (OverflowError, TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
@@ -494,23 +512,26 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
         if name not in parts:
             parts[name] = [], [], {column: [] for column in by}, [], set()
         labels, scores, groups, keys, sources = parts[name]
-        row = form.renamed(columns, where, **known)
-        labels.append(row["label"])
+        row = columns if own else form.renamed(columns, where, **known)
+        labels.append(form.label_of(columns, where) if own else row["label"])
         scores.append(value)
-        prompt, response = row["prompt"], row["response"]
-        known_by = isinstance(prompt, str) and (response is None or isinstance(response, str))
-        keys.append((_shown(row["id"]), data.identity(data.Row(prompt=prompt, response=response)) if known_by else _UNKNOWN))
+        prompt, response = row.get("prompt"), row.get("response")
+        known_by: Any = _UNKNOWN
+        if isinstance(prompt, str) and (response is None or isinstance(response, str)):
+            known_by = data.identity(data.Row(prompt=prompt, response=response))
+        keys.append((_shown(row.get("id")), known_by))
         sources.add(str(row.get("source") or ""))
         for column in by:
             if column == "length" and column not in columns:
-                texts = [data.text_of(row[side], side, where) for side in ("prompt", "response")]
+                texts = [data.text_of(row.get(side), side, where) for side in ("prompt", "response")]
                 groups[column].append(_UNKNOWN if texts[0] is None else _length(sum(map(len, filter(None, texts)))))
             else:
                 groups[column].append(_shown(row.get(column, columns.get(column))))
     if not parts:
         raise data.DataError(f"{path}: the set is empty, no rows")
-    datasets.check_columns(path, said if isinstance(said, str) else form, seen, {"category"} & set(by))
-    about = {"file": fspath(path), "sha256": runs.sha256(path), "layout": said, "rows": n}
+    if not own:
+        datasets.check_columns(path, said if isinstance(said, str) else form, seen, {"category"} & set(by))
+    about = {"file": fspath(path), "sha256": sha256_of(path), "layout": said, "rows": n}
     sets = []
     for name, (found, scores, groups, keys, sources) in parts.items():
         labels_, kept = _known(found, f"{path}, set {name}", rules)
@@ -593,15 +614,15 @@ def _one(values: set[Any]) -> str | None:
     return (values.pop() or None) if len(values) == 1 else None
 
 
-def contamination(training: Iterable[Row], near: float = 0.6) -> Any:
+def contamination(training: Iterable[Row | dict[str, Any]], near: float = 0.6) -> Any:
     """Return a function of evaluation rows that counts those among the distinct training rows, and those near one.
 
     Near is a Jaccard similarity of the prompts' character 5-grams of at least `near`.
     """
-    from harmaug.data import identity
+    from harmaug.data import Row, identity
     from harmaug.filters import NearIndex
 
-    known = {identity(row) for row in training}
+    known = {identity(row if isinstance(row, Row) else Row.from_dict(row, f"training, row {i}")) for i, row in enumerate(training, 1)}
     index = NearIndex(near)
     for prompt in {prompt for prompt, _ in known}:
         index.add(prompt, "")
@@ -776,9 +797,9 @@ def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[s
     dict
         Value to metrics, in the order of the values; numbers and bins as numbers, "(none)" last.
     """
-    names, places = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)
-    order = sorted(range(len(names)), key=lambda i: _natural(str(names[i])))
-    return {str(names[i]): metrics(labels[places == i], scores[places == i], **options) for i in order}
+    codes: dict[str, int] = {}
+    places = np.array([codes.setdefault(value, len(codes)) for value in map(str, values)])
+    return {name: metrics(labels[places == codes[name]], scores[places == codes[name]], **options) for name in sorted(codes, key=_natural)}
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -813,10 +834,11 @@ def format_table(report: Mapping[str, Any]) -> str:
 def _score_block(guard: Any, where: str, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[tuple[float, int]]:
     """Score and number of windows of each row; 1 where the guard does not tell."""
     from harmaug.data import DataError
+    from harmaug.teacher import as_array
 
     detailed = hasattr(guard, "score_details")
     given = (guard.score_details if detailed else guard.score)([row.prompt for row in rows], [row.response for row in rows], **options)
-    scores = np.asarray(given.score if detailed else given)
+    scores = as_array(given.score if detailed else given)
     if scores.dtype.kind not in "biuf":
         raise DataError(f"{where}: {type(guard).__name__} gives no scores")
     if scores.shape != (len(rows),):
@@ -839,11 +861,18 @@ def _rows_of(name: str, source: Any, layout: Any) -> tuple[str, dict[str, Any], 
 
 def about_file(path: str | PathLike[str], layout: Any, n: int) -> dict[str, Any]:
     """Return what a cohort says of the file whose `n` rows were read in a layout."""
-    from harmaug import datasets, runs
+    from harmaug import datasets
 
     form, said = _layout(layout)
-    return {"file": fspath(path), "sha256": runs.sha256(path), "layout": said,
+    return {"file": fspath(path), "sha256": sha256_of(path), "layout": said,
             "rows": datasets.count(path, form) if form.only or form.without else n}
+
+
+def sha256_of(path: str | PathLike[str]) -> str | None:
+    """Of a file; None of what cannot be read twice, such as a pipe."""
+    from harmaug import runs
+
+    return runs.sha256(path) if isfile(path) else None
 
 
 def _layout(layout: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from harmaug.guard import write_thresholds
 
 __all__ = ["add_options", "check_gates", "evaluate_files", "refuse_unused"]
 
-_DEFAULTS: dict[str, Any] = {"baseline": None, "threshold": None, "protocol": "default", "long": "windows",
+_DEFAULTS: dict[str, Any] = {"baseline": [], "threshold": None, "protocol": "default", "long": "windows",
                              "max_length": None, "by": [], "over_refusal": [], "training": None, "training_layout": None,
                              "layout": None, "draws": 1000,
                              "fit_threshold": None, "calibrate": False, "fit_on": None, "save": False}
@@ -23,8 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``harmaug evaluate``."""
     parser.add_argument("--model", metavar="DIR|URL", help="measure this guard, or moderations endpoint, on FILE; no run folder")
     parser.add_argument("files", nargs="*", metavar="FILE", help="with --model: further labelled files")
-    parser.add_argument("--scores", nargs="+", metavar="FILE", help="measure files with columns label and score; no model")
-    parser.add_argument("--baseline", metavar="DIR|URL|FILE", help="compare with this one, or with scores of the same rows")
+    parser.add_argument("--scores", nargs="+", action="extend", metavar="FILE", help="measure files with columns label and score; no model")
+    parser.add_argument("--baseline", action="append", metavar="DIR|URL|FILE",
+                        help="compare with this one, or with scores of the same rows; may be repeated")
     parser.add_argument("--threshold", type=float, metavar="N", help="flagged from here on (default: 0.5)")
     parser.add_argument("--protocol", metavar="NAME", help="default, or harmaug-2024: as the paper's code counts")
     parser.add_argument("--long", metavar="MODE", help="windows (default), truncate or error")
@@ -38,22 +39,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training-layout", metavar="NAME|MAPPING", help="of that FILE, as --layout (default: harmaug's own)")
     parser.add_argument("--draws", type=int, metavar="N", help="bootstrap draws (default: 1000; 0: none)")
     parser.add_argument("--fit-threshold", metavar="TARGET", help="fit one first: f1, fpr=0.05 or recall=0.95")
-    parser.add_argument("--calibrate", action="store_true", help="fit a temperature first")
+    parser.add_argument("--calibrate", action="store_true",
+                        help="fit a temperature first; without --fit-threshold a threshold for the guard's target, else f1, too")
     parser.add_argument("--fit-on", action="append", metavar="FILE",
                         help="rows to fit on; may be repeated (default: those that are measured)")
     parser.add_argument("--save", action="store_true", help="write what was fitted into the guard's thresholds.json")
-    parser.add_argument("--gate", metavar="CONDITIONS", help="such as 'auprc>=0.8,xstest:fpr<=0.1': status 1 on failure")
+    parser.add_argument("--gate", action="append", metavar="CONDITIONS",
+                        help="such as 'auprc>=0.8,xstest:fpr<=0.1': status 1 on failure; may be repeated")
     parser.add_argument("--junit", metavar="FILE", help="write the gates' results as JUnit XML")
 
 
 def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> dict[str, Any]:
     """Return the report that ``harmaug evaluate --model`` or ``--scores`` asks for; `open_guard` opens a name."""
-    _gates(args)
-    fits = args.fit_threshold or args.calibrate
+    gates = _gates(args)
+    fits = args.fit_threshold is not None or args.calibrate
     if args.fit_on and not fits:
         raise ValueError("--fit-on needs --fit-threshold or --calibrate")
-    if args.scores and (args.long, args.max_length) != (None, None):
-        raise ValueError(f"{'--max-length' if args.long is None else '--long'} makes no sense beside --scores: no text is read")
+    for name in ("long", "max_length", "dtype") if args.scores else ():
+        if getattr(args, name, None) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} makes no sense beside --scores: no text is read")
+    for url in filter(_is_url, [args.model or "", *(args.baseline or ())]):
+        for name in ("long", "max_length", "dtype"):
+            if getattr(args, name, None) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} makes no sense for {url}: the server reads as it does")
     for name, value in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -85,30 +93,32 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     else:
         if not files:
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
+        for gate in gates:      # before the work
+            gate.check_name(_named(files))
         guard = _open(args.model, args, open_guard)
-        about["model"] = {"name": args.model, "sha256": _sha256_of(args.model)}
         if args.training:
             rows = datasets.read(datasets.resolve(args.training), args.training_layout)
             training = evaluate.contamination(rows)
             about["training"] = {"file": args.training, "sha256": runs.sha256(datasets.resolve(args.training)), "rows": len(rows)}
     fitted = _fit(args, guard, files, reading) if fits else None
     if guard is not None:
+        about["model"] = {"name": args.model, "sha256": _sha256_of(args.model)}     # with the threshold that is saved
         measured = evaluate.score_sets(guard, _named(files), by=args.by, training=training, **reading)
     if fitted is not None and fitted["temperature"] != 1 and not hasattr(guard, "set_threshold"):
         from harmaug.thresholds import calibrate
 
         measured = [dataclasses.replace(part, scores=calibrate(part.scores, fitted["temperature"])) for part in measured]
     baselines = {}
-    if args.baseline and Path(args.baseline).is_file():
-        found = evaluate.read_scores(args.baseline, protocol=args.protocol, layout=layout if args.scores else None)
-        if len(found) == len(measured) == 1:        # whatever its name
-            found = [dataclasses.replace(found[0], name=measured[0].name)]
-        baselines[args.baseline] = found
-    elif args.baseline:
-        if guard is None:
-            raise ValueError("--baseline with --scores must be a file of scores of the same rows")
-        other = _open(args.baseline, args, open_guard)
-        baselines[args.baseline] = evaluate.score_sets(other, _named(files), **reading)
+    for name in args.baseline:
+        if Path(name).is_file():
+            found = evaluate.read_scores(name, protocol=args.protocol, layout=layout if args.scores else None)
+            if len(found) == len(measured) == 1:        # whatever its name
+                found = [dataclasses.replace(found[0], name=measured[0].name)]
+        elif guard is None:
+            raise ValueError(f"--baseline {name}: {'must be a file' if Path(name).exists() else 'no such file'} of scores of the same rows, as --scores")
+        else:
+            found = evaluate.score_sets(_open(name, args, open_guard), _named(files), **reading)
+        baselines[name] = found
     known = fitted["threshold"] if fitted else guard.threshold if guard and getattr(guard, "thresholds", None) else None
     apart = [*args.over_refusal, *(part.name for part in measured if evaluate.is_over_refusal(part))]
     report = evaluate.summarise(measured, threshold=threshold, fitted=known, draws=args.draws, seed=args.seed or 0,
@@ -119,7 +129,8 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
 def refuse_unused(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that the evaluation of a run folder does not look at."""
     for name in (*_DEFAULTS, "files"):
-        if getattr(args, name) not in (None, False, []):
+        value = getattr(args, name)
+        if value is not None and value is not False and value != []:
             option = "a second FILE" if name == "files" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} needs --model or --scores; the settings of a run stand in its CONFIG")
     _gates(args)
@@ -132,7 +143,11 @@ def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callab
     """
     from harmaug.thresholds import junit
 
-    results = [(gate, *found) for gate in _gates(args) for found in gate.check(report, fitted=args.threshold is None)]
+    gates = _gates(args)
+    results = [(gate, *found) for gate in gates for found in gate.check(report, fitted=args.threshold is None)]
+    unseen = [name for name in report["over_refusal"] if name not in {gate.dataset for gate in gates}]
+    if gates and unseen:
+        say(f"no gate looks at the over-refusal set {unseen[0]}: one that does names it, as in '{unseen[0]}:fpr<=0.1'")
     if args.junit:
         Path(args.junit).write_bytes(junit(results))
     for gate, name, problem in results:
@@ -144,9 +159,9 @@ def check_gates(args: argparse.Namespace, report: Mapping[str, Any], say: Callab
 def _gates(args: argparse.Namespace) -> list[Any]:
     from harmaug.thresholds import parse_gates
 
-    if args.junit and not args.gate:
+    if args.junit is not None and args.gate is None:
         raise ValueError("--junit needs --gate")
-    return parse_gates(args.gate) if args.gate else []
+    return [gate for text in args.gate or () for gate in parse_gates(text)]
 
 
 def _sha256_of(model: str) -> str | None:
@@ -165,8 +180,10 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], reading: Ma
 
     from harmaug import thresholds
 
-    target, chosen = args.fit_threshold or "f1", args.fit_on or files
-    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": runs.sha256(datasets.resolve(file))} for file in chosen]}
+    target, chosen = args.fit_threshold, args.fit_on or files
+    if target is None:      # --calibrate alone
+        target = getattr(guard, "thresholds", {}).get("target", "f1")
+    about: dict[str, Any] = {"fitted_on": [{"file": str(file), "sha256": evaluate.sha256_of(datasets.resolve(file))} for file in chosen]}
     if not args.fit_on:
         about["note"] = "fitted on the rows that are measured: the figures at it flatter"
     own = hasattr(guard, "log_odds")
@@ -188,8 +205,10 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], reading: Ma
     found = dataclasses.asdict(thresholds.fit_threshold(labels, scores, target, draws=args.draws, seed=args.seed or 0,
                                                         protocol=args.protocol))
     threshold = found.pop("threshold")
+    if not evaluate.PROTOCOLS[args.protocol].tie_unsafe:
+        about["protocol"] = args.protocol
     if hasattr(guard, "set_threshold"):
-        guard.set_threshold(threshold, temperature=temperature, **found, **about)
+        guard.set_threshold(_of_guard(threshold, scores, args.protocol), temperature=temperature, **found, **about)
     if args.save:
         if not hasattr(guard, "thresholds"):
             raise ValueError(f"{args.model}: this model keeps no threshold")
@@ -197,8 +216,20 @@ def _fit(args: argparse.Namespace, guard: Any, files: Sequence[str], reading: Ma
     return {"threshold": threshold, "temperature": temperature, **found, **about}
 
 
+def _of_guard(threshold: float, scores: Any, protocol: str) -> float:
+    """The threshold at which a guard, which flags a score that equals it, flags of these scores what the protocol does."""
+    import numpy as np
+
+    limit = np.float32(threshold)
+    if evaluate.PROTOCOLS[protocol].tie_unsafe or not ((scores == limit).any() or limit < 0):
+        return threshold
+    if limit >= 1:
+        raise ValueError(f"protocol {protocol}: no threshold of a guard gives it: {int((scores == limit).sum())} rows have the score {limit:g}, which it flags")
+    return max(0.0, float(np.nextafter(limit, np.float32(np.inf))))
+
+
 def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
-    if name.startswith(("http://", "https://")):
+    if _is_url(name):
         from harmaug.endpoint import EndpointConfig
         from harmaug.integrations.scorers import ModerationEndpoint
 
@@ -209,6 +240,10 @@ def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -
     return guard
 
 
+def _is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 class _LogOdds:
     """A guard whose scores are log-odds, before any temperature."""
 
@@ -217,6 +252,10 @@ class _LogOdds:
 
 
 def _named(files: Iterable[str]) -> dict[str, str]:
+    files = list(files)
+    twice = next((file for file in files if files.count(file) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice}: given twice")
     stems = [data.stem(file) for file in files]
     return {stem if stems.count(stem) == 1 else file: file for stem, file in zip(stems, files)}
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -85,9 +86,9 @@ class Guard:
     long : str
         What becomes of a longer row: "windows", "truncate" or "error".
     threshold : float
-        A row is flagged when its score is at least this. From thresholds.json, else 0.5.
+        A row is flagged when its score is at least this. From thresholds.json, else 0.5. May be set, which `save_pretrained` keeps.
     temperature : float
-        Divides the log-odds that scores are made of. From thresholds.json, else 1.
+        Divides the log-odds that scores are made of. From thresholds.json, else 1. May be set.
     unsafe_index : int
         The logit that means unsafe.
     """
@@ -107,7 +108,25 @@ class Guard:
         fitted = source / "thresholds.json"
         # a threshold of the folder that new weights were made from says nothing of these
         self.thresholds: dict[str, Any] = read_object(fitted) if params is None and fitted.exists() else {}
-        self.threshold, self.temperature = _threshold(self.thresholds, fitted)
+        _check_thresholds(self.thresholds, fitted)
+
+    @property
+    def threshold(self) -> float:
+        """A row is flagged when its score is at least this; may be set, see `set_threshold`."""
+        return float(self.thresholds.get("threshold", 0.5))
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self.set_threshold(value)
+
+    @property
+    def temperature(self) -> float:
+        """Divides the log-odds that scores are made of; may be set, see `set_threshold`."""
+        return float(self.thresholds.get("temperature", 1))
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.set_threshold(self.threshold, temperature=value)
 
     def _core(self, max_length: int | None) -> _C.GuardCore:
         within(SimpleNamespace(max_length=max_length), max_length=">= 1")
@@ -234,7 +253,7 @@ class Guard:
         """A pickle holds no weights: it is opened anew from the same folder."""
         if self._params is not None:
             raise TypeError("a guard whose weights are in memory cannot be pickled; open the folder of its save_pretrained")
-        state = {name: getattr(self, name) for name in ("thresholds", "threshold", "temperature")}
+        state = {"thresholds": self.thresholds}
         options: dict[str, Any] = {"dtype": self.encoder.dtype, "n_threads": self.encoder.n_threads or None, "max_length": self.max_length,
                    "long": self.long}
         return partial(self.from_pretrained, os.path.abspath(self._adapter or self._folder), **options), (), state
@@ -392,11 +411,10 @@ class Guard:
         ValueError
             For a number outside its range.
         """
-        fitted = {"schema_version": 1, "threshold": float(threshold),
-                  "temperature": float(self.temperature if temperature is None else temperature), "long": self.long,
-                  "max_length": self.max_length, **about}
-        self.threshold, self.temperature = _threshold(fitted, Path("thresholds.json"))
-        self.thresholds = fitted
+        values = {"threshold": threshold, "temperature": self.temperature if temperature is None else temperature}
+        _check_thresholds(values, "a guard")
+        self.thresholds = {"schema_version": 1, **{name: float(value) for name, value in values.items()}, "long": self.long,
+                           "max_length": self.max_length, **about}
 
     def _log_odds(self, logits: Floats) -> Wide:
         wide = logits.astype(np.float64)
@@ -448,7 +466,6 @@ class Guard:
         other = type(self)(encoder, self.tokenizer, self._settings, self._folder, adapter=self._adapter,
                            params=self._params, max_length=self.max_length, long=self.long)
         other.thresholds = dict(self.thresholds)
-        other.threshold, other.temperature = self.threshold, self.temperature
         return other
 
     def _weights(self) -> _C.EncoderParams:
@@ -541,15 +558,13 @@ def _thread_count(n_threads: int | None) -> int:
     return n_threads or 0
 
 
-def _threshold(thresholds: Mapping[str, Any], path: Path) -> tuple[float, float]:
-    """Threshold and temperature."""
-    found = []
-    for name, otherwise, low, high in (("threshold", 0.5, 0, 1), ("temperature", 1.0, 1e-3, 1e3)):
-        value = thresholds.get(name, otherwise)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"{path}: {name} must be in [{low:g}, {high:g}], got {value!r}")
-        found.append(float(value))
-    return found[0], found[1]
+def _check_thresholds(thresholds: Mapping[str, Any], where: Path | str) -> None:
+    if thresholds.get("schema_version", 1) != 1:
+        raise ValueError(f"{where}: schema_version must be 1, got {thresholds['schema_version']!r}: a newer harmaug wrote it")
+    for name, low, high in (("threshold", 0, 1), ("temperature", 1e-3, 1e3)):
+        value = thresholds.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+            raise ValueError(f"{where}: {name} must be in [{low:g}, {high:g}], got {value!r}")
 
 
 def _labels(n: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ def add_models_parser(subparsers: Any) -> None:
     fetching.add_argument("names", nargs="+", metavar="NAME", help=", ".join(models.REGISTRY))
     fetching.add_argument("--to", metavar="DIR", help="keep them in DIR/NAME (default: HARMAUG_MODELS, else the cache)")
     showing = actions.add_parser("show", help="one model: source, licence, files, and whether it is intact")
+    fetching.add_argument("--offline", action="store_true", help="never use the network")
     showing.add_argument("name", metavar="NAME", help=", ".join(models.REGISTRY))
     showing.add_argument("--verify", action="store_true", help="compute every sha256 again")
     showing.add_argument("--json", action="store_true", help="as JSON")

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from harmaug import engines
-from harmaug.data import DataError, columns_of_stream, decode_json
+from harmaug.data import DataError, columns_of_stream, decode_json, text_of
 
 
 def score_stream(guard: Any, source: IO[bytes], out: IO[bytes], *, name: str = "rows", threshold: float | None = None,
@@ -83,9 +83,7 @@ def _texts(where: str, columns: dict[str, Any]) -> tuple[str, str | None]:
         value = columns.get(column)
         if isinstance(value, msgspec.Raw):
             value = decode_json(bytes(value).decode(), f"{where}: {column}")
-        if value is not None and not isinstance(value, str):
-            raise DataError(f"{where}: {column} must be text")
-        texts.append(value)
+        texts.append(text_of(value, column, where))
     if not texts[0] or texts[0].isspace():
         raise DataError(f"{where}: the prompt is {'empty' if 'prompt' in columns else 'missing'}")
     return texts[0], texts[1] or None

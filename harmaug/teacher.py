@@ -60,6 +60,9 @@ class GuardTeacher:
         if (path / "tfidf.json").exists():
             if backend != "native":
                 raise ValueError(f"{path}: a TF-IDF guard is no model of transformers")
+            for name in ("dtype", "max_length"):
+                if options.get(name) is not None:
+                    raise ValueError(f"{path}: {name} makes no sense for a TF-IDF guard, which reads whole texts")
             from harmaug.integrations.sklearn import TfidfGuard
 
             return cls(TfidfGuard.from_pretrained(path), path.name)
@@ -76,6 +79,11 @@ class GuardTeacher:
     def score(self, prompts: Sequence[str], responses: Sequence[str | None] | None = None) -> NDArray[np.float32]:
         """Return P(unsafe), shape (n,)."""
         return np.asarray(self.guard.score(prompts, responses), dtype=np.float32)
+
+
+def as_array(scores: Any) -> NDArray[Any]:
+    """The array of scores, those of a tensor of PyTorch too: numpy has no bfloat16, and takes none that has a gradient."""
+    return np.asarray(scores.detach().cpu().float() if hasattr(scores, "detach") else scores)
 
 
 class CallableTeacher:
@@ -96,7 +104,7 @@ class CallableTeacher:
         answers = [None] * len(prompts) if responses is None else responses
         found = self._function(prompts, answers)
         try:
-            return np.asarray(found, dtype=np.float32)
+            return np.asarray(as_array(found), dtype=np.float32)
         except (TypeError, ValueError):
             raise DataError(f"{self.name} must return P(unsafe) of each row, {len(prompts)} numbers") from None
 

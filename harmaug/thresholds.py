@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = ["FittedThreshold", "Gate", "calibrate", "fit_temperature", "fit_thres
 Floats = NDArray[np.float64]
 
 _TARGET = re.compile(r"f1|(fpr|recall)=([0-9.eE+-]+)")
-_GATE = re.compile(r"(?:([^:<>=]+):)?\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
+_GATE = re.compile(r"(?:(.*\S)\s*:)?\s*([a-z0-9_]+)\s*(>=|<=|>|<)\s*([0-9.eE+-]+)")
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")     # XML 1.0, section 2.2
 _AT_THRESHOLD = ("f1", "precision", "recall", "accuracy", "fpr", "fnr")
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -238,13 +238,19 @@ def _between(upper: float, lower: float, tie_unsafe: bool) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition on a report: "auprc>=0.8" of every set, or "xstest:fpr<=0.1" of one."""
+    """One condition on a report: "auprc>=0.8" of every set but those of over-refusal, or "xstest:fpr<=0.1" of one."""
 
     text: str
     dataset: str | None
     metric: str
     compare: str
     bound: float
+
+    def check_name(self, names: Iterable[str]) -> None:
+        """Raise ValueError when there is no set of the gate's name."""
+        known = [*names, "mean"]
+        if self.dataset and self.dataset not in known:
+            raise ValueError(f"gate {self.text}: there is no set {self.dataset}; there are {', '.join(known)}")
 
     def check(self, report: Mapping[str, Any], *, fitted: bool = True) -> list[tuple[str, str | None]]:
         """Return (set, what fails or None) for each set that the gate looks at; a metric that is missing fails.
@@ -258,8 +264,7 @@ class Gate:
         threshold = next((entry.get("threshold") for entry in sets.values()), None)
         at = f" at the threshold {threshold:.6g}" if threshold is not None and self.metric in _AT_THRESHOLD else ""
         sets["mean"] = evaluate.means([sets[name] for name in report["datasets"]])
-        if self.dataset and self.dataset not in sets:
-            raise ValueError(f"gate {self.text}: there is no set {self.dataset}; there are {', '.join(sets)}")
+        self.check_name(name for name in sets if name != "mean")
         if not names:
             raise ValueError(f"gate {self.text}: over-refusal sets only; name one, as in NAME:{self.text}")
         found = []
@@ -277,7 +282,7 @@ def parse_gates(text: str) -> list[Gate]:
     Parameters
     ----------
     text : str
-        "METRIC>=X", also <=, > and <, or "SET:METRIC>=X", with commas between them.
+        "METRIC>=X", also <=, > and <, or "SET:METRIC>=X", with commas between them; X in [0, 1].
 
     Returns
     -------
@@ -295,8 +300,8 @@ def parse_gates(text: str) -> list[Gate]:
             bound = float(found[4]) if found else math.nan
         except ValueError:
             bound = math.nan
-        if found is None or math.isnan(bound) or found[2] not in evaluate.METRICS:
-            raise ValueError(f"gate {part!r}: must be METRIC>=X, <=X, >X or <X, or SET:METRIC..., with METRIC one of "
+        if found is None or not 0 <= bound <= 1 or found[2] not in evaluate.METRICS:
+            raise ValueError(f"gate {part!r}: must be METRIC>=X, <=X, >X or <X, or SET:METRIC..., with X in [0, 1] and METRIC one of "
                              f"{', '.join(evaluate.METRICS)}")
         gates.append(Gate(text=part, dataset=found[1] and found[1].strip(), metric=found[2], compare=found[3], bound=bound))
     return gates

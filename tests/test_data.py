@@ -1,5 +1,6 @@
 """harmaug.data: layouts, tolerant labels, and an error that names file and row for everything else."""
 import csv
+import datetime
 import errno
 import gzip
 import json
@@ -91,6 +92,21 @@ def test_parquet_of_pandas(tmp_path):
     assert data.encode_row(rows[1]) == b'{"prompt":"b","label":null,"at":null,"for":null}\n'
 
 
+def test_times_that_python_has_no_kind_for(tmp_path):
+    """Nested nanoseconds are cut, years beyond 9999 come as text; the other columns do not suffer."""
+    table = pa.table({"prompt": ["a", "b"], "at": pa.array([2**62, 2], pa.timestamp("us")), "day": pa.array([2**30, None], pa.date32()),
+                      "list": pa.array([[1_001], None], pa.list_(pa.timestamp("ns"))), "time": pa.array([1_001, None], pa.time64("ns")),
+                      "struct": pa.array([{"x": 1_001}, None], pa.struct([("x", pa.duration("ns"))]))})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    first, second = data.read_rows(tmp_path / "rows.parquet")
+    assert first.extra["list"] == [datetime.datetime(1970, 1, 1, 0, 0, 0, 1)] and first.extra["time"] == datetime.time(0, 0, 0, 1)
+    assert first.extra["struct"] == {"x": datetime.timedelta(microseconds=1)} and "4611686018427387904" in first.extra["at"]
+    assert second.extra["at"] == "1970-01-01 00:00:00.000002" and second.extra["day"] is None
+    parquet.write_table(pa.table({"prompt": ["a"], "at": pa.array([1], pa.timestamp("us", "Europe/Nowhere"))}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: column at: .*Nowhere"):
+        data.read_rows(tmp_path / "rows.parquet")
+
+
 def test_a_column_that_stands_twice_in_parquet(tmp_path):
     parquet.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([0])], names=["prompt", "label", "label"]), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="rows.parquet: the Parquet file has the column label twice"):
@@ -98,10 +114,10 @@ def test_a_column_that_stands_twice_in_parquet(tmp_path):
 
 
 def test_csv_takes_a_field_longer_than_the_modules_limit(tmp_path):
-    limit = csv.field_size_limit()
     text = "word " * 60_000
-    assert data.read_rows(write(tmp_path / "rows.csv", f"prompt,label\n{text},1\n"))[0].prompt == text
-    assert csv.field_size_limit() == limit
+    short, long = (data.iter_rows(write(tmp_path / name, f"prompt,label\na,1\n{last},1\n")) for name, last in (("a.csv", "b"), ("b.csv", text)))
+    assert next(short).prompt == next(long).prompt == "a"       # two readers in turn
+    assert [row.prompt for rows in (short, long) for row in rows] == ["b", text]
 
 
 @pytest.mark.parametrize("spelled, label", [(0, 0), (1, 1), (True, 1), (False, 0), (1.0, 1), ("0", 0), ("1", 1), ("safe", 0), ("Unsafe", 1),
@@ -154,6 +170,9 @@ def test_reference_kd_file_loads_as_it_is(tmp_path):
     ('{"prompt": "x", "unsafe-score": NaN}', r"rows, line 1: wrong JSON: NaN is not a JSON value"),
     ('{"prompt": "x", "unsafe-score": "nan"}', r"rows, line 1: unsafe-score must be a number in \[0, 1\], got 'nan'"),
     ('{"prompt": "x", "unsafe-score": 1.5}', r"rows, line 1: unsafe-score must be a number in \[0, 1\], got 1.5"),
+    ('{"prompt": "x", "unsafe-score": 1%s}' % ("0" * 400), r"rows, line 1: unsafe-score must be a number in \[0, 1\], got 1000"),
+    ('{"prompt": "x", "unsafe-score": "0_1"}', r"rows, line 1: unsafe-score must be a number in \[0, 1\], got '0_1'"),
+    ('{"prompt": "x"}\n{"prompt": "x", "other": 1e999}', r"rows, line 2: wrong JSON: number out of range$"),
     ('{"prompt": "x", "soft_label": {}}', r"rows, line 1: soft_label must be a number in \[0, 1\], got an object"),
     ("", r"rows: the set is empty, no rows"),
     ("\n \n", r"rows: the set is empty, no rows"),

@@ -2,6 +2,7 @@
 import csv
 import gzip
 import json
+import math
 import re
 
 import pyarrow as pa
@@ -123,6 +124,16 @@ def test_values_are_compared_as_they_are_printed():
     for text in ("b", "bads"):
         with pytest.raises(DataError, match="r: unknown label"):
             layout.row({"prompt": "p", "label": text}, "r")
+
+
+@pytest.mark.parametrize("unsafe, safe", [("1", "*"), ("1", "0"), ("true", "false"), ("*", "0")])
+def test_a_label_is_the_same_however_it_is_written(unsafe, safe):
+    layout = Layout(unsafe=(unsafe,), safe=(safe,))
+    given = {1: (1, 1.0, True, "1", "1.0", "TRUE"), 0: (0, 0.0, False, "0", "0.0", "False"), None: (None, math.nan, "", "NaN", "None", "null", "n/a")}
+    for label, values in given.items():
+        assert {layout.row({"prompt": "p", "label": value}, "r").label for value in values} == {label}
+    assert Layout(unsafe=("2",), safe=("none",)).row({"prompt": "p", "label": "None"}, "r").label == 0      # named, not any
+    assert Layout(unsafe=("2",), safe=("1",)).row({"prompt": "p", "label": 2.0}, "r").label == 1
 
 
 def test_no_csv_says_that_what_is_unknown_is_missing(tmp_path):

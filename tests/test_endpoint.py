@@ -91,7 +91,7 @@ def test_half_of_a_surrogate_pair_is_the_replacement_character():
 
 
 @pytest.mark.parametrize("answer, message", [
-    ((500, b"secret prompt", {}), r"status 500, after 3 tries; nothing is lost"),
+    ((500, b"secret prompt", {}), r"status 500, after 3 tries; what a run folder holds is kept"),
     ((401, {"error": {"message": "secret prompt", "code": "invalid_api_key"}}, {}), r"completions: status 401 \(invalid_api_key\)"),
     ((200, b"garbage", {}), "an answer that is no JSON object, after 3 tries"),
     ((200, None, {}), "RemoteProtocolError, after 3 tries"),

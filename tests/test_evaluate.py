@@ -1,6 +1,8 @@
 """Metrics against scikit-learn, bit for bit; the bootstrap against its definition; protocols, cohorts, score files."""
 import dataclasses
 import json
+import os
+import threading
 from functools import partial
 
 import numpy as np
@@ -270,6 +272,22 @@ def test_a_report_says_where_its_rows_come_from(tmp_path):
         evaluate.evaluate_guard(Lengths(), {"mine": file}, over_refusal=("nothing",))
 
 
+def test_a_set_shows_no_text():
+    part, = evaluate.score_sets(Lengths(), {"mine": ROWS})
+    assert part.keys["texts"]
+    for shown in (repr(part), part._repr_html_()):
+        assert "mine" in shown and not any(text.casefold() in shown.casefold() for row in ROWS for text in (row.prompt, row.response) if text)
+
+
+def test_a_pipe_has_no_sha256(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"label": 1, "score": 0.5}\n',))
+    thread.start()
+    part, = evaluate.read_scores(tmp_path / "pipe")
+    thread.join()
+    assert part.cohort["sha256"] is None and part.cohort["rows"] == 1
+
+
 def test_the_schema_refuses_what_is_no_report():
     validator = Draft202012Validator(SCHEMA)
     Draft202012Validator.check_schema(SCHEMA)
@@ -279,7 +297,12 @@ def test_the_schema_refuses_what_is_no_report():
     rounded = evaluate.summarise([perfect], draws=0)
     assert rounded["datasets"]["a"]["auprc"] > 1 and validator.is_valid(json.loads(json.dumps(rounded)))
     for break_it in (lambda r: r.pop("schema_version"), lambda r: r["datasets"]["a"].update(f1=2), lambda r: r["datasets"]["a"].pop("n"),
-                     lambda r: r["datasets"]["a"].update(auprc_interval=[0.1])):
+                     lambda r: r["datasets"]["a"].update(auprc_interval=[0.1]), lambda r: r["datasets"]["a"].update(f1_interval=[-5, 9]),
+                     lambda r: r.update(dataset=r.pop("datasets")), lambda r: r["mean"].update(f1=7), lambda r: r["mean"].update(other=0.5),
+                     lambda r: r["datasets"]["a"]["cohort"].pop("rows"), lambda r: r["datasets"]["a"]["cohort"].update(n_unlabelled=-1),
+                     lambda r: r["datasets"]["a"]["cohort"].update(contamination={"training_rows": "a", "exact": -1, "near": None}),
+                     lambda r: r.update(fitted={"threshold": "x", "temperature": 1, "target": "f1", "value": 1, "interval": None, "n": 1, "n_unsafe": 1, "fitted_on": []}),
+                     lambda r: r.update(versions={}), lambda r: r["protocol"].update(says=5)):
         broken = json.loads(json.dumps(report))
         break_it(broken)
         assert not validator.is_valid(broken)

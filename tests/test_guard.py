@@ -1,6 +1,7 @@
 """Guard: scores, long rows, inputs, labels, saving, LoRA adapters."""
 import io
 import json
+import math
 import warnings
 
 import bert_model
@@ -324,8 +325,16 @@ def test_thresholds(folder, tmp_path):
     assert len(said) == 2
     modes = {(tmp_path / "saved" / name).stat().st_mode for name in ("model.safetensors", "thresholds.json")}
     assert len(modes) == 1
-    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
-        guard.set_threshold(2)
+    guard.threshold, guard.temperature = 0.9, 2
+    guard.save_pretrained(tmp_path / "set")
+    again = Guard.from_pretrained(tmp_path / "set")
+    assert (again.threshold, again.temperature) == (0.9, 2.0) and "metric" not in again.thresholds
+    for wrong in (2, True, "0.5", math.nan):
+        with pytest.raises(ValueError, match=rf"threshold must be in \[0, 1\], got {wrong!r}"):
+            guard.set_threshold(wrong)
+    (tmp_path / "saved" / "thresholds.json").write_text('{"schema_version": 2, "threshold": 0.5}')
+    with pytest.raises(ValueError, match=r"thresholds.json: schema_version must be 1, got 2"):
+        Guard.from_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "thresholds.json").write_text('{"threshold": "high"}')
     with pytest.raises(ValueError, match=r"thresholds.json: threshold must be in \[0, 1\], got 'high'"):
         Guard.from_pretrained(tmp_path / "saved")

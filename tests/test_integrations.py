@@ -81,13 +81,13 @@ def moderation(server, **options):
 
 
 def results(path, payload):
-    return 200, {"results": [{"category_scores": {"a": len(text) / 10, "b": 0, "c": None}} for text in payload["input"]]}, {}
+    return 200, {"results": [{"category_scores": {"a": len(text) / 100, "b": 0, "c": None}} for text in payload["input"]]}, {}
 
 
 def test_moderation_endpoint(monkeypatch, quick):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with serving(results) as server:
-        np.testing.assert_allclose(moderation(server).score(["a", "bb", "c"], ["dd", None, None]), [0.5, 0.2, 0.1], rtol=1e-6)
+        np.testing.assert_allclose(moderation(server).score(["a", "bb", "c"], ["dd", None, None]), [0.05, 0.02, 0.01], rtol=1e-6)
         (path, first, headers), (_, second, _) = server.seen
         assert (path, headers["Authorization"]) == ("/v1/moderations", "Bearer k")
         assert [first, second] == [{"model": "m", "input": ["a\n\ndd", "bb"]}, {"model": "m", "input": ["c"]}]
@@ -95,13 +95,15 @@ def test_moderation_endpoint(monkeypatch, quick):
         assert "model" not in server.seen[-1][1]
         server.seen.clear()
         server.answer = lambda *a: (429, {}, {}) if len(server.seen) < 3 else results(*a)
-        assert moderation(server).score(["abc"]).tolist() == [np.float32(0.3)] and len(server.seen) == 3
+        assert moderation(server).score(["abc"]).tolist() == [np.float32(0.03)] and len(server.seen) == 3
 
 
 @pytest.mark.parametrize("status, body, message, tries", [
     (401, {}, "status 401", 1), (503, {}, "status 503", 3), (200, b"x", "no JSON object", 3),
     (200, {"results": []}, "not one result for each of 1", 1), (200, {"results": [{"flagged": True}]}, "without category_scores", 1),
     (200, {"results": [{"category_scores": {}}]}, "without category_scores", 1),
+    (200, b'{"results": [{"category_scores": {"a": 0.2, "b": NaN}}]}', r"a category score must be in \[0, 1\], got nan", 1),
+    (200, {"results": [{"category_scores": {"a": 0.2, "b": -7}}]}, r"a category score must be in \[0, 1\], got -7", 1),
 ])
 def test_endpoints_that_fail_are_named(status, body, message, tries, quick):
     with serving(lambda *_: (status, body, {})) as server:

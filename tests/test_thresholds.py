@@ -23,7 +23,7 @@ def at(y, s, cut):
     return evaluate.metrics(y, s, cut)
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("decimals", [None, 2, 1])
 @pytest.mark.parametrize("seed", range(some(4, 2)))
 def test_targets_against_every_cut(seed, decimals, kind):
@@ -40,6 +40,12 @@ def test_targets_against_every_cut(seed, decimals, kind):
         assert m["recall"] == t.value >= limit and m["fpr"] == min(m["fpr"] for m in every if m["recall"] >= limit)
     t = fit_threshold(y, s, draws=0)
     assert at(y, s, t.threshold)["f1"] == t.value == max(sk.f1_score(y, s >= c) for c in np.unique(s))
+
+
+def test_neighbouring_float16_scores_are_parted():
+    s = np.array([0.5, 0.50048828125, 0.5009765625], np.float16)
+    found = fit_threshold([0, 1, 1], s, "fpr=0", draws=0)
+    assert evaluate.metrics([0, 1, 1], s, found.threshold)["fpr"] == found.value == 0
 
 
 def test_neighbouring_float32_scores_are_parted_as_a_guard_compares_them():
@@ -168,6 +174,7 @@ def test_gates_hold_for_the_threshold_that_the_guard_uses():
     entries = {name: {"fpr": 0.2, "auprc": 0.9, "threshold": 0.5, "at_fitted_threshold": {"fpr": fpr, "auprc": 0.9, "threshold": 0.75}} for name, fpr in (("my set", 0.02), ("b", 0.08))}
     report = {"datasets": entries, "over_refusal": {}, "mean": {"fpr": 0.2}}
     gate, mean = thresholds.parse_gates("my set: fpr <= 0.01, mean:fpr<=0.05")
+    assert thresholds.parse_gates("en:toxic:fpr<=0.1")[0].dataset == "en:toxic"
     assert gate.dataset == "my set" and mean.check(report) == [("mean", None)]
     assert gate.check(report) == [("my set", "fpr at the threshold 0.75 is 0.0200, wanted <= 0.01")]
     assert mean.check(report, fitted=False) == [("mean", "fpr at the threshold 0.5 is 0.2000, wanted <= 0.05")]
@@ -175,7 +182,7 @@ def test_gates_hold_for_the_threshold_that_the_guard_uses():
 
 
 def test_gates_that_cannot_be_checked():
-    for text in ("f1", "f1>=x", "mcc>=0.5", "f1=>0.5", ""):
+    for text in ("f1", "f1>=x", "mcc>=0.5", "f1=>0.5", "", "fpr<=10", "fpr<=1e999", "auprc>=-1"):
         with pytest.raises(ValueError, match="must be METRIC>=X"):
             thresholds.parse_gates(text)
     with pytest.raises(ValueError, match="there is no set nothing; there are a, b, x, mean"):

@@ -46,7 +46,9 @@ class Metrics:
 def compute_metrics(evaluated: Any) -> dict[str, float]:
     """Return the metrics of a transformers EvalPrediction whose two logits are safe and unsafe; those that are None are
     left out, as a Trainer wants numbers."""
-    logits, labels = (np.asarray(part, dtype=np.float64) for part in evaluated)
+    given, labels = (evaluated.predictions, evaluated.label_ids) if hasattr(evaluated, "predictions") else evaluated
+    logits = np.asarray(given[0] if isinstance(given, tuple) else given, dtype=np.float64)    # of a tuple, what stands first
+    labels = np.asarray(labels, dtype=np.float64)
     if logits.ndim != 2 or logits.shape[1] != 2:
         raise ValueError(f"predictions must be two logits a row, got shape {logits.shape}")
     scores = 1 / (1 + np.exp(np.clip(logits[:, 0] - logits[:, 1], -700, 700)))

@@ -83,15 +83,20 @@ class ModerationEndpoint:
             if not isinstance(results, list) or len(results) != len(batch):
                 raise EndpointError(f"{self.name}: not one result for each of {len(batch)} texts")
             try:
-                scores += [max(float(value) for value in result["category_scores"].values() if value is not None)
-                           for result in results]
+                values = [[float(value) for value in result["category_scores"].values() if value is not None] for result in results]
+                scores += map(max, values)
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise EndpointError(f"{self.name}: a result without category_scores") from None
+            wrong = next((value for of_text in values for value in of_text if not 0 <= value <= 1), None)
+            if wrong is not None:
+                raise EndpointError(f"{self.name}: a category score must be in [0, 1], got {wrong:g}")
         return np.array(scores, dtype=np.float32)
 
 
 def as_moderate(guard: Any) -> Any:
     """Return the callable that ``guardbench.benchmark(moderate=...)`` takes: conversations in, P(unsafe) of each out.
+
+    `guard` is whatever `harmaug.evaluate.score_sets` takes.
 
     Examples
     --------
@@ -101,8 +106,15 @@ def as_moderate(guard: Any) -> Any:
     >>> as_moderate(Length())(conversations=[[{"role": "user", "content": "hello"}]])
     [0.5]
     """
+    from harmaug.teacher import as_array, as_scorer
+
+    scorer = as_scorer(guard)
+
     def moderate(conversations: Sequence[Any], **_: Any) -> list[float]:
         rows = list(rows_of(conversations))
-        return [float(score) for score in guard.score([prompt for prompt, _ in rows], [answer for _, answer in rows])]
+        scores = as_array(scorer.score([prompt for prompt, _ in rows], [answer for _, answer in rows]))
+        if scores.shape != (len(rows),) or not np.isfinite(scores).all():
+            raise ValueError(f"{type(scorer).__name__} must give a finite score for each of {len(rows)} conversations, got {scores!r}"[:200])
+        return [float(score) for score in scores]
 
     return moderate
