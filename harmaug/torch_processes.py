@@ -25,7 +25,7 @@ def accelerator() -> Any:
         raise ImportError(f"the torch engine needs {error.name}: pip install 'harmaug[torch]'") from None
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
-        import torch.distributed.nn     # before there is a group: its functions' defaults would keep it for ever
+        import torch.distributed.nn  # before there is a group: its functions' defaults would keep it for ever
     wait = accelerate.utils.InitProcessGroupKwargs(timeout=_WAIT)
     made = accelerate.Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
     if made.num_processes != processes:
