@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmaug import evaluate
+from harmaug.checks import one_of
 
 __all__ = ["Chart", "Plot", "Series", "calibration", "distribution", "diversity_map", "funnel", "pr_curve", "roc_curve", "threshold_curves"]
 
@@ -311,10 +312,11 @@ def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
 
 
 @Plot
-def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None) -> Chart:
-    """Precision, recall, F1 and false-positive rate over the threshold; a score equal to it, in the scores' own dtype, is flagged.
+def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None, protocol: str = "default") -> Chart:
+    """Precision, recall, F1 and false-positive rate over the threshold, which scores are compared with in their own dtype.
 
-    Recall and F1 are left out where no row is unsafe, the false-positive rate where none is safe.
+    Recall and F1 are left out where no row is unsafe and the protocol does not say what 0/0 is, the false-positive rate
+    where none is safe.
 
     Parameters
     ----------
@@ -324,6 +326,8 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
         P(unsafe), in [0, 1].
     marks : mapping of str to float, optional
         Thresholds in use, by name; finite.
+    protocol : {"default", "harmaug-2024"}
+        Whether a score at the threshold is flagged, and what 0/0 is; see `evaluate.Protocol`.
 
     Returns
     -------
@@ -333,15 +337,21 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
     Raises
     ------
     ValueError
-        No rows, not of one length, a label other than 0 and 1, a score outside [0, 1] (the message names the row), or a mark that is not finite.
+        No rows, not of one length, a label other than 0 and 1, a score outside [0, 1] (the message names the row), a mark that is not finite, or an unknown protocol.
     """
+    rules = evaluate.PROTOCOLS[one_of("protocol", protocol, evaluate.PROTOCOLS)]
     y, wide = _shares(labels, scores)
     own = np.asarray(scores)
     s = own if own.dtype.kind == "f" else wide
-    tp, fp = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID.astype(s.dtype)] for label in (1, 0)], dtype=np.float64)
-    positives, negatives = (int(np.sum(y == label)) or math.nan for label in (1, 0))        # NaN where there is none
-    lines = {"recall": tp / positives, "precision": np.divide(tp, tp + fp, out=np.full(len(tp), np.nan), where=tp + fp > 0),
-             "F1": 2 * tp / (tp + fp + positives), "FPR": fp / negatives}
+    tp, fp = np.array([[np.sum(rules.flagged(s[y == label], cut)) for cut in _GRID] for label in (1, 0)], dtype=np.float64)
+    unsafe, safe = (int(np.sum(y == label)) for label in (1, 0))
+    none = math.nan if rules.zero_division is None else rules.zero_division
+
+    def ratio(part: Floats, whole: Floats, of_zero: float = none) -> Floats:
+        return np.asarray(np.divide(part, whole, out=np.full(len(part), of_zero), where=whole > 0))
+
+    lines = {"recall": ratio(tp, np.full(len(tp), unsafe)), "precision": ratio(tp, tp + fp), "F1": ratio(2 * tp, tp + fp + (unsafe or 0 * none)),      # 0, or NaN: left out
+             "FPR": ratio(fp, np.full(len(fp), safe), math.nan)}
     known = {name: ~np.isnan(values) for name, values in lines.items()}
     series = [Series(name=name, x=_GRID[here], y=lines[name][here]) for name, here in known.items() if here.any()]
     return Chart(title="Thresholds", x_label="threshold", y_label="", series=series, marks=marks or {})

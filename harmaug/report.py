@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +130,13 @@ def measures_table(report: Mapping[str, Any]) -> Table:
                ("95 % interval", "auprc_interval"), ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr"),
                ("ECE", "ece")]
     lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
+    told = partial(shortest, protocol=report["protocol"]["name"])
     notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
-             f"{shortest(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+             f"{told(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
     if "fitted" in report:
         found = report["fitted"]
-        low, high = (shortest(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
-        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {shortest(found['threshold'])} "
+        low, high = (told(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
+        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {told(found['threshold'])} "
                      f"({low} .. {high}), temperature {found['temperature']:.3f}"
                      + (f"; {found['note']}" if "note" in found else ""))
     parts = [*report["datasets"].items()]
@@ -146,7 +147,7 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         lines.append([name, *(entry.get(key) for _, key in columns)])
         fitted = entry.get("at_fitted_threshold")
         if fitted:
-            lines.append([f"{name}, at {shortest(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
+            lines.append([f"{name}, at {told(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
@@ -190,32 +191,34 @@ def _files(table: Table) -> list[tuple[str, str]]:
     return [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
 
 
-def shortest(threshold: float, scores: Any = None) -> str:
+def shortest(threshold: float, scores: Any = None, protocol: str = "default") -> str:
     """Return a threshold in the fewest digits, from three on, that flag the same scores as float32 and as float64; None: any of its own dtype."""
+    from harmaug.evaluate import PROTOCOLS
+
+    over = np.greater_equal if PROTOCOLS[protocol].tie_unsafe else np.greater
     texts = (f"{threshold:.{n}g}" for n in range(3, 18))
     with np.errstate(over="ignore"):        # scores of any range
         if scores is None:
             own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
-            scores = np.array([np.nextafter(own, -np.inf), own])
+            scores = np.array([np.nextafter(own, -np.inf), own, np.nextafter(own, np.inf)])
         both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
-        return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
+        return next(text for text in texts if all(np.array_equal(over(s, s.dtype.type(text)), over(s, s.dtype.type(threshold))) for s in both))
 
 
 def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
-    """Charts, thresholds and slices of each set in scores.jsonl."""
-    from harmaug import plots
-    from harmaug.evaluate import read_scores
+    """Charts, thresholds and slices of each set in scores.jsonl, which are flagged as the run flags them."""
+    from harmaug import evaluate, plots
     from harmaug.thresholds import fit_threshold
 
-    path = run / "scores.jsonl"
-    for part in read_scores(path) if path.exists() and path.stat().st_size else ():
-        y, s = part.labels, part.scores
+    path, protocol = run / "scores.jsonl", metrics.get("protocol", {}).get("name", "default")
+    for part in evaluate.read_scores(path, protocol=protocol) if path.exists() and path.stat().st_size else ():
+        y, s = part.labels, _own(part.scores)
         entry = {**metrics.get("datasets", {}), **metrics.get("over_refusal", {}), **metrics.get("systems", {})}.get(part.name, {})
         within, both = s.min() >= 0 and s.max() <= 1, y.min() != y.max()
         draws = 200 if len(y) <= _BANDS_TO else 0
         marks = {name: found["threshold"] for name, found in (("in use", entry), ("fitted", entry.get("at_fitted_threshold")))
                  if found}
-        charts = [plots.distribution.chart(y, s), plots.threshold_curves.chart(y, s, marks=marks),
+        charts = [plots.distribution.chart(y, s), plots.threshold_curves.chart(y, s, marks=marks, protocol=protocol),
                   plots.calibration.chart(y, s)] if within else []
         charts += [plots.pr_curve.chart(y, s, draws=draws), plots.roc_curve.chart(y, s, draws=draws)] if both else []
         lines: list[list[Any]] = [["target", "threshold", "95 % interval", "recall", "precision", "FPR", "F1"]]
@@ -223,13 +226,13 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                  if both else f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"]
         for target in ("f1", "fpr=0.01", "fpr=0.05", "recall=0.9", "recall=0.95") if both else ():
             try:
-                fitted = fit_threshold(y, s, target, draws=draws)
+                fitted = fit_threshold(y, s, target, draws=draws, protocol=protocol)
             except ValueError as error:
                 notes.append(str(error))
                 continue
-            at = _metrics(y, s, fitted.threshold)
-            interval = " .. ".join(shortest(bound, s) for bound in fitted.interval) if fitted.interval else None
-            lines.append([target, shortest(fitted.threshold, s), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
+            at = evaluate.metrics(y, s, fitted.threshold, protocol=protocol)
+            interval = " .. ".join(shortest(bound, s, protocol) for bound in fitted.interval) if fitted.interval else None
+            lines.append([target, shortest(fitted.threshold, s, protocol), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
         files = _files(Table(lines)) if tables else []
         folded: list[list[list[Any]]] = []
@@ -239,10 +242,11 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes, charts=charts, tables=tables, folded=folded, files=files)
 
 
-def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
-    from harmaug.evaluate import metrics
-
-    return metrics(labels, scores, threshold)
+def _own(scores: Any) -> Any:
+    """Scores in the dtype that they had before they were written: float32, as a guard's, where each is such a number."""
+    with np.errstate(over="ignore"):
+        narrow = scores.astype(np.float32)
+    return narrow if np.array_equal(narrow, scores) else scores
 
 
 def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:

@@ -81,6 +81,14 @@ def test_a_threshold_is_compared_in_the_dtype_of_the_scores():
     assert plots.threshold_curves.chart([1, 0], np.float32([0.7, 0.1])).series[0].y[70] == 1
 
 
+def test_a_tie_is_flagged_as_the_protocol_says():
+    chart = plots.threshold_curves.chart([1, 0], np.float32([0.7, 0.1]), protocol="harmaug-2024")
+    at = [evaluate.metrics([1, 0], np.float32([0.7, 0.1]), cut / 100, protocol="harmaug-2024") for cut in range(101)]
+    for one in chart.series:
+        assert one.y.tolist() == [found[one.name.lower()] for found in at]
+    assert {one.name for one in plots.threshold_curves.chart([0], [0.5], protocol="harmaug-2024").series} == {"recall", "precision", "F1", "FPR"}
+
+
 def test_bars_and_maps_of_unusual_input(tmp_path):
     shown = plots.funnel.chart({"share": 0.25, "$\\frac$": 1234.0}, "cost $\\x$")
     assert [bar["value"] for bar in shown.shapes()["bars"]] == ["0.25", "1,234"]

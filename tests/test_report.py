@@ -93,6 +93,20 @@ def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> Non
     assert found.lines[2][0] == "mine, at 0.999999046 (fitted)" and ">= 0.5;" in found.notes[0]
 
 
+@pytest.mark.parametrize("protocol", evaluate.PROTOCOLS)
+def test_thresholds_flag_what_the_run_flags(tmp_path: Path, protocol: str) -> None:
+    y, s = np.array([1, 1, 0, 0, 1, 0] * 20), np.array([0.7, 0.9, 0.7, 0.1, 0.7, 0.2] * 20, np.float32)
+    part = evaluate.ScoredSet(name="mine", labels=y, scores=s)
+    write_rows(tmp_path / "scores.jsonl", part.lines())
+    metrics = evaluate.summarise([part], threshold=0.7, draws=0, protocol=protocol)
+    section, = report._sets(tmp_path, metrics)
+    shown = {one.name: one.y[70] for one in next(chart for chart in section.charts if chart.title == "Thresholds").series}
+    assert [shown[name] for name in ("recall", "precision", "F1", "FPR")] == [metrics["datasets"]["mine"][name.lower()] for name in shown]
+    for line in section.tables[0][1:]:
+        assert evaluate.metrics(y, s, float(line[1]), protocol=protocol)["f1"] == line[6]
+    assert report.shortest(float(np.float32(0.7)), s.astype(np.float64), "harmaug-2024") == "0.7"
+
+
 def test_labels_in_doubt_are_those_that_the_audit_counts(tmp_path: Path) -> None:
     rows = [Row(prompt=f"{label} {score}", label=label, unsafe_score=score) for label in (0, 1) for score in (0.25, 0.5, 0.75)]
     write_rows(tmp_path / "labelled.jsonl", rows)
