@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from harmaug import data, evaluate, plots
 from harmaug.data import Row
+from harmaug.plots import Chart, Series
 from harmaug.report import Table, measures_table, report_run
 from harmaug.runs import RunFolder
 
@@ -100,6 +101,38 @@ def test_bars_and_maps_of_unusual_input(tmp_path):
     assert "nan" not in plots.diversity_map.chart([0, 1e308], [-1e308, 1e308], [0, 1])._repr_html_()
 
 
+def test_a_line_breaks_where_nothing_is_known(recwarn):
+    y = np.array([0.1, np.nan, 0.3, 0.4, np.nan])
+    one = Series(name="a", x=np.arange(5) / 4, y=y, low=y - 0.1, high=y + 0.1, dots=True)
+    svg = Chart(title="t", series=[one])._repr_html_()
+    assert "nan" not in svg and svg.count("<polyline") == svg.count("<polygon") == 2 and svg.count("<circle") == 3 and not recwarn
+    for top in (0, np.nan, -1, np.inf):
+        with pytest.raises(ValueError, match="t: top must be a finite number above 0, got"):
+            Chart(title="t", top=top)
+
+
+@pytest.mark.parametrize("name", ["contradicts the label", "contradicts the label that it was given " * 3, "W" * 60, "\u6f22" * 40])
+def test_long_names_of_bars_are_seen(name):
+    chart = plots.funnel.chart({name: 12345678, "kept": 3})
+    shown = chart.shapes()
+    first, left = shown["bars"][0], shown["left"]
+    assert len(first["name"]) * (7 if name.isascii() else 11) + 6 <= left <= 210 and left + first["width"] + 76 <= 420 and first["width"] > 100
+    assert (first["name"] == name) == (len(name) < 40) and first["name"].rstrip("…") in name and f"{name} 12,345,678" in shown["says"]
+    figure = (chart if name.isascii() else plots.funnel.chart({"W" * 50: 1})).figure()      # matplotlib has no such glyphs
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yticklabels()[0].get_window_extent().x0 >= 0 and figure.axes[0].get_position().width > 0.3
+
+
+def test_a_chart_is_told_and_stands_on_white():
+    y, s = sample()
+    for plot, says in ((plots.pr_curve, f"AUPRC {sk.average_precision_score(y, s):.3f}"), (plots.roc_curve, f"AUROC {sk.roc_auc_score(y, s):.3f}"),
+                       (plots.calibration, f"ECE {evaluate.metrics(y, s)['ece']:.3f}"), (plots.distribution, f"unsafe ({y.sum()} rows)")):
+        shown = plot.chart(y, s)._repr_html_()
+        assert f"{plot.chart(y, s).title}, " in shown and says in re.findall('aria-label="([^"]*)"', shown)[0]
+    assert "background: #fff; color: #222" in shown
+    assert "in use 0.25" in plots.threshold_curves.chart(y, s, marks={"in use": 0.25}).shapes()["says"]
+
+
 def test_a_plot_tells_its_parameters():
     assert str(inspect.signature(plots.pr_curve)).endswith("draws: 'int' = 200, seed: 'int' = 0) -> 'matplotlib.figure.Figure'")
     assert "labels : array-like" in plots.pr_curve.__doc__
@@ -144,6 +177,7 @@ def test_the_page_of_a_run(tmp_path):
     assert "by category" in outside and ">s59<" not in outside and ">xxx" not in outside and page.count(">s59<") == 1
     assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
     assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
+    assert 'aria-label="mine: scores, thresholds, slices: ROC, AUROC 0.' in page and page.count("<th scope=col") == page.count("<th") > 20
     assert "over-refusal: safe" in page and ">all 3 rows are safe</li>" in page and "\\begin{tabular}" in page and "mine,300," in page
     assert "No stage has run yet" not in page and ">refusal<" not in page.split("asked, dropped, kept")[1].split("</svg>")[0]
     # a killed run leaves a torn line; a damaged one is named
