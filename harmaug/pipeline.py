@@ -837,12 +837,16 @@ def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
     """Return a stage's account in one line."""
     if stage == "evaluate":
-        return f"{len(account['datasets'])} sets"
+        return _several(len(account["datasets"]) + len(account["over_refusal"]), "set")
     if stage in FURTHER:
-        return f"{len(account['rows'])} models" if stage == "frontier" else f"{len(account['sets'])} sets, {account['steps']} steps"
+        return _several(len(account["rows"]), "model") if stage == "frontier" else f"{_several(len(account['sets']), 'set')}, {_several(account['steps'], 'step')}"
     counts = [f"{name} {value}" for name, value in account.items()
               if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done"]
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def data_file(folder: Path, name: str) -> Path:

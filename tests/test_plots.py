@@ -1,4 +1,5 @@
 """Charts against the figures that they draw, as SVG and as matplotlib figures; the report of a run whole."""
+import csv
 import inspect
 import json
 import re
@@ -197,9 +198,15 @@ def test_the_page_of_a_run(tmp_path):
 def test_tables_as_csv_and_latex():
     table = Table([["set", "F1 & more"], ["a_b", 0.123456789], ["c,d", None], ["e", (0.1, 0.25)]])
     assert table.to_csv() == 'set,F1 & more\na_b,0.123456789\n"c,d",\ne,0.100 .. 0.250\n'
-    assert table.to_latex().splitlines() == ["\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
+    assert table.to_latex().splitlines() == ["% needs \\usepackage{booktabs}", "\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
                                              "e & 0.100 .. 0.250 \\\\", "\\bottomrule", "\\end{tabular}"]
-    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[4:6] == ["{}[dev] set \\\\", "{}* a b \\\\"]
+    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[5:7] == ["{}[dev] set \\\\", "{}* a b \\\\"]
+    assert Table([["a\x00\x1b <b> | \"c\""]]).to_latex().splitlines()[3] == "a \\textless{}b\\textgreater{} \\textbar{} ''c'' \\\\"
+    assert Table([]).to_latex().splitlines()[1:] == ["\\begin{tabular}{l}", "\\end{tabular}"] and Table([]).to_csv() == repr(Table([])) == ""
+    cells = ["=1+1", "+a", "-a", "@a", "\ta", "-", "-0.5", "+1e5", -0.5, None, "a=b", (-1.0, 2.0)]
+    assert next(csv.reader([Table([cells]).to_csv()])) == ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "-", "-0.5", "+1e5", "-0.5", "", "a=b", "'-1.000 .. 2.000"]
+    table = Table([["a", np.float32(0.123456), np.float64(0.7654321)]])
+    assert repr(table) == "a  0.123  0.765" and table.to_csv() == "a,0.123456,0.7654321\n"
     y, s = sample()
     report = evaluate.summarise([evaluate.ScoredSet(name="a", labels=y, scores=s)], draws=0)
     assert measures_table(report).lines[1][0] == "a"

@@ -74,6 +74,20 @@ def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+def test_empty_tables_and_numpys_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "t", [Section(heading="a", tables=[[]], folded=[[]])], info={"n": np.float32(0.5), "k": np.arange(2)})
+    assert "0.5" in path.read_text() and "<details><summary dir=auto>" not in path.read_text()
+    with pytest.raises(TypeError, match="object is no JSON"):
+        write_report(path, "t", [], info={"n": object()})
+
+
+def test_only_rows_with_a_generator_are_said_to_be_invented() -> None:
+    people = Row(prompt="a", label=0)
+    assert "invented" not in HiddenRows([people])._repr_html_() and "Many of these rows are harmful" in HiddenRows([people])._repr_html_()
+    assert "invented" in HiddenRows([people, Row(prompt="b", generator="smollm2")])._repr_html_()
+
+
 def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(400) % 2
