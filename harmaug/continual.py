@@ -74,14 +74,23 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
 
     Parameters
     ----------
-    new : sequence of Row, optional
+    run : RunFolder
+    new : sequence of Row or None
         Rows to learn. None: the run's labelled.jsonl.
     old : sequence of Row
         Rows to replay; those among the new ones are left out.
+    config : ContinualConfig
+        The guard, and what is replayed and held out.
     base : DistillConfig
         Settings of the training but for `student`, `layers` and `new_head`.
     datasets : mapping, optional
         Sets to measure besides the rows that are held out.
+    draws : int, default 1000
+        Bootstrap draws of the intervals.
+    n_threads : int, optional
+        Of measuring. None: as many as there are.
+    quiet : bool, default False
+        No progress bars.
 
     Returns
     -------

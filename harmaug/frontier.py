@@ -133,8 +133,11 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
 
     Parameters
     ----------
+    run : RunFolder
     datasets : mapping
         Evaluation sets; F1 (at 0.5) and AUPRC are means over them, and their rows are what is timed.
+    config : FrontierConfig
+        Which students, and what stands beside them.
     base : DistillConfig
         Of every student but for `student` and `layers`.
     rows : sequence of Row, optional
@@ -143,6 +146,10 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
         What the first row is where the configuration names no teacher.
     folder : path
         Where the teacher's relative file names begin.
+    n_threads : int, optional
+        Of measuring. None: as many as there are.
+    quiet : bool, default False
+        No progress bars.
 
     Returns
     -------
@@ -212,6 +219,8 @@ def flops(config: Mapping[str, Any], tokens: int) -> float:
     ----------
     config : mapping
         Of `Guard.config`, or a config.json with these names.
+    tokens : int
+        Of the text.
     """
     h, inner, layers = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     if config["model_type"] == "llama":

@@ -319,6 +319,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
         Parameters
         ----------
+        name : str
+            Its key in run.json.
         config : mapping
             The settings that decide the rows; a stage cannot go on under others.
         inputs, models : mapping, optional
