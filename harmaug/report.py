@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NOTICE = ("Many of these rows are harmful. They are for training and testing safety guards; a guard trained on them is "
            "English only, may refuse too much, and is not to be the only safeguard.")
-_INVENTED = "Those that name a generator were invented by it. "
+_INVENTED = "Rows that name a generator were invented by it. "
 _BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
 _OPEN, _WIDE = 50, 80   # lines of a table of slices, and characters of a value, above which it stands behind a click
 _DIVERSITY = {
@@ -376,7 +376,7 @@ class Table:
         """
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([["" if cell is None else str(cell) if isinstance(cell, (float, np.floating)) else
-                                                         _harmless(_plain(cell)) for cell in line] for line in self.lines])
+                                                         _harmless(cell) if isinstance(cell, str) else _plain(cell) for cell in line] for line in self.lines])
         return out.getvalue()
 
     def to_latex(self) -> str:

@@ -204,7 +204,7 @@ def test_tables_as_csv_and_latex():
     assert Table([["a\x00\x1b <b> | \"c\""]]).to_latex().splitlines()[3] == "a \\textless{}b\\textgreater{} \\textbar{} ''c'' \\\\"
     assert Table([]).to_latex().splitlines()[1:] == ["\\begin{tabular}{l}", "\\end{tabular}"] and Table([]).to_csv() == repr(Table([])) == ""
     cells = ["=1+1", "+a", "-a", "@a", "\ta", "-", "-0.5", "+1e5", -0.5, None, "a=b", (-1.0, 2.0)]
-    assert next(csv.reader([Table([cells]).to_csv()])) == ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "-", "-0.5", "+1e5", "-0.5", "", "a=b", "'-1.000 .. 2.000"]
+    assert next(csv.reader([Table([cells]).to_csv()])) == ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "-", "-0.5", "+1e5", "-0.5", "", "a=b", "-1.000 .. 2.000"]
     table = Table([["a", np.float32(0.123456), np.float64(0.7654321)]])
     assert repr(table) == "a  0.123  0.765" and table.to_csv() == "a,0.123456,0.7654321\n"
     y, s = sample()
