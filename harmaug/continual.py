@@ -14,8 +14,9 @@ from harmaug.checks import within
 from harmaug.data import DataError, Row, identity, read_rows
 from harmaug.distill import DistillConfig, split_validation
 from harmaug.guard import Guard
+from harmaug.report import Table
 
-__all__ = ["ContinualConfig", "continual", "format_continual", "read_replay"]
+__all__ = ["ContinualConfig", "continual", "continual_table", "format_continual", "read_replay"]
 
 NEW, OLD = "new rows", "replayed rows"
 _METRICS = ("auprc", "f1", "recall", "fpr")
@@ -73,14 +74,23 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
 
     Parameters
     ----------
-    new : sequence of Row, optional
+    run : RunFolder
+    new : sequence of Row or None
         Rows to learn. None: the run's labelled.jsonl.
     old : sequence of Row
         Rows to replay; those among the new ones are left out.
+    config : ContinualConfig
+        The guard, and what is replayed and held out.
     base : DistillConfig
         Settings of the training but for `student`, `layers` and `new_head`.
     datasets : mapping, optional
         Sets to measure besides the rows that are held out.
+    draws : int, default 1000
+        Bootstrap draws of the intervals.
+    n_threads : int, optional
+        Of measuring. None: as many as there are.
+    quiet : bool, default False
+        No progress bars.
 
     Returns
     -------
@@ -120,10 +130,19 @@ def continual(run: runs.RunFolder, new: Sequence[Row] | None, old: Sequence[Row]
     return result
 
 
+def continual_table(result: Mapping[str, Any]) -> Table:
+    """Return what continual.json holds as a table of numbers in full, with what must be read beside it."""
+    sides = ("before", "after")
+    lines: list[list[Any]] = [["set", "rows", *(f"{name.upper()} {side}" for name in _METRICS for side in sides), "AUPRC after minus before", "95 % interval"]]
+    for name, entry in result["sets"].items():
+        found = entry["difference"]["auprc"]
+        lines.append([name, entry["before"]["n"], *(entry[side][metric] for metric in _METRICS for side in sides), found["difference"],
+                      None if found["low"] is None else (found["low"], found["high"])])
+    return Table(lines, _notes(result))
+
+
 def format_continual(result: Mapping[str, Any]) -> str:
     """Return the table as aligned text."""
-    from harmaug.report import Table
-
     lines = [["", "rows", *(f"{name.upper()} before, after" for name in _METRICS), "AUPRC after minus before"]]
     for name, entry in result["sets"].items():
         found = entry["difference"]["auprc"]
@@ -131,7 +150,11 @@ def format_continual(result: Mapping[str, Any]) -> str:
         lines.append([name, str(entry["before"]["n"]),
                       *(", ".join("-" if entry[side][metric] is None else f"{entry[side][metric]:.3f}" for side in ("before", "after")) for metric in _METRICS),
                       "-" if found["difference"] is None else f"{found['difference']:+.3f}{interval}"])
+    return repr(Table(lines, _notes(result)))
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
     refit = [] if result["threshold"] is None else [f"the threshold {result['threshold']:g} of {result['guard']} was not taken over: fit one anew, "
                                                     "harmaug evaluate --fit-threshold --save"]
-    return repr(Table(lines, [f"{result['new']} new rows and {result['replayed']} replayed ones, {result['steps']} steps from {result['guard']}; F1, recall and "
-                              "FPR at 0.5; 95 % paired bootstrap interval", *refit]))
+    return [f"{result['new']} new rows and {result['replayed']} replayed ones, {result['steps']} steps from {result['guard']}; F1, recall and "
+            "FPR at 0.5; 95 % paired bootstrap interval", *refit]

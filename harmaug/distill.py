@@ -76,6 +76,7 @@ class DistillConfig:
         Softens both sides of the soft term, which is then scaled by its square.
     lr : float
         Highest learning rate: it rises from 0 over warmup_steps, then follows the schedule.
+    warmup_steps : int
     schedule : {"linear", "cosine", "constant"}
     weight_decay : float
         Of matrices; biases and LayerNorm have none.

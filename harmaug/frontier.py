@@ -5,9 +5,7 @@ these fit into the memory that is free, else it is counted from its configuratio
 """
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -34,12 +32,13 @@ from harmaug.distill import DistillConfig
 from harmaug.generator import CausalLM
 from harmaug.guard import Guard
 from harmaug.guard_families import FAMILIES, LanguageModelTeacher
+from harmaug.report import Table
 from harmaug.respond import spread
 from harmaug.teacher import ScoresTeacher
 from harmaug.tokenizer import Tokenizer
 from harmaug.versions import cpu_model
 
-__all__ = ["SHAPES", "FrontierConfig", "flops", "format_frontier", "frontier", "parse_student"]
+__all__ = ["SHAPES", "FrontierConfig", "flops", "format_frontier", "frontier", "frontier_table", "parse_student"]
 
 _log = logging.getLogger(__name__)
 
@@ -134,8 +133,11 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
 
     Parameters
     ----------
+    run : RunFolder
     datasets : mapping
         Evaluation sets; F1 (at 0.5) and AUPRC are means over them, and their rows are what is timed.
+    config : FrontierConfig
+        Which students, and what stands beside them.
     base : DistillConfig
         Of every student but for `student` and `layers`.
     rows : sequence of Row, optional
@@ -144,6 +146,10 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
         What the first row is where the configuration names no teacher.
     folder : path
         Where the teacher's relative file names begin.
+    n_threads : int, optional
+        Of measuring. None: as many as there are.
+    quiet : bool, default False
+        No progress bars.
 
     Returns
     -------
@@ -198,7 +204,7 @@ def frontier(run: runs.RunFolder, datasets: Mapping[str, Sequence[Row]], *, conf
               "harmaug": here["harmaug"], "n_threads": n_threads, "sets": {name: len(rows) for name, rows in datasets.items()}}
     data.write_json(run / "frontier.json", result, indent=1)
     with data.atomic_file(run / "frontier.csv") as file:
-        file.write(_csv(table).encode())
+        file.write(Table([COLUMNS, *([row[name] for name in COLUMNS] for row in table)]).to_csv().encode())
     return result
 
 
@@ -213,6 +219,8 @@ def flops(config: Mapping[str, Any], tokens: int) -> float:
     ----------
     config : mapping
         Of `Guard.config`, or a config.json with these names.
+    tokens : int
+        Of the text.
     """
     h, inner, layers = (int(config[name]) for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     if config["model_type"] == "llama":
@@ -256,10 +264,15 @@ def _tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]
         yield f"{name}.bias", shape[:1]
 
 
+def frontier_table(result: Mapping[str, Any]) -> Table:
+    """Return what frontier.json holds as a table of numbers in full, with what must be read beside it."""
+    titles = {"name": "model", "gflops": f"GFLOPs ({result['tokens']} tokens)", "mb": "MB", "f1": "F1 at 0.5", "auprc": "AUPRC", "ms": "CPU ms", "peak_mb": "peak MB",
+              "gflops_share": "of the teacher's GFLOPs", "ms_share": "of its ms", "peak_mb_share": "of its MB"}
+    return Table([[titles.get(name, name) for name in COLUMNS], *([row[name] for name in COLUMNS] for row in result["rows"])], _notes(result))
+
+
 def format_frontier(result: Mapping[str, Any]) -> str:
     """Return the table as aligned text."""
-    from harmaug.report import Table
-
     head = ["", "parameters", f"GFLOPs ({result['tokens']} tokens)", "MB", "F1 at 0.5", "AUPRC", "CPU ms", "peak MB", "of the teacher's GFLOPs, ms, MB", ""]
     lines = [head]
     for row in result["rows"]:
@@ -267,10 +280,13 @@ def format_frontier(result: Mapping[str, Any]) -> str:
         lines.append([f"teacher {row['name']}" if row["kind"] == "teacher" else row["name"],
                       "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:,.1f} M", _number(row["gflops"], ",.2f"), _number(row["mb"], ",.1f"),
                       _number(row["f1"], ".3f"), _number(row["auprc"], ".3f"), _number(row["ms"], ".2f"), _number(row["peak_mb"], ",.0f"), shares, row["note"]])
-    notes = [f"F1 and AUPRC: mean over {', '.join(result['sets'])}. CPU ms: median of {result['texts']} of their rows, one at a time; peak MB: of a process that "
-             f"does this alone. {result['cpu']}, {result['cpu_isa']}. A computed row is counted from its shape",
-             *(f"{name} refused: {reason}" for name, reason in result["refused"].items())]
-    return repr(Table(lines, notes))
+    return repr(Table(lines, _notes(result)))
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    return [f"F1 and AUPRC: mean over {', '.join(result['sets'])}. CPU ms: median of {result['texts']} of their rows, one at a time; peak MB: of a process that "
+            f"does this alone. {result['cpu']}, {result['cpu_isa']}. A computed row is counted from its shape",
+            *(f"{name} refused: {reason}" for name, reason in result["refused"].items())]
 
 
 class _Measure:
@@ -425,14 +441,6 @@ def _add_shares(table: Sequence[dict[str, Any]]) -> None:
         if row["kind"] == "int8" and row["parameters"] is None:
             row["parameters"] = next(other["parameters"] for other in table if f"{other['name']}-int8" == row["name"])
         row |= {f"{name}_share": row[name] / first[name] if first.get(name) and row[name] is not None else None for name in _SHARES}
-
-
-def _csv(table: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([row[name] for name in COLUMNS] for row in table)
-    return text.getvalue()
 
 
 def _slug(spec: str) -> str:

@@ -65,12 +65,26 @@ def augment(run: RunFolder, generator: Generator | Callable[[], Generator], seed
 
     Parameters
     ----------
+    run : RunFolder
     generator : Generator or callable
         A callable is called for the generator only when there is something left to do.
+    seed_rows : sequence of Row
+        Labelled rows; those without a response serve as exemplars.
+    config : AugmentConfig, optional
     evaluation_rows : sequence of Row
         No kept row is near one of them.
+    table : CategoryTable, optional
+        The harm categories; the package's own when None.
+    models : mapping, optional
+        Name to sha256, for run.json.
+    batch_size : int, default 32
+        Sequences decoded together. Changes no row.
+    engine : str, default "local"
+        See engines.map_rows.
     encoder : str, optional
         Count clusters of the kept rows by its embeddings (see diversity.clusters), and put their map into diversity.json.
+    quiet : bool, default False
+        No progress bar.
     """
     config = config or AugmentConfig()
     table = table or default_table()
@@ -126,12 +140,24 @@ def label(run: RunFolder, by: Any, seed_rows: Sequence[Row], *, name: str | None
 
     Parameters
     ----------
+    run : RunFolder
     by : Teacher, folder, Guard or callable
-        With `name`, the teacher's: a callable that makes the Teacher, called only when there is something left to do.
+        With `name`, a callable that makes the Teacher, called only when there is something left to do.
+    seed_rows : sequence of Row
+    name : str, optional
+        The teacher's, where `by` makes it.
+    models : mapping, optional
+        Name to sha256, for run.json.
     settings : mapping, optional
         How the teacher is read, for run.json: a stage does not go on under others.
+    table : CategoryTable, optional
+        The harm categories; the package's own when None.
     batch_size : int, default 256
         Changes no row when the teacher's scores do not depend on it (a Guard's do not).
+    engine : str, default "local"
+        See engines.map_rows.
+    quiet : bool, default False
+        No progress bar.
     """
     table = table or default_table()
     inputs = {"seed": digest(seed_rows)}
@@ -189,14 +215,19 @@ def distil(run: RunFolder, rows: Sequence[Row] | None = None, *, config: Distill
 
     Parameters
     ----------
+    run : RunFolder
     rows : sequence of Row, optional
         None: labelled.jsonl.
     config : DistillConfig, optional
         With the student "tfidf" it is TF-IDF and logistic regression (scikit-learn), of which only the seed matters.
     validation_rows : sequence of Row, optional
         Instead of a share of the rows.
+    models : mapping, optional
+        Name to sha256, for run.json.
     name, folder : str
         Of the stage and of what it makes, where a run trains several.
+    quiet : bool, default False
+        No progress bar.
     """
     from harmaug.distill import ENGINE, DistillConfig, Distiller
 
@@ -555,6 +586,7 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
 
     Parameters
     ----------
+    run : RunFolder
     tables : mapping
         The tables of the TOML file.
     where : str
@@ -567,6 +599,8 @@ def run_config(run: RunFolder, tables: Mapping[str, Any], *, where: str = "confi
         Run just this stage; those before it must be finished.
     engine : str, optional
         Before that of [distil] if it is one that trains ("native", "torch"), else before those of [generator] and [label].
+    quiet : bool, default False
+        No progress bars.
     tell : callable
         Gets a line of text when a stage is done.
 
@@ -837,12 +871,16 @@ def _digest_of_model(name: str, endpoint: EndpointConfig | None, folder: Path = 
 def describe(stage: str, account: Mapping[str, Any]) -> str:
     """Return a stage's account in one line."""
     if stage == "evaluate":
-        return f"{len(account['datasets'])} sets"
+        return _several(len(account["datasets"]) + len(account["over_refusal"]), "set")
     if stage in FURTHER:
-        return f"{len(account['rows'])} models" if stage == "frontier" else f"{len(account['sets'])} sets, {account['steps']} steps"
+        return _several(len(account["rows"]), "model") if stage == "frontier" else f"{_several(len(account['sets']), 'set')}, {_several(account['steps'], 'step')}"
     counts = [f"{name} {value}" for name, value in account.items()
               if isinstance(value, int) and (value or name in ("asked", "kept")) and name != "done"]
     return f"{', '.join(counts)}; {account.get('seconds', 0):.0f} s"
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def data_file(folder: Path, name: str) -> Path:

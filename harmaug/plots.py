@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harmaug import evaluate
+from harmaug.checks import one_of
 
 __all__ = ["Chart", "Plot", "Series", "calibration", "distribution", "diversity_map", "funnel", "pr_curve", "roc_curve", "threshold_curves"]
 
@@ -30,6 +32,7 @@ MARKERS = {"o": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0", "s": "m-3-3h6v6h-6z", "^": 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 420, 300, 52, 12, 12, 44
 _GRID = np.arange(101) / 100     # each the double nearest to it, as a recall of k / 100 and a score of two decimals are
 _BAR = 26       # height of a bar of a bar chart, with its gap
+_NAME, _VALUE = 200, 76     # width of the longest name that stands left of a bar whole, and of the count right of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +64,13 @@ class Chart:
         Name to a place on the x axis.
     top : float
         Where the y axis ends.
+    says : str
+        What the chart shows, for those who do not see it.
 
     Raises
     ------
     ValueError
-        A bar that is not a finite number of 0 or more, or a mark that is not finite.
+        A bar that is not a finite number of 0 or more, a mark that is not finite, or a top that is not above 0.
     """
 
     title: str
@@ -76,8 +81,11 @@ class Chart:
     diagonal: bool = False
     marks: Mapping[str, float] = field(default_factory=dict)
     top: float = 1.0
+    says: str = ""
 
     def __post_init__(self) -> None:
+        if not 0 < self.top < math.inf:
+            raise ValueError(f"{self.title}: top must be a finite number above 0, got {self.top!r}")
         for least, pairs in ((0, self.bars), (-math.inf, self.marks.items())):
             for name, value in pairs:
                 if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < least:
@@ -87,9 +95,11 @@ class Chart:
         """Return what the SVG template draws, in its pixels."""
         if self.bars:
             most, height = max((value for _, value in self.bars), default=0) or 1, len(self.bars) * _BAR + 8
-            bars = [{"name": name, "value": _count(value), "y": 4 + i * _BAR, "width": round(190 * (value / most), 1)}
+            left = max(_pixels(_short(name)) for name, _ in self.bars) + 8
+            wide = _WIDTH - left - _VALUE
+            bars = [{"name": _short(name), "value": _count(value), "y": 4 + i * _BAR, "width": round(wide * (value / most), 1)}
                     for i, (name, value) in enumerate(self.bars)]
-            return {"title": self.title, "width": _WIDTH, "height": height, "bars": bars}
+            return {"title": self.title, "says": self._told(), "width": _WIDTH, "height": height, "left": left, "bars": bars}
         wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
         def points(x: Floats, y: Floats) -> str:
@@ -99,22 +109,27 @@ class Chart:
 
         lines = []
         for i, one in enumerate(self.series):
-            band = None
+            bands = []
             if one.low is not None and one.high is not None:
-                band = f"{points(one.x, one.high)} {points(one.x[::-1], one.low[::-1])}"
-            path = points(one.x, one.y)
-            marks_at = "".join(f"M{p.replace(',', ' ')}{MARKERS[one.marker]}" for p in path.split()) if one.marker else None
-            lines.append({"name": one.name, "path": path, "band": band, "colour": COLOURS[i % len(COLOURS)],
-                          "dash": DASHES[i % len(DASHES)], "dots": [p.split(",") for p in path.split()] if one.dots else (),
+                bands = [f"{points(one.x[part], one.high[part])} {points(one.x[part][::-1], one.low[part][::-1])}" for part in _known(one.x, one.low, one.high)]
+            paths = [points(one.x[part], one.y[part]) for part in _known(one.x, one.y)]
+            places = " ".join(paths).split()
+            marks_at = "".join(f"M{p.replace(',', ' ')}{MARKERS[one.marker]}" for p in places) if one.marker else None
+            lines.append({"name": one.name, "paths": paths, "bands": bands, "colour": COLOURS[i % len(COLOURS)],
+                          "dash": DASHES[i % len(DASHES)], "dots": [p.split(",") for p in places] if one.dots else (),
                           "legend": 14 * i, "markers": marks_at, "marker": MARKERS.get(one.marker)})
         ticks = [{"x": round(_LEFT + t * wide, 1), "y": round(_TOP + high - t * high, 1), "text": f"{t:g}",
                   "value": f"{t * self.top:.2g}"} for t in (0, 0.25, 0.5, 0.75, 1)]
         marks = [{"x": round(_LEFT + place * wide, 1), "text": name, "right": place > 0.6, "y": _TOP + 12 + 13 * i}
                  for i, (name, place) in enumerate(self.marks.items())]
-        return {"title": self.title, "width": _WIDTH, "height": _HEIGHT + 14 * len(lines), "lines": lines, "ticks": ticks,
+        return {"title": self.title, "says": self._told(), "width": _WIDTH, "height": _HEIGHT + 14 * len(lines), "lines": lines, "ticks": ticks,
                 "marks": marks, "x_label": self.x_label, "y_label": self.y_label, "left": _LEFT, "top": _TOP,
                 "right": _LEFT + wide, "bottom": _TOP + high, "legend": _HEIGHT + 4,
                 "diagonal": points(np.array([0.0, 1.0]), np.array([0.0, self.top])) if self.diagonal else None}
+
+    def _told(self) -> str:
+        named = [f"{name} {_count(value)}" for name, value in (*self.bars, *self.marks.items())]
+        return ", ".join(filter(None, [self.title, self.says, *named]))
 
     def figure(self) -> Any:
         """Return a matplotlib Figure."""
@@ -126,8 +141,8 @@ class Chart:
         axes = figure.subplots()
         axes.set_title(_literal(self.title))
         if self.bars:
-            shown = axes.barh([_literal(name) for name, _ in self.bars], [value for _, value in self.bars], color="#9db8cf",
-                              edgecolor="black")
+            shown = axes.barh(range(len(self.bars)), [value for _, value in self.bars], color="#9db8cf", edgecolor="black")
+            axes.set_yticks(range(len(self.bars)), [_literal(_short(name)) for name, _ in self.bars])
             axes.bar_label(shown, labels=[_count(value) for _, value in self.bars], padding=3)
             axes.invert_yaxis()
             return figure
@@ -159,7 +174,7 @@ class Chart:
     def _repr_html_(self) -> str:
         from harmaug.report import chart_svg
 
-        return f'<div style="max-width: 30em">{chart_svg(self)}</div>'      # an SVG takes all the width that it gets
+        return f'<div style="max-width: 30em; background: #fff; color: #222">{chart_svg(self)}</div>'      # an SVG takes all the width that it gets
 
 
 class Plot:
@@ -205,8 +220,8 @@ def pr_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: in
         best = np.maximum.accumulate((tps / np.maximum(tps + fps, 1e-300))[::-1])[::-1]
         return np.asarray(best[np.searchsorted(tps / tps[-1], _GRID)])
 
-    y, series = _curves(labels, scores, curve, draws, seed)
-    return Chart(title="Precision and recall", x_label="recall", y_label="precision (at this recall or more)",
+    y, series, says = _curves(labels, scores, curve, draws, seed)
+    return Chart(title="Precision and recall", says=f"AUPRC {says['auprc']:.3f}", x_label="recall", y_label="precision (at this recall or more)",
                  series=[series, Series(name="base rate", x=_GRID, y=np.full(len(_GRID), y.mean()))])
 
 
@@ -239,8 +254,8 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, draws: int = 200, seed: i
         tps, fps = np.append(0.0, tps), np.append(0.0, fps)
         return np.asarray(tps[np.searchsorted(fps / fps[-1], _GRID, side="right") - 1] / tps[-1])
 
-    _, series = _curves(labels, scores, curve, draws, seed)
-    return Chart(title="ROC", x_label="false-positive rate", y_label="recall", series=[series], diagonal=True)
+    _, series, says = _curves(labels, scores, curve, draws, seed)
+    return Chart(title="ROC", says=f"AUROC {says['auroc']:.3f}", x_label="false-positive rate", y_label="recall", series=[series], diagonal=True)
 
 
 @Plot
@@ -272,7 +287,7 @@ def distribution(labels: ArrayLike, scores: ArrayLike) -> Chart:
         if n:
             shares = np.histogram(s[y == label], edges)[0] / n
             series.append(Series(name=f"{name} ({n} rows)", x=np.repeat(edges, 2)[1:-1], y=np.repeat(shares, 2)))
-    return Chart(title="Scores by label", x_label="P(unsafe)", y_label="share of the class", series=series,
+    return Chart(title="Scores by label", says=", ".join(one.name for one in series), x_label="P(unsafe)", y_label="share of the class", series=series,
                  top=next(top for top in (0.1, 0.2, 0.4, 0.6, 0.8, 1) if top >= max(float(one.y.max()) for one in series)))
 
 
@@ -306,15 +321,16 @@ def calibration(labels: ArrayLike, scores: ArrayLike) -> Chart:
     z = 1.959964
     centre, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return Chart(title="Calibration", x_label="mean P(unsafe) of the bin", y_label="share of unsafe rows",
+    return Chart(title="Calibration", says=f"ECE {np.sum(n * np.abs(share - mean)) / np.sum(n):.3f}", x_label="mean P(unsafe) of the bin", y_label="share of unsafe rows",
                  series=[Series(name="bins that hold rows", x=mean, y=share, low=low, high=high, dots=True)], diagonal=True)
 
 
 @Plot
-def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None) -> Chart:
-    """Precision, recall, F1 and false-positive rate over the threshold; a score equal to it, in the scores' own dtype, is flagged.
+def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str, float] | None = None, protocol: str = "default") -> Chart:
+    """Precision, recall, F1 and false-positive rate over the threshold, which scores are compared with in their own dtype.
 
-    Recall and F1 are left out where no row is unsafe, the false-positive rate where none is safe.
+    Recall and F1 are left out where no row is unsafe and the protocol does not say what 0/0 is, the false-positive rate
+    where none is safe.
 
     Parameters
     ----------
@@ -324,6 +340,8 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
         P(unsafe), in [0, 1].
     marks : mapping of str to float, optional
         Thresholds in use, by name; finite.
+    protocol : {"default", "harmaug-2024"}
+        Whether a score at the threshold is flagged, and what 0/0 is; see `evaluate.Protocol`.
 
     Returns
     -------
@@ -333,15 +351,21 @@ def threshold_curves(labels: ArrayLike, scores: ArrayLike, *, marks: Mapping[str
     Raises
     ------
     ValueError
-        No rows, not of one length, a label other than 0 and 1, a score outside [0, 1] (the message names the row), or a mark that is not finite.
+        No rows, not of one length, a label other than 0 and 1, a score outside [0, 1] (the message names the row), a mark that is not finite, or an unknown protocol.
     """
+    rules = evaluate.PROTOCOLS[one_of("protocol", protocol, evaluate.PROTOCOLS)]
     y, wide = _shares(labels, scores)
     own = np.asarray(scores)
     s = own if own.dtype.kind == "f" else wide
-    tp, fp = np.array([[np.sum(s[y == label] >= cut) for cut in _GRID.astype(s.dtype)] for label in (1, 0)], dtype=np.float64)
-    positives, negatives = (int(np.sum(y == label)) or math.nan for label in (1, 0))        # NaN where there is none
-    lines = {"recall": tp / positives, "precision": np.divide(tp, tp + fp, out=np.full(len(tp), np.nan), where=tp + fp > 0),
-             "F1": 2 * tp / (tp + fp + positives), "FPR": fp / negatives}
+    tp, fp = np.array([[np.sum(rules.flagged(s[y == label], cut)) for cut in _GRID] for label in (1, 0)], dtype=np.float64)
+    unsafe, safe = (int(np.sum(y == label)) for label in (1, 0))
+    none = math.nan if rules.zero_division is None else rules.zero_division
+
+    def ratio(part: Floats, whole: Floats, of_zero: float = none) -> Floats:
+        return np.asarray(np.divide(part, whole, out=np.full(len(part), of_zero), where=whole > 0))
+
+    lines = {"recall": ratio(tp, np.full(len(tp), unsafe)), "precision": ratio(tp, tp + fp), "F1": ratio(2 * tp, tp + fp + (unsafe or 0 * none)),      # 0, or NaN: left out
+             "FPR": ratio(fp, np.full(len(fp), safe), math.nan)}
     known = {name: ~np.isnan(values) for name, values in lines.items()}
     series = [Series(name=name, x=_GRID[here], y=lines[name][here]) for name, here in known.items() if here.any()]
     return Chart(title="Thresholds", x_label="threshold", y_label="", series=series, marks=marks or {})
@@ -421,11 +445,29 @@ def diversity_map(x: ArrayLike, y: ArrayLike, cluster: ArrayLike, share: Sequenc
               for (name, here), marker in zip(parts, markers) if here.any()]
     labels = [f"principal component {i + 1}" + (f" ({100 * value:.0f} % of the variance)" if value is not None else "")
               for i, value in enumerate([*share, None, None][:2])]
-    return Chart(title="Diversity map", x_label=labels[0], y_label=labels[1], series=series)
+    return Chart(title="Diversity map", says=", ".join(one.name for one in series), x_label=labels[0], y_label=labels[1], series=series)
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def _pixels(text: str) -> int:
+    """A bound of the width of a text in the SVG's font, whichever that is."""
+    return sum(12 if char in "MWmw@%…" or unicodedata.east_asian_width(char) in "WF" else 8 if char.isupper() else 7 for char in text)
+
+
+def _short(text: str) -> str:
+    if _pixels(text) <= _NAME:
+        return text
+    return next(text[:n] + "…" for n in range(len(text), -1, -1) if _pixels(text[:n] + "…") <= _NAME)
+
+
+def _known(*values: Floats) -> list[slice]:
+    """The longest stretches without a NaN."""
+    whole = ~np.isnan(values).any(axis=0)
+    ends = np.flatnonzero(np.diff(np.concatenate([[0], whole, [0]])))
+    return [slice(*pair) for pair in ends.reshape(-1, 2).tolist()]
 
 
 def _literal(text: str) -> str:
@@ -443,7 +485,7 @@ def _shares(labels: ArrayLike, scores: ArrayLike) -> tuple[evaluate.Labels, Floa
 
 
 def _curves(labels: ArrayLike, scores: ArrayLike, curve: Callable[[Floats, Floats], Floats], draws: int,
-            seed: int) -> tuple[evaluate.Labels, Series]:
+            seed: int) -> tuple[evaluate.Labels, Series, dict[str, float]]:
     y, s = evaluate._checked(labels, scores)
     if y.min() == y.max():
         raise ValueError(f"a curve needs both classes: all {len(y)} rows are {'unsafe' if y[0] else 'safe'}")
@@ -457,4 +499,5 @@ def _curves(labels: ArrayLike, scores: ArrayLike, curve: Callable[[Floats, Float
                 found.append(curve(tps, fps))
     low, high = np.quantile(found, [0.025, 0.975], axis=0) if found else (None, None)
     tps, fps, _ = evaluate._curve(y, s)
-    return y, Series(name="guard, 95 % band" if found else "guard", x=_GRID, y=curve(tps, fps), low=low, high=high)
+    says = {"auprc": evaluate._average_precision(tps, fps), "auroc": evaluate._auroc(tps, fps)}
+    return y, Series(name="guard, 95 % band" if found else "guard", x=_GRID, y=curve(tps, fps), low=low, high=high), says

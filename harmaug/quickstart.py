@@ -46,6 +46,9 @@ def quickstart(out: str | os.PathLike[str] = "harmaug-quickstart", config: Quick
     ----------
     out : path
         Run folder; the same call goes on where an earlier one stopped.
+    config : QuickstartConfig, optional
+    n_threads : int, optional
+        None: as many as there are.
     offline : bool, default False
         Never use the network: models that are not here are an error.
     allow_mixed : bool, default False

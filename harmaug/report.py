@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,9 @@ from harmaug.data import DataError, Row, atomic_file, columns_of_stream, read_ob
 if TYPE_CHECKING:
     from harmaug.plots import Chart
 
-_NOTICE = ("The rows of this run were invented by a language model and many are harmful. They are for training and "
-           "testing safety guards; a guard trained on them is English only, may refuse too much, and is not to be the "
-           "only safeguard.")
+_NOTICE = ("Many of these rows are harmful. They are for training and testing safety guards; a guard trained on them is "
+           "English only, may refuse too much, and is not to be the only safeguard.")
+_INVENTED = "Rows that name a generator were invented by it. "
 _BANDS_TO = 50_000      # rows of a set whose curves get bootstrap bands
 _OPEN, _WIDE = 50, 80   # lines of a table of slices, and characters of a value, above which it stands behind a click
 _DIVERSITY = {
@@ -33,7 +33,9 @@ _DIVERSITY = {
     "clusters_note": "no clusters"}
 _NOT_DROPPED = ("done", "tokens", "kept", "refusal", "compliance", "seeds_blocked")      # counts of an account; what is kept has kinds, and seeds were not asked for
 _TURNS = {code: f"[U+{code:X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}     # Unicode's explicit bidirectional formatting
-_LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+          '"': "''"}       # of OT1 as of T1
+_BOOKTABS = r"% needs \usepackage{booktabs}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +67,19 @@ def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Se
     notes : sequence of str
         Sentences under the title.
     rows : sequence of dict
-        Rows whose texts are shown on a click.
+        Rows whose texts are shown on a click; those with a "generator" are said to be invented.
     info : dict, optional
-        Shown as JSON at the end.
+        Shown as JSON at the end; numpy's numbers and arrays too.
 
     Raises
     ------
     OSError
         Naming the file.
     """
-    shown = None if info is None else msgspec.json.format(msgspec.json.encode(info), indent=1).decode()
+    shown = None if info is None else msgspec.json.format(msgspec.json.encode(info, enc_hook=_builtin), indent=1).decode()
     parts = [{"heading": part.heading, "notes": part.notes, "charts": [chart.shapes() for chart in part.charts],
-              "tables": part.tables, "folded": part.folded, "files": part.files, "rows": _lines(part.rows)} for part in sections]
-    page = _templates().page(title, notes, parts, _lines(rows), shown)
+              "tables": part.tables, "folded": part.folded, "files": part.files, "rows": _hidden(part.rows)} for part in sections]
+    page = _templates().page(title, notes, parts, _hidden(rows), shown)
     with atomic_file(path) as file:
         file.write(page.encode("utf-8", "replace"))
 
@@ -96,7 +98,7 @@ def _templates() -> Any:
                                      finalize=lambda value: value.translate(_TURNS) if type(value) is str else value)
     environment.filters["plain"] = _plain
     source = (resources.files("harmaug") / "data" / "report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source, globals={"notice": _NOTICE}).module
+    return environment.from_string(source).module
 
 
 def report_run(folder: str | os.PathLike[str]) -> Path:
@@ -114,11 +116,11 @@ def report_run(folder: str | os.PathLike[str]) -> Path:
     metrics = read_object(run / "metrics.json") if (run / "metrics.json").exists() else {}
     try:
         notes = list(metrics.get("notes", ()))
-        sections = [*_measures(metrics), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
+        sections = [*_measures(metrics), *_further(run), *_sets(run, metrics), *_yield(info["stages"]), *_diversity(run, info["stages"]), *_label_noise(run)]
     except DataError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise RunError(f"{run}: run.json, metrics.json or diversity.json is damaged: not what a run writes") from None
+        raise RunError(f"{run}: run.json, metrics.json, diversity.json, frontier.json or continual.json is damaged: not what a run writes") from None
     write_report(run / "report.html", f"harmaug run {run.resolve().name}", sections, notes=notes,
                  rows=_sample(run), info=info)
     return run / "report.html"
@@ -130,12 +132,13 @@ def measures_table(report: Mapping[str, Any]) -> Table:
                ("95 % interval", "auprc_interval"), ("precision", "precision"), ("recall", "recall"), ("FPR", "fpr"),
                ("ECE", "ece")]
     lines: list[list[Any]] = [["set", *(title for title, _ in columns)]]
+    told = partial(shortest, protocol=report["protocol"]["name"])
     notes = [f"F1, precision, recall and FPR at P(unsafe) {'>=' if report['protocol']['tie_unsafe'] else '>'} "
-             f"{shortest(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
+             f"{told(report['threshold'])}; protocol {report['protocol']['name']}: {report['protocol']['says']}"]
     if "fitted" in report:
         found = report["fitted"]
-        low, high = (shortest(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
-        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {shortest(found['threshold'])} "
+        low, high = (told(float(np.float32(bound))) for bound in found["interval"]) if found["interval"] else "--"
+        notes.append(f"fitted for {found['target']} on {found['n']} rows: threshold {told(found['threshold'])} "
                      f"({low} .. {high}), temperature {found['temperature']:.3f}"
                      + (f"; {found['note']}" if "note" in found else ""))
     parts = [*report["datasets"].items()]
@@ -146,7 +149,7 @@ def measures_table(report: Mapping[str, Any]) -> Table:
         lines.append([name, *(entry.get(key) for _, key in columns)])
         fitted = entry.get("at_fitted_threshold")
         if fitted:
-            lines.append([f"{name}, at {shortest(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
+            lines.append([f"{name}, at {told(fitted['threshold'])} (fitted)", *(fitted.get(key) for _, key in columns)])
         notes += [f"{name}: {entry['note']}"] if "note" in entry else []
         cohort = entry.get("cohort", {})
         if cohort.get("n_unlabelled"):
@@ -186,36 +189,53 @@ def _measures(metrics: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=_files(table))
 
 
+def _further(run: Path) -> Iterator[Section]:
+    """The tables of students that were compared, and of a guard that went on learning."""
+    tables = []
+    if (run / "frontier.json").exists():
+        from harmaug.frontier import frontier_table
+
+        tables.append(("Students: costs and measures", frontier_table(read_object(run / "frontier.json"))))
+    if (run / "continual.json").exists():
+        from harmaug.continual import continual_table
+
+        tables.append(("Continual training: before and after", continual_table(read_object(run / "continual.json"))))
+    for heading, table in tables:
+        yield Section(heading=heading, notes=table.notes, tables=[table.lines], files=_files(table))
+
+
 def _files(table: Table) -> list[tuple[str, str]]:
     return [("This table as CSV", table.to_csv()), ("This table as LaTeX", table.to_latex())]
 
 
-def shortest(threshold: float, scores: Any = None) -> str:
+def shortest(threshold: float, scores: Any = None, protocol: str = "default") -> str:
     """Return a threshold in the fewest digits, from three on, that flag the same scores as float32 and as float64; None: any of its own dtype."""
+    from harmaug.evaluate import PROTOCOLS
+
+    over = np.greater_equal if PROTOCOLS[protocol].tie_unsafe else np.greater
     texts = (f"{threshold:.{n}g}" for n in range(3, 18))
     with np.errstate(over="ignore"):        # scores of any range
         if scores is None:
             own = np.float32(threshold) if float(np.float32(threshold)) == threshold else np.float64(threshold)
-            scores = np.array([np.nextafter(own, -np.inf), own])
+            scores = np.array([np.nextafter(own, -np.inf), own, np.nextafter(own, np.inf)])
         both: list[Any] = [np.asarray(scores, dtype) for dtype in (np.float32, np.float64)]
-        return next(text for text in texts if all(np.array_equal(s >= s.dtype.type(text), s >= s.dtype.type(threshold)) for s in both))
+        return next(text for text in texts if all(np.array_equal(over(s, s.dtype.type(text)), over(s, s.dtype.type(threshold))) for s in both))
 
 
 def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
-    """Charts, thresholds and slices of each set in scores.jsonl."""
-    from harmaug import plots
-    from harmaug.evaluate import read_scores
+    """Charts, thresholds and slices of each set in scores.jsonl, which are flagged as the run flags them."""
+    from harmaug import evaluate, plots
     from harmaug.thresholds import fit_threshold
 
-    path = run / "scores.jsonl"
-    for part in read_scores(path) if path.exists() and path.stat().st_size else ():
-        y, s = part.labels, part.scores
+    path, protocol = run / "scores.jsonl", metrics.get("protocol", {}).get("name", "default")
+    for part in evaluate.read_scores(path, protocol=protocol) if path.exists() and path.stat().st_size else ():
+        y, s = part.labels, _own(part.scores)
         entry = {**metrics.get("datasets", {}), **metrics.get("over_refusal", {}), **metrics.get("systems", {})}.get(part.name, {})
         within, both = s.min() >= 0 and s.max() <= 1, y.min() != y.max()
         draws = 200 if len(y) <= _BANDS_TO else 0
         marks = {name: found["threshold"] for name, found in (("in use", entry), ("fitted", entry.get("at_fitted_threshold")))
                  if found}
-        charts = [plots.distribution.chart(y, s), plots.threshold_curves.chart(y, s, marks=marks),
+        charts = [plots.distribution.chart(y, s), plots.threshold_curves.chart(y, s, marks=marks, protocol=protocol),
                   plots.calibration.chart(y, s)] if within else []
         charts += [plots.pr_curve.chart(y, s, draws=draws), plots.roc_curve.chart(y, s, draws=draws)] if both else []
         lines: list[list[Any]] = [["target", "threshold", "95 % interval", "recall", "precision", "FPR", "F1"]]
@@ -223,13 +243,13 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
                  if both else f"all {len(y)} rows are {'unsafe' if y[0] else 'safe'}"]
         for target in ("f1", "fpr=0.01", "fpr=0.05", "recall=0.9", "recall=0.95") if both else ():
             try:
-                fitted = fit_threshold(y, s, target, draws=draws)
+                fitted = fit_threshold(y, s, target, draws=draws, protocol=protocol)
             except ValueError as error:
                 notes.append(str(error))
                 continue
-            at = _metrics(y, s, fitted.threshold)
-            interval = " .. ".join(shortest(bound, s) for bound in fitted.interval) if fitted.interval else None
-            lines.append([target, shortest(fitted.threshold, s), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
+            at = evaluate.metrics(y, s, fitted.threshold, protocol=protocol)
+            interval = " .. ".join(shortest(bound, s, protocol) for bound in fitted.interval) if fitted.interval else None
+            lines.append([target, shortest(fitted.threshold, s, protocol), interval, *(at[name] for name in ("recall", "precision", "fpr", "f1"))])
         tables: list[list[list[Any]]] = [lines] if len(lines) > 1 else []
         files = _files(Table(lines)) if tables else []
         folded: list[list[list[Any]]] = []
@@ -239,10 +259,11 @@ def _sets(run: Path, metrics: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(heading=f"{part.name}: scores, thresholds, slices", notes=notes, charts=charts, tables=tables, folded=folded, files=files)
 
 
-def _metrics(labels: Any, scores: Any, threshold: float) -> dict[str, Any]:
-    from harmaug.evaluate import metrics
-
-    return metrics(labels, scores, threshold)
+def _own(scores: Any) -> Any:
+    """Scores in the dtype that they had before they were written: float32, as a guard's, where each is such a number."""
+    with np.errstate(over="ignore"):
+        narrow = scores.astype(np.float32)
+    return narrow if np.array_equal(narrow, scores) else scores
 
 
 def _yield(stages: Mapping[str, Any]) -> Iterator[Section]:
@@ -349,18 +370,23 @@ class Table:
         return "\n".join(text + self.notes)
 
     def to_csv(self) -> str:
-        """Return the cells as CSV, numbers in full; an interval takes one cell, of three decimals."""
+        """Return the cells as CSV, numbers in full; an interval takes one cell, of three decimals.
+
+        A text that a spreadsheet would take for a formula has a ' in front.
+        """
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([["" if cell is None else cell if isinstance(cell, float) else _plain(cell)
-                                                         for cell in line] for line in self.lines])
+        csv.writer(out, lineterminator="\n").writerows([["" if cell is None else str(cell) if isinstance(cell, (float, np.floating)) else
+                                                         _harmless(cell) if isinstance(cell, str) else _plain(cell) for cell in line] for line in self.lines])
         return out.getvalue()
 
     def to_latex(self) -> str:
         """Return a tabular environment with the rules of booktabs."""
+        if not self.lines:
+            return "\n".join([_BOOKTABS, r"\begin{tabular}{l}", r"\end{tabular}", ""])
         texts = (" & ".join(_latex(_plain(cell)) for cell in line) + r" \\" for line in self.lines)
         head, *body = ("{}" + text if text.startswith(("[", "*")) else text for text in texts)      # else an option of the rule or line above
         columns = "l" + "r" * (len(self.lines[0]) - 1)
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+        return "\n".join([_BOOKTABS, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
                           r"\end{tabular}", ""])
 
     def _repr_html_(self) -> str:
@@ -385,27 +411,48 @@ class HiddenRows:
         return f"<{len(self._rows)} row{'' if len(self._rows) == 1 else 's'}, text hidden>"
 
     def _repr_html_(self) -> str:
-        return str(_templates().hidden(_lines(_columns(self._rows)))) if self._rows else "<p>No rows.</p>"
+        return str(_templates().hidden(_hidden(_columns(self._rows)))) if self._rows else "<p>No rows.</p>"
 
 
 def _columns(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source,
+    return [{"prompt": row.prompt, "response": row.response, "category": row.category, "source": row.source, "generator": row.generator,
              "label": row.label, "teacher": row.unsafe_score} for row in rows]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Return rows of the same columns as the lines of a table, or none."""
-    return [list(rows[0]), *(list(row.values()) for row in rows)] if rows else []
+def _hidden(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Rows of the same columns as the lines of a table with what is said above it, or None."""
+    if not rows:
+        return None
+    invented = any(row.get("generator") for row in rows)
+    return {"notice": _INVENTED * invented + _NOTICE, "lines": [list(rows[0]), *(list(row.values()) for row in rows)]}
+
+
+def _builtin(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _harmless(text: str) -> str:
+    """A cell of CSV that no spreadsheet takes for a formula."""
+    if text == "-" or not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\]", lambda found: _LATEX.get(found[0], "\\" + found[0]), " ".join(text.split()))
+    text = re.sub(r"[\x00-\x1f\x7f]", "", " ".join(text.split()))
+    return re.sub(r'[&%$#_{}~^\\<>|"]', lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
 
 
 def _plain(value: Any) -> str:
     if value is None:
         return "-"
-    if isinstance(value, float):
+    if isinstance(value, (float, np.floating)):
         return f"{value:.3f}"
     if isinstance(value, (list, tuple)):
         return " .. ".join(map(_plain, value))

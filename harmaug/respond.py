@@ -92,7 +92,14 @@ class Task:
 
 
 class Responder:
-    """Makes responses to instructions, `batch_size` decoded together (which changes no row).
+    """Makes responses to instructions.
+
+    Parameters
+    ----------
+    generator : Generator
+    config : RespondConfig, optional
+    batch_size : int, default 32
+        Sequences decoded together. Changes no row.
 
     Attributes
     ----------

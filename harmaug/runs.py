@@ -35,8 +35,8 @@ GUARD_FILES = ("model.safetensors", "adapter_model.safetensors", "adapter_config
 _WRITTEN = ("NOTICE", "run.json", "metrics.json", "diversity.json", "scores.jsonl", "summary.jsonl", "continual.json", "frontier.json", "frontier.csv")
 _SAVE_EVERY = 5.0       # seconds between two rewrites of run.json while a stage runs
 _NOTICE = """\
-This folder belongs to a run of harmaug. Its rows are instructions and responses that a language model invented in order
-to train and to test safety guards. MANY OF THEM ARE HARMFUL, and none of them was checked by a person.
+This folder belongs to a run of harmaug. Its rows are instructions and responses to train and to test safety guards with.
+MANY OF THEM ARE HARMFUL. Those that name a generator were invented by it, and no person has checked them.
 
 Use them for that purpose only. Do not publish them, follow them or show them to people who did not ask for it, and
 delete the folder when it is no longer needed.
@@ -319,6 +319,8 @@ class RunFolder(contextlib.AbstractContextManager["RunFolder"]):
 
         Parameters
         ----------
+        name : str
+            Its key in run.json.
         config : mapping
             The settings that decide the rows; a stage cannot go on under others.
         inputs, models : mapping, optional

@@ -166,6 +166,8 @@ def run_sweep(out: str | Path, tables: Mapping[str, Any], *, where: str = "confi
         summary.jsonl the table.
     tables, where, data_folder, n_threads, engine, quiet, tell
         As for `pipeline.run_config`.
+    allow_mixed : bool, default False
+        See RunFolder.
 
     Raises
     ------

@@ -11,6 +11,7 @@ from test_distill import rows_of
 from harmaug import cli, continual, runs
 from harmaug.data import Row, write_rows
 from harmaug.distill import DistillConfig, Distiller
+from harmaug.report import report_run
 
 CONFIG = """
 [data]
@@ -66,6 +67,13 @@ def test_forgetting_and_replay(place, monkeypatch, capsys):
             assert found["difference"] == pytest.approx(entry["after"]["auprc"] - entry["before"]["auprc"]) and found["low"] <= found["high"], name
     assert set(reports["without"]["sets"]) == {"old", "new rows"} and set(reports["with"]["sets"]) == {"old", "new rows", "replayed rows"}
     assert reports["without"]["replayed"] == 0 and reports["with"]["replayed"] == reports["with"]["new"] == 96
+    page, entry = report_run("with").read_text(), reports["with"]["sets"]["old"]
+    assert "Continual training" in page and f"{entry['difference']['auprc']['difference']:.3f}</td>" in page and f"old,200,{entry['before']['auprc']},{entry['after']['auprc']}," in page
+    whole = Path("with/continual.json").read_text()
+    Path("with/continual.json").write_text('{"sets": 3}')
+    with pytest.raises(runs.RunError, match="continual.json is damaged"):
+        report_run("with")
+    Path("with/continual.json").write_text(whole)
     old = {name: report["sets"]["old"] for name, report in reports.items()}
     new = {name: report["sets"]["new rows"] for name, report in reports.items()}
     assert old["with"]["before"] == old["without"]["before"]

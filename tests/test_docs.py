@@ -10,6 +10,7 @@ import contextlib
 import csv
 import doctest
 import importlib
+import inspect
 import json
 import re
 import runpy
@@ -31,6 +32,7 @@ from harmaug import cli, data, models, pipeline, teacher
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / name for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "NOTICE")] + sorted((ROOT / "docs").rglob("*.md"))
+MODULES = sorted(path.stem for path in (ROOT / "harmaug").glob("*.py") if path.stem != "__main__")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -176,7 +178,28 @@ def test_notebooks_were_run_whole_and_show_harmful_text_on_a_click_only(path: Pa
                 assert not any(prompt in text for prompt in harmful) and not re.search(r"/(?:tmp|root|home|work)/", text)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "harmaug").glob("*.py") if path.stem != "__main__"))
+def documented(found: object) -> dict[str, str]:
+    """Name to type of each parameter that a docstring tells, if it has a section of them."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-{3,}|\Z)", inspect.getdoc(found) or "", re.DOTALL | re.MULTILINE)
+    lines = [line.partition(" : ") for line in section[1].splitlines() if line[:1].strip()] if section else []
+    return {name.strip("*"): kind for names, _, kind in lines for name in re.split(r",\s*", names)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_tell_every_parameter(name: str) -> None:
+    module = harmaug if name == "__init__" else importlib.import_module(f"harmaug.{name}")
+    own = {key: found for key, found in vars(module).items() if not key.startswith("_") and getattr(found, "__module__", "") == module.__name__}
+    own |= {f"{key}.{method}": getattr(found, method) for key, found in own.items() if inspect.isclass(found) for method in vars(found) if not method.startswith("_")}
+    for key, found in own.items():
+        told = documented(found)
+        if not told or not callable(found):
+            continue
+        known = {name: one for name, one in inspect.signature(found).parameters.items() if name not in ("self", "cls")}
+        assert {name for name, one in known.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)} <= set(told) <= set(known), key
+        assert [name for name, kind in told.items() if re.search(r"optional|default", kind) and known[name].default is inspect.Parameter.empty] == [], key
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_of_the_docstrings(name: str) -> None:
     module = harmaug if name == "__init__" else importlib.import_module(f"harmaug.{name}")
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0

@@ -13,6 +13,7 @@ from test_pipeline import write_bert, write_llama
 from harmaug import _C, cli, frontier, pipeline
 from harmaug.data import DataError
 from harmaug.guard import Guard
+from harmaug.report import report_run
 
 CONFIG = """
 [data]
@@ -58,6 +59,14 @@ def test_a_frontier(folder, monkeypatch, capsys):
     config = [json.loads(Path("r/students", name, "config.json").read_text())["num_hidden_layers"] for name in ("bert-2", "bert-0.1.3")]
     assert config == [2, 3]
     assert Guard.from_pretrained("r/students/bert-2-int8").encoder.dtype == "int8"
+    page = report_run("r").read_text()
+    assert "Students: costs and measures" in page and f">{rows['bert-2']['ms']:.3f}</td>" in page and f"bert-2,student,{rows['bert-2']['parameters']}," in page and "llama-3-8b &amp; shape" in page
+    for broken in ('{"rows": 3}', "{", '{"rows": [{}], "refused": {}}'):
+        Path("damaged").mkdir(exist_ok=True)
+        Path("damaged/run.json").write_bytes(Path("r/run.json").read_bytes())
+        Path("damaged/frontier.json").write_text(broken)
+        with pytest.raises(ValueError, match="frontier.json"):
+            report_run("damaged")
     # again: nothing is trained; and a gate that nothing passes
     before = Path("r/students/bert-2/model.safetensors").stat().st_mtime_ns
     Path("config.toml").write_text(CONFIG + '[frontier]\nstudents = ["bert"]\nteacher = "llama-3-8b"\nmax_dp = 0.0\nint8 = true\n')

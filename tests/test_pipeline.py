@@ -511,3 +511,9 @@ def test_wrong_teacher_settings_are_one_line(folder, tiny, capsys, change, messa
     Path("config.toml").write_text(text.replace("[distil]", change + "\n[distil]"))
     assert cli.main(["run", "config.toml", "--out", "r", "--quiet"]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_stage_in_one_line():
+    assert pipeline.describe("evaluate", {"datasets": {"a": {}, "b": {}}, "over_refusal": {"c": {}}}) == "3 sets"
+    assert pipeline.describe("evaluate", {"datasets": {"a": {}}, "over_refusal": {}}) == "1 set" and pipeline.describe("frontier", {"rows": [1]}) == "1 model"
+    assert pipeline.describe("continual", {"sets": {"a": {}}, "steps": 2}) == "1 set, 2 steps"

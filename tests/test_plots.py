@@ -1,4 +1,5 @@
 """Charts against the figures that they draw, as SVG and as matplotlib figures; the report of a run whole."""
+import csv
 import inspect
 import json
 import re
@@ -10,6 +11,7 @@ from sklearn import metrics as sk
 
 from harmaug import data, evaluate, plots
 from harmaug.data import Row
+from harmaug.plots import Chart, Series
 from harmaug.report import Table, measures_table, report_run
 from harmaug.runs import RunFolder
 
@@ -81,6 +83,14 @@ def test_a_threshold_is_compared_in_the_dtype_of_the_scores():
     assert plots.threshold_curves.chart([1, 0], np.float32([0.7, 0.1])).series[0].y[70] == 1
 
 
+def test_a_tie_is_flagged_as_the_protocol_says():
+    chart = plots.threshold_curves.chart([1, 0], np.float32([0.7, 0.1]), protocol="harmaug-2024")
+    at = [evaluate.metrics([1, 0], np.float32([0.7, 0.1]), cut / 100, protocol="harmaug-2024") for cut in range(101)]
+    for one in chart.series:
+        assert one.y.tolist() == [found[one.name.lower()] for found in at]
+    assert {one.name for one in plots.threshold_curves.chart([0], [0.5], protocol="harmaug-2024").series} == {"recall", "precision", "F1", "FPR"}
+
+
 def test_bars_and_maps_of_unusual_input(tmp_path):
     shown = plots.funnel.chart({"share": 0.25, "$\\frac$": 1234.0}, "cost $\\x$")
     assert [bar["value"] for bar in shown.shapes()["bars"]] == ["0.25", "1,234"]
@@ -90,6 +100,38 @@ def test_bars_and_maps_of_unusual_input(tmp_path):
     lines = plots.diversity_map.chart(np.arange(101), np.arange(101), groups, most=50)
     assert "h34" not in lines._repr_html_() and [one.name for one in lines.series] == ["cluster 1 (100 texts)", "cluster 2 (1 texts)"]
     assert "nan" not in plots.diversity_map.chart([0, 1e308], [-1e308, 1e308], [0, 1])._repr_html_()
+
+
+def test_a_line_breaks_where_nothing_is_known(recwarn):
+    y = np.array([0.1, np.nan, 0.3, 0.4, np.nan])
+    one = Series(name="a", x=np.arange(5) / 4, y=y, low=y - 0.1, high=y + 0.1, dots=True)
+    svg = Chart(title="t", series=[one])._repr_html_()
+    assert "nan" not in svg and svg.count("<polyline") == svg.count("<polygon") == 2 and svg.count("<circle") == 3 and not recwarn
+    for top in (0, np.nan, -1, np.inf):
+        with pytest.raises(ValueError, match="t: top must be a finite number above 0, got"):
+            Chart(title="t", top=top)
+
+
+@pytest.mark.parametrize("name", ["contradicts the label", "contradicts the label that it was given " * 3, "W" * 60, "\u6f22" * 40])
+def test_long_names_of_bars_are_seen(name):
+    chart = plots.funnel.chart({name: 12345678, "kept": 3})
+    shown = chart.shapes()
+    first, left = shown["bars"][0], shown["left"]
+    assert len(first["name"]) * (7 if name.isascii() else 11) + 6 <= left <= 210 and left + first["width"] + 76 <= 420 and first["width"] > 100
+    assert (first["name"] == name) == (len(name) < 40) and first["name"].rstrip("…") in name and f"{name} 12,345,678" in shown["says"]
+    figure = (chart if name.isascii() else plots.funnel.chart({"W" * 50: 1})).figure()      # matplotlib has no such glyphs
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yticklabels()[0].get_window_extent().x0 >= 0 and figure.axes[0].get_position().width > 0.3
+
+
+def test_a_chart_is_told_and_stands_on_white():
+    y, s = sample()
+    for plot, says in ((plots.pr_curve, f"AUPRC {sk.average_precision_score(y, s):.3f}"), (plots.roc_curve, f"AUROC {sk.roc_auc_score(y, s):.3f}"),
+                       (plots.calibration, f"ECE {evaluate.metrics(y, s)['ece']:.3f}"), (plots.distribution, f"unsafe ({y.sum()} rows)")):
+        shown = plot.chart(y, s)._repr_html_()
+        assert f"{plot.chart(y, s).title}, " in shown and says in re.findall('aria-label="([^"]*)"', shown)[0]
+    assert "background: #fff; color: #222" in shown
+    assert "in use 0.25" in plots.threshold_curves.chart(y, s, marks={"in use": 0.25}).shapes()["says"]
 
 
 def test_a_plot_tells_its_parameters():
@@ -136,6 +178,7 @@ def test_the_page_of_a_run(tmp_path):
     assert "by category" in outside and ">s59<" not in outside and ">xxx" not in outside and page.count(">s59<") == 1
     assert "secret" not in outside and page.count("secret") >= 5 and not re.search(r"(?:src|href)\s*=|https?://", outside)
     assert page.count("<svg") == 5 + 3 + 1 and "contradicts 5 of 10 labels" in page and "416.667" in page and "by category" in page
+    assert 'aria-label="mine: scores, thresholds, slices: ROC, AUROC 0.' in page and page.count("<th scope=col") == page.count("<th") > 20
     assert "over-refusal: safe" in page and ">all 3 rows are safe</li>" in page and "\\begin{tabular}" in page and "mine,300," in page
     assert "No stage has run yet" not in page and ">refusal<" not in page.split("asked, dropped, kept")[1].split("</svg>")[0]
     # a killed run leaves a torn line; a damaged one is named
@@ -155,9 +198,15 @@ def test_the_page_of_a_run(tmp_path):
 def test_tables_as_csv_and_latex():
     table = Table([["set", "F1 & more"], ["a_b", 0.123456789], ["c,d", None], ["e", (0.1, 0.25)]])
     assert table.to_csv() == 'set,F1 & more\na_b,0.123456789\n"c,d",\ne,0.100 .. 0.250\n'
-    assert table.to_latex().splitlines() == ["\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
+    assert table.to_latex().splitlines() == ["% needs \\usepackage{booktabs}", "\\begin{tabular}{lr}", "\\toprule", "set & F1 \\& more \\\\", "\\midrule", "a\\_b & 0.123 \\\\", "c,d & - \\\\",
                                              "e & 0.100 .. 0.250 \\\\", "\\bottomrule", "\\end{tabular}"]
-    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[4:6] == ["{}[dev] set \\\\", "{}* a b \\\\"]
+    assert Table([["set"], ["[dev] set"], [" * a\n\nb"]]).to_latex().splitlines()[5:7] == ["{}[dev] set \\\\", "{}* a b \\\\"]
+    assert Table([["a\x00\x1b <b> | \"c\""]]).to_latex().splitlines()[3] == "a \\textless{}b\\textgreater{} \\textbar{} ''c'' \\\\"
+    assert Table([]).to_latex().splitlines()[1:] == ["\\begin{tabular}{l}", "\\end{tabular}"] and Table([]).to_csv() == repr(Table([])) == ""
+    cells = ["=1+1", "+a", "-a", "@a", "\ta", "-", "-0.5", "+1e5", -0.5, None, "a=b", (-1.0, 2.0)]
+    assert next(csv.reader([Table([cells]).to_csv()])) == ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "-", "-0.5", "+1e5", "-0.5", "", "a=b", "-1.000 .. 2.000"]
+    table = Table([["a", np.float32(0.123456), np.float64(0.7654321)]])
+    assert repr(table) == "a  0.123  0.765" and table.to_csv() == "a,0.123456,0.7654321\n"
     y, s = sample()
     report = evaluate.summarise([evaluate.ScoredSet(name="a", labels=y, scores=s)], draws=0)
     assert measures_table(report).lines[1][0] == "a"

@@ -69,9 +69,23 @@ def test_the_page_hides_rows_and_escapes_everything(tmp_path: Path) -> None:
     page = Page(text)
     assert "script" not in page.tags
     assert "row " + SHOWN not in page.seen and "row " + SHOWN in page.hidden and "\u202e" not in text
-    assert not re.findall(r"<(?:td|th|li|p|h1)>", text) and "overflow-wrap: anywhere }\n" in text    # each in its own direction; no name widens the page
+    assert not re.findall(r"<(?:td|th|li|p|h1)>", text) and "overflow-wrap: anywhere }\n" in text and ".wide td:first-child { overflow-wrap: anywhere" in text     # each in its own direction; no name widens the page
     assert not re.search(r"(?:src|href)\s*=", text)     # self-contained
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_empty_tables_and_numpys_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "t", [Section(heading="a", tables=[[]], folded=[[]])], info={"n": np.float32(0.5), "k": np.arange(2)})
+    assert "0.5" in path.read_text() and "<details><summary dir=auto>" not in path.read_text()
+    with pytest.raises(TypeError, match="object is no JSON"):
+        write_report(path, "t", [], info={"n": object()})
+
+
+def test_only_rows_with_a_generator_are_said_to_be_invented() -> None:
+    people = Row(prompt="a", label=0)
+    assert "invented" not in HiddenRows([people])._repr_html_() and "Many of these rows are harmful" in HiddenRows([people])._repr_html_()
+    assert "invented" in HiddenRows([people, Row(prompt="b", generator="smollm2")])._repr_html_()
 
 
 def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> None:
@@ -91,6 +105,20 @@ def test_thresholds_are_told_in_the_digits_that_they_need(tmp_path: Path) -> Non
     assert report.shortest(-1e300, np.array([-2e300, 0, 1e300])) == "-1e+300" == report.shortest(-1e300)
     found = report.measures_table(evaluate.summarise([part], threshold=0.5, fitted=1 - 2 ** -20, draws=0))
     assert found.lines[2][0] == "mine, at 0.999999046 (fitted)" and ">= 0.5;" in found.notes[0]
+
+
+@pytest.mark.parametrize("protocol", evaluate.PROTOCOLS)
+def test_thresholds_flag_what_the_run_flags(tmp_path: Path, protocol: str) -> None:
+    y, s = np.array([1, 1, 0, 0, 1, 0] * 20), np.array([0.7, 0.9, 0.7, 0.1, 0.7, 0.2] * 20, np.float32)
+    part = evaluate.ScoredSet(name="mine", labels=y, scores=s)
+    write_rows(tmp_path / "scores.jsonl", part.lines())
+    metrics = evaluate.summarise([part], threshold=0.7, draws=0, protocol=protocol)
+    section, = report._sets(tmp_path, metrics)
+    shown = {one.name: one.y[70] for one in next(chart for chart in section.charts if chart.title == "Thresholds").series}
+    assert [shown[name] for name in ("recall", "precision", "F1", "FPR")] == [metrics["datasets"]["mine"][name.lower()] for name in shown]
+    for line in section.tables[0][1:]:
+        assert evaluate.metrics(y, s, float(line[1]), protocol=protocol)["f1"] == line[6]
+    assert report.shortest(float(np.float32(0.7)), s.astype(np.float64), "harmaug-2024") == "0.7"
 
 
 def test_labels_in_doubt_are_those_that_the_audit_counts(tmp_path: Path) -> None:
