@@ -364,10 +364,10 @@ class Table:
         self.lines, self.notes = [list(line) for line in lines], list(notes)
 
     def __repr__(self) -> str:
-        cells = [[_plain(cell) for cell in line] for line in self.lines]
+        cells = [[_visible(_plain(cell)) for cell in line] for line in self.lines]
         widths = [max(map(len, column)) for column in zip(*cells)]
         text = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in cells]
-        return "\n".join(text + self.notes)
+        return "\n".join([*text, *map(_visible, self.notes)])
 
     def to_csv(self) -> str:
         """Return the cells as CSV, numbers in full; an interval takes one cell, of three decimals.
@@ -447,6 +447,11 @@ def _harmless(text: str) -> str:
 def _latex(text: str) -> str:
     text = re.sub(r"[\x00-\x1f\x7f]", "", " ".join(text.split()))
     return re.sub(r'[&%$#_{}~^\\<>|"]', lambda found: _LATEX.get(found[0], "\\" + found[0]), text)
+
+
+def _visible(text: str) -> str:
+    """The text with escapes for what a terminal would act on."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _plain(value: Any) -> str:

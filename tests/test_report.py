@@ -41,6 +41,11 @@ class Page(HTMLParser):
             self.seen += data
 
 
+def test_a_table_of_text_sends_nothing_to_the_terminal():
+    shown = repr(report.Table([["set", "AUPRC"], ["a\x1b[31m\nharmaug: all gates passed\u202e", 0.5]], ["note\x07"]))
+    assert shown.splitlines()[1].startswith(r"a\x1b[31m\nharmaug: all gates passed\u202e") and shown.endswith("note\\x07")
+
+
 def test_a_table_is_text_and_html() -> None:
     table = Table([["set", "AUPRC", "interval"], ["a <b>", 0.81234, (0.7, 0.9)], ["longer", None, "x"]], ["one note"])
     assert repr(table).splitlines() == ["set     AUPRC        interval", "a <b>   0.812  0.700 .. 0.900", "longer      -               x", "one note"]
