@@ -110,6 +110,7 @@ class Arm(Table, omit_defaults=True):       # so that a new setting changes no d
     balanced: bool = False
     distil: dict[str, Any] = {}
     sizes: tuple[int, ...] | None = None
+    base: str = BASE        # the arm that its gain is told over
     confirm: bool = True
 
 
@@ -153,6 +154,7 @@ class Plan:
         problems = [(arm.generation is not None and arm.generation not in self.generation, f"[arms.{name}] generation {arm.generation} is not in the plan")
                     for name, arm in self.arms.items()]
         problems += [(name not in self.arms, f"[test] there is no arm {name}") for name in names]
+        problems += [(arm.base not in self.arms, f"[arms.{name}] base: there is no arm {arm.base}") for name, arm in self.arms.items()]
         problems += [(curve not in CURVES, f"[curves] {curve} is none of {', '.join(CURVES)}") for curve in self.curves]
         problems += [(name not in self.arms, f"[curves.{curve}] there is no arm {name}")
                      for curve, kinds in self.curves.items() for arms in kinds.values() for name in arms]
@@ -175,7 +177,7 @@ class Plan:
 
     def settings(self, arm: str) -> str:
         """Digest of all that a run of the arm depends on but its size and seeds."""
-        own = {name: value for name, value in msgspec.to_builtins(self.arms[arm]).items() if name not in ("says", "sizes", "confirm")}
+        own = {name: value for name, value in msgspec.to_builtins(self.arms[arm]).items() if name not in ("says", "sizes", "base", "confirm")}
         generation = self.tables["generation"].get(self.arms[arm].generation)
         seeds = {"sizes": self.seeds.sizes, "validation": self.seeds.validation}
         shared = {name: self.tables[name] for name in ("models", "pool", "sets", "teacher", "training")}
@@ -649,7 +651,8 @@ def arm_table(plan: Plan, results: Results, size: int) -> list[str]:
         def over(measure: Any, arm: str = name) -> str:
             return spread_text(results.by_seed(arm, measure).values())
 
-        gain = "" if name == BASE else interval_text(*t_test(results.gains(name, BASE, "auprc").values())[:3])
+        base = plan.arms[name].base
+        gain = "" if name == BASE else interval_text(*t_test(results.gains(name, base, "auprc").values())[:3]) + f" (over {base})" * (base != BASE)
         rows.append([name, plan.arms[name].says, f"{len(found)} × {len(lines) / len(found):.3g}", f"{np.mean([line['rows'] for line in lines]):.0f}",
                      f"{np.mean([line['unsafe'] / line['rows'] for line in lines]):.2f}",
                      *(f"{over(lambda line, s=s: value(line['sets'][s]['auprc']))} / {over(lambda line, s=s: value(line['sets'][s]['f1']))}" for s in names),

@@ -75,6 +75,7 @@ says = "more real"
 real = 24
 confirm = false
 [arms.H]
+base = "C"
 says = "rows of another program"
 file = "other.jsonl"
 harmful = 5
@@ -153,6 +154,7 @@ def test_the_whole_experiment(place, capsys):
     call("analyse")
     page = (bench / "harmaug_small.md").read_text()
     assert (bench / "harmaug_small.toml").read_text() in page and "12 of 12 runs" in page and "E (7 rows added) recovers" in page and "of the gain of F (16)" in page and "Holm over 2 " in page and "Goal: E - B" in page
+    assert page.count(" (over C) |") == 1
     assert "| rows added | generated | 7 | E | 2 |" in page and "| rows added | real | 24 | G | 2 |" in page
     assert "harmaug_small-explore-32.svg" in page and "mean auprc minus B" in (bench / "harmaug_small-explore-32.svg").read_text()
     git = ["git", "-C", str(bench), "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -177,6 +179,7 @@ def test_the_whole_experiment(place, capsys):
 
 @pytest.mark.parametrize("old, new, says", [
     ("sizes = [32]", "sizes = [32]\nsize = 1", r"\[seeds\] no setting size|unknown field `size`"),
+    ('base = "C"', 'base = "X"', r"\[arms.H\] base: there is no arm X"),
     ("eda = 12", "edda = 12", "edda"), ("[arms.E]\n", "[arms.E]\nconfirm = 3\n", "arms"), ("confirm = [7]", "confirm = [1]", "share a data seed"),
     ("max_steps = 2", "max_step = 2", r"\[arms.B\] distil: no setting max_step"), ('generation = "list"', 'generation = "lists"', "generation lists is not in the plan"),
     ('bound = "F"', 'bound = "I"', r"\[test\] there is no arm I"), ("[test]", "[tests]", r"the table \[tests\] is unknown"),
