@@ -82,8 +82,11 @@ class GuardTeacher:
 
 
 def as_array(scores: Any) -> NDArray[Any]:
-    """The array of scores, those of a tensor of PyTorch too: numpy has no bfloat16, and takes none that has a gradient."""
-    return np.asarray(scores.detach().cpu().float() if hasattr(scores, "detach") else scores)
+    """The array of scores, those of a tensor of PyTorch too: numpy takes none that has a gradient, and has no bfloat16."""
+    if hasattr(scores, "detach"):
+        scores = scores.detach().cpu()
+        scores = scores.float() if str(scores.dtype) == "torch.bfloat16" else scores
+    return np.asarray(scores)
 
 
 class CallableTeacher:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from harmaug import Tokenizer
+from harmaug.teacher import as_array
 from harmaug.tokenizer import as_transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -155,3 +156,10 @@ def test_pipeline() -> None:
         answers = [pipeline("text-classification", model=model(), tokenizer=tok, device="cpu")(prompts, truncation=True, max_length=64, **options) for tok in (ours, theirs)]
         assert answers[0] == answers[1] and len(answers[0]) == 40
     assert isinstance(ours, transformers.PreTrainedTokenizerBase) and os.environ.get("HARMAUG_TEST_DATA")
+
+
+def test_scores_of_a_tensor_keep_their_dtype():
+    for dtype, kept in ((torch.float64, np.float64), (torch.float32, np.float32), (torch.float16, np.float16), (torch.bfloat16, np.float32)):
+        tensor = torch.tensor([0.1, 1 / 3], dtype=dtype, requires_grad=True)
+        scores = as_array(tensor)
+        assert scores.dtype == kept and scores.tolist() == tensor.tolist()
