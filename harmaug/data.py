@@ -510,13 +510,18 @@ def text_of(value: Any, name: str, where: str) -> str | None:
     return None
 
 
+def number_of(value: Any) -> float:
+    """Return the number that a cell holds, as number or text; NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def score_of(value: Any, name: str, where: str) -> float | None:
     if value is None:
         return None
-    try:
-        score = math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        score = math.nan
+    score = number_of(value)
     if not 0 <= score <= 1:
         got = repr(value)[:24] if isinstance(value, (str, bool, int, float)) else _kind(value)
         raise DataError(f"{where}: {name} must be a number in [0, 1], got {got}")

@@ -134,8 +134,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                  for pattern in patterns]
         rules.sort(key=lambda rule: rule[0] == "*")
         for pattern, label in rules:
-            if pattern == "*" and text in _NULLS:       # of any label: an unknown one is none
-                return None
+            if pattern == "*" and text in _NULLS:       # any label: an unknown one is none
+                continue
             if any(fnmatchcase(text, re.sub(r"[?[]", r"[\g<0>]", pattern)) for text in texts):
                 return label
         if text in _NULLS:

@@ -501,11 +501,7 @@ def read_scores(path: str | PathLike[str], *, protocol: str = "default", by: Seq
             seen.update(columns)
             if not form.keeps(columns):
                 continue
-        score = columns.get(form.score)
-        try:
-            value = math.nan if score is None or isinstance(score, bool) or (isinstance(score, str) and "_" in score) else float(score)
-        except (OverflowError, TypeError, ValueError):
-            value = math.nan
+        value = data.number_of(columns.get(form.score))
         if not math.isfinite(value):
             raise data.DataError(f"{where}: {form.score} must be a finite number")
         name = stem if columns.get("set") is None else str(columns["set"])
@@ -799,7 +795,8 @@ def slices(labels: Labels, scores: NDArray[np.floating[Any]], values: Sequence[s
     """
     codes: dict[str, int] = {}
     places = np.array([codes.setdefault(value, len(codes)) for value in map(str, values)])
-    return {name: metrics(labels[places == codes[name]], scores[places == codes[name]], **options) for name in sorted(codes, key=_natural)}
+    groups = {name: places == codes[name] for name in sorted(codes, key=_natural)}
+    return {name: metrics(labels[rows], scores[rows], **options) for name, rows in groups.items()}
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:

@@ -55,13 +55,11 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     fits = args.fit_threshold is not None or args.calibrate
     if args.fit_on and not fits:
         raise ValueError("--fit-on needs --fit-threshold or --calibrate")
-    for name in ("long", "max_length", "dtype") if args.scores else ():
-        if getattr(args, name, None) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} makes no sense beside --scores: no text is read")
-    for url in filter(_is_url, [args.model or "", *(args.baseline or ())]):
+    servers = filter(_is_url, [args.model or "", *(args.baseline or ())])
+    for reason in [*["beside --scores: no text is read"] * bool(args.scores), *(f"for {url}: the server reads as it does" for url in servers)]:
         for name in ("long", "max_length", "dtype"):
             if getattr(args, name, None) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} makes no sense for {url}: the server reads as it does")
+                raise ValueError(f"--{name.replace('_', '-')} makes no sense {reason}")
     for name, value in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -93,8 +91,9 @@ def evaluate_files(args: argparse.Namespace, open_guard: Callable[..., Any]) -> 
     else:
         if not files:
             raise ValueError("harmaug evaluate --model needs a labelled FILE")
+        names = [*_named(files), "mean"]
         for gate in gates:      # before the work
-            gate.check_name(_named(files))
+            gate.check_name(names)
         guard = _open(args.model, args, open_guard)
         if args.training:
             rows = datasets.read(datasets.resolve(args.training), args.training_layout)
@@ -230,10 +229,9 @@ def _of_guard(threshold: float, scores: Any, protocol: str) -> float:
 
 def _open(name: str, args: argparse.Namespace, open_guard: Callable[..., Any]) -> Any:
     if _is_url(name):
-        from harmaug.endpoint import EndpointConfig
-        from harmaug.integrations.scorers import ModerationEndpoint
+        from harmaug.teacher import as_scorer
 
-        return ModerationEndpoint(EndpointConfig(url=name, model=""))
+        return as_scorer(name)
     guard = open_guard(name, long=args.long, max_length=args.max_length)
     if args.max_length is None:
         evaluate.set_length(guard, args.protocol)

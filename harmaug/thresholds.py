@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -246,11 +246,10 @@ class Gate:
     compare: str
     bound: float
 
-    def check_name(self, names: Iterable[str]) -> None:
-        """Raise ValueError when there is no set of the gate's name."""
-        known = [*names, "mean"]
-        if self.dataset and self.dataset not in known:
-            raise ValueError(f"gate {self.text}: there is no set {self.dataset}; there are {', '.join(known)}")
+    def check_name(self, names: Collection[str]) -> None:
+        """Raise ValueError when the gate's set is none of these."""
+        if self.dataset and self.dataset not in names:
+            raise ValueError(f"gate {self.text}: there is no set {self.dataset}; there are {', '.join(names)}")
 
     def check(self, report: Mapping[str, Any], *, fitted: bool = True) -> list[tuple[str, str | None]]:
         """Return (set, what fails or None) for each set that the gate looks at; a metric that is missing fails.
@@ -264,7 +263,7 @@ class Gate:
         threshold = next((entry.get("threshold") for entry in sets.values()), None)
         at = f" at the threshold {threshold:.6g}" if threshold is not None and self.metric in _AT_THRESHOLD else ""
         sets["mean"] = evaluate.means([sets[name] for name in report["datasets"]])
-        self.check_name(name for name in sets if name != "mean")
+        self.check_name(sets)
         if not names:
             raise ValueError(f"gate {self.text}: over-refusal sets only; name one, as in NAME:{self.text}")
         found = []
@@ -303,7 +302,7 @@ def parse_gates(text: str) -> list[Gate]:
         if found is None or not 0 <= bound <= 1 or found[2] not in evaluate.METRICS:
             raise ValueError(f"gate {part!r}: must be METRIC>=X, <=X, >X or <X, or SET:METRIC..., with X in [0, 1] and METRIC one of "
                              f"{', '.join(evaluate.METRICS)}")
-        gates.append(Gate(text=part, dataset=found[1] and found[1].strip(), metric=found[2], compare=found[3], bound=bound))
+        gates.append(Gate(text=part, dataset=found[1], metric=found[2], compare=found[3], bound=bound))
     return gates
 
 

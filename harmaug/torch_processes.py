@@ -58,10 +58,10 @@ def help_first() -> None:
 
     while (job := share(_NOTHING)) is not None:
         Distiller(job[0]).fit_job(*job, progress=False)
-    _leave()
+    accelerator().end_training()
 
 
 def dismiss() -> None:
     """In the first process: let the helpers end."""
     share(None)
-    _leave()
+    accelerator().end_training()
